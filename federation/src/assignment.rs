@@ -1,0 +1,198 @@
+//! The desired state that the hub publishes for one hospital, and the rules by
+//! which the hospital takes it.
+//!
+//! Absence never means cancel: cancelling is an explicit tombstone, and an item
+//! that merely disappears is an orphan that runs to its deadline. A lower
+//! revision in one epoch is refused; a new epoch burns open attempts.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::approval::Approval;
+use crate::digest::Digest;
+use crate::ids::StudyKey;
+use crate::ladder::Stage;
+use crate::round::ProtocolStep;
+use crate::task::TaskKind;
+
+/// What one hospital is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Identity of the hub's store: a hub that lost it has another.
+    pub hub_epoch: String,
+    /// Grows with every change within an epoch.
+    pub revision: u64,
+    /// The work, keyed by `uid`.
+    pub items: Vec<Item>,
+}
+
+/// Whether an item is to be done or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ItemState {
+    /// To be done.
+    Active,
+    /// Tombstone: stop and clean up, then stop reporting it.
+    Cancelled,
+    /// Set by the hospital: the hub no longer mentions it; it runs to its deadline.
+    Orphaned,
+}
+
+/// One piece of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Item {
+    /// UID of the TrainingRound or ModelPromotion.
+    pub uid: String,
+    /// To be done or dropped.
+    pub state: ItemState,
+    /// What.
+    pub work: Work,
+}
+
+/// The kinds of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Work {
+    /// A part in a round.
+    Round(RoundWork),
+    /// A model to serve.
+    Deploy(DeployWork),
+}
+
+/// This hospital's part in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundWork {
+    /// Study by namespace and name.
+    pub study: StudyKey,
+    /// UID of the FederatedStudy: a deleted and recreated study is another one.
+    pub study_uid: String,
+    /// Digest of the study's spec as canonical JSON; the object itself is fetched by it, so
+    /// that what is run is what the hospital approved.
+    pub spec_digest: Digest,
+    /// From 1.
+    pub round: u32,
+    /// Train or Evaluate.
+    pub kind: TaskKind,
+    /// Digest of the model to start from, or to evaluate.
+    pub model: Digest,
+    /// Digest of the model's tensor schema.
+    pub schema: Digest,
+    /// Number of hospitals in the study: fixes the scale of the ring encoding.
+    pub roster_size: u32,
+    /// The open attempt, 0 when none is.
+    pub attempt: u32,
+    /// The step of the attempt that this hospital is asked for, if any.
+    pub step: Option<ProtocolStep>,
+    /// When the hub stops waiting.
+    pub deadline: Timestamp,
+}
+
+/// A model to be served at a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployWork {
+    /// Name of the ModelRelease.
+    pub release: String,
+    /// Digest of the release's spec; the object is fetched by it.
+    pub release_digest: Digest,
+    /// Digest of the model.
+    pub model: Digest,
+    /// Stage asked for.
+    pub stage: Stage,
+    /// Signed approvals, judged by the hospital alone.
+    pub approvals: Vec<Approval>,
+}
+
+/// What to do with an assignment that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// Take it.
+    Take,
+    /// Take it, and burn every open attempt: the hub lost its store.
+    TakeNewEpoch,
+    /// Refuse it: it is older than what is known.
+    Stale,
+}
+
+/// Compares what is known with what came in.
+pub fn acceptance(known: Option<&Assignment>, offered: &Assignment) -> Acceptance {
+    match known {
+        None => Acceptance::Take,
+        Some(known) if known.hub_epoch != offered.hub_epoch => Acceptance::TakeNewEpoch,
+        Some(known) if offered.revision < known.revision => Acceptance::Stale,
+        Some(_) => Acceptance::Take,
+    }
+}
+
+/// The items after an accepted assignment: those offered, and orphans that it no longer mentions.
+///
+/// An orphan is kept until its deadline; a tombstone that is no longer mentioned has been acknowledged and goes.
+pub fn merge(known: Option<&Assignment>, offered: Assignment, now: Timestamp) -> Assignment {
+    let mut merged = offered;
+    let gone = known.into_iter().flat_map(|k| &k.items).filter(|old| {
+        let mentioned = merged.items.iter().any(|new| new.uid == old.uid);
+        let alive = match &old.work {
+            Work::Round(round) => round.deadline > now,
+            Work::Deploy(_) => true,
+        };
+        !mentioned && alive && old.state != ItemState::Cancelled
+    });
+    let orphans: Vec<Item> = gone.map(|old| Item { state: ItemState::Orphaned, ..old.clone() }).collect();
+    merged.items.extend(orphans);
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(uid: &str, state: ItemState, deadline: &str) -> Item {
+        let work = RoundWork {
+            study: StudyKey::new("research", "hippocampus"),
+            study_uid: "u".into(),
+            spec_digest: Digest::of(b"spec"),
+            round: 1,
+            kind: TaskKind::Train,
+            model: Digest::of(b"model"),
+            schema: Digest::of(b"schema"),
+            roster_size: 4,
+            attempt: 0,
+            step: None,
+            deadline: deadline.parse().unwrap(),
+        };
+        Item { uid: uid.into(), state, work: Work::Round(work) }
+    }
+
+    fn assignment(epoch: &str, revision: u64, items: Vec<Item>) -> Assignment {
+        Assignment { hub_epoch: epoch.into(), revision, items }
+    }
+
+    #[test]
+    fn an_older_revision_is_refused_and_a_new_epoch_is_told_apart() {
+        let known = assignment("e1", 7, vec![]);
+        for (epoch, revision, expected) in [
+            ("e1", 6, Acceptance::Stale),
+            ("e1", 7, Acceptance::Take),
+            ("e1", 8, Acceptance::Take),
+            ("e2", 1, Acceptance::TakeNewEpoch),
+        ] {
+            assert_eq!(acceptance(Some(&known), &assignment(epoch, revision, vec![])), expected);
+        }
+    }
+
+    #[test]
+    fn what_disappears_is_an_orphan_until_its_deadline_and_never_a_cancellation() {
+        let (soon, late) = ("2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z");
+        let now = "2026-01-02T00:00:00Z".parse().unwrap();
+        let known = assignment(
+            "e",
+            1,
+            vec![
+                item("kept", ItemState::Active, late),
+                item("gone", ItemState::Active, late),
+                item("over", ItemState::Active, soon),
+                item("tomb", ItemState::Cancelled, late),
+            ],
+        );
+        let merged = merge(Some(&known), assignment("e", 2, vec![item("kept", ItemState::Cancelled, late)]), now);
+        let seen: Vec<_> = merged.items.iter().map(|i| (i.uid.as_str(), i.state)).collect();
+        assert_eq!(seen, [("kept", ItemState::Cancelled), ("gone", ItemState::Orphaned)]);
+    }
+}

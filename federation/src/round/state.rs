@@ -1,0 +1,310 @@
+//! What a round remembers. Lives in `TrainingRound.status`: digests and steps, never weights.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::gate::{CaseSums, Vote};
+use crate::ids::SiteName;
+use crate::task::ScoreFile;
+
+/// Where the round is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RoundStep {
+    /// Hospitals are offered the round and train.
+    Training,
+    /// An attempt is open; see `protocolStep`.
+    Aggregating,
+    /// The new model is scored in each hospital.
+    Evaluating,
+    /// Over, with a new model.
+    Succeeded,
+    /// Over, without.
+    Failed,
+}
+
+/// Where an attempt of the aggregation protocol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum ProtocolStep {
+    /// Members publish their keys for this attempt.
+    Advertise,
+    /// Members send each other shares of their secrets.
+    Share,
+    /// Members send their encoded (and masked) updates.
+    Upload,
+    /// Survivors sign who survived.
+    Agree,
+    /// Survivors release the shares that take the masks off.
+    Unmask,
+    /// The hub sums.
+    Sum,
+}
+
+/// Where one hospital is with its part, as the hospital itself says, or as the hub saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SiteReason {
+    /// The assignment holds it; no word yet.
+    Offered,
+    /// The hospital approves each round and has not approved this one.
+    AwaitingApproval,
+    /// The hospital's roster does not hold all participants yet.
+    AwaitingRoster,
+    /// The hospital's policy says no. No failure, and no justification is owed.
+    DeniedByPolicy,
+    /// The study was edited or made anew since the hospital opted in.
+    SpecChanged,
+    /// Waits for capacity.
+    Queued,
+    /// No hardware that the study asks for.
+    IncompatibleGPU,
+    /// The task pod cannot be kept from the network, so no task starts.
+    NetworkPolicyNotEnforced,
+    /// Fetches, trains or predicts.
+    Training,
+    /// Ran out of memory on its last try.
+    OutOfMemory,
+    /// Bad data or config (exit 42): not tried again.
+    InvalidData,
+    /// All tries failed.
+    Failed,
+    /// The update is on the hospital's disk.
+    Ready,
+    /// The encoded update is at the hub, complete.
+    Submitted,
+    /// The hub or the agent refused the update.
+    Rejected,
+    /// Was not ready when the attempt opened, or did not survive it.
+    Missed,
+    /// Has voted.
+    Evaluated,
+}
+
+impl SiteReason {
+    /// The hospital will not come by itself; someone would have to act there.
+    pub const fn is_out(self) -> bool {
+        matches!(
+            self,
+            Self::AwaitingApproval
+                | Self::AwaitingRoster
+                | Self::DeniedByPolicy
+                | Self::SpecChanged
+                | Self::IncompatibleGPU
+                | Self::NetworkPolicyNotEnforced
+                | Self::InvalidData
+                | Self::Failed
+                | Self::Rejected
+        )
+    }
+}
+
+/// Why a round ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Outcome {
+    /// A new model stands.
+    Completed,
+    /// Too few hospitals were ready at the deadline.
+    QuorumLost,
+    /// No attempt came through.
+    AggregationFailed,
+    /// The study was deleted or suspended.
+    Cancelled,
+}
+
+/// One hospital in the round; at most 256 bytes as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct SiteState {
+    /// Who.
+    pub site: SiteName,
+    /// Where it is.
+    pub reason: SiteReason,
+    /// Only when something is wrong; cut to 100 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100))]
+    pub message: Option<String>,
+    /// Takes part in the open (or last) attempt.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub member: bool,
+    /// Has done the attempt's current step.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub done: bool,
+    /// Its update is in the sum.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub contributed: bool,
+    /// Its vote on the new model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vote: Option<Vote>,
+    /// Evaluation cases, if the hospital publishes its numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cases: Option<u32>,
+    /// Mean Dice for each class, four decimals, if the hospital publishes its numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 8)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub dice: Vec<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// What the gate said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct GateRecord {
+    /// A release may be cut.
+    pub passed: bool,
+    /// Global mean Dice, four decimals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub global: Option<String>,
+    /// Why it stayed shut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 200))]
+    pub message: Option<String>,
+}
+
+/// Everything a round remembers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RoundState {
+    /// Where it is.
+    pub step: RoundStep,
+    /// When it began.
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    pub started_at: Timestamp,
+    /// When the current step ends at the latest.
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    pub deadline: Timestamp,
+    /// When stragglers are no longer waited for; set when the quorum is first ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    pub grace_until: Option<Timestamp>,
+    /// Number of the open (or last) attempt, from 1; 0 before the first.
+    pub attempt: u32,
+    /// Where the open attempt is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_step: Option<ProtocolStep>,
+    /// How many hospitals opened the attempt: fixes its threshold.
+    #[serde(default)]
+    pub attempt_size: u32,
+    /// How many updates are in the sum.
+    #[serde(default)]
+    pub contributors: u32,
+    /// Digest of the new model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Digest>,
+    /// What the gate said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateRecord>,
+    /// Sums over evaluation cases so far (hospitals whose policy shares them).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "atomic"))]
+    pub evaluation: Vec<SiteSums>,
+    /// Why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// What a person should know about the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 300))]
+    pub message: Option<String>,
+    /// The participants, sorted by name.
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"]))]
+    pub sites: Vec<SiteState>,
+}
+
+/// One hospital's contribution to the global figure, as decimals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct SiteSums {
+    /// Who.
+    pub site: SiteName,
+    /// Number of cases.
+    pub cases: u32,
+    /// Sum of the cases' mean Dice, six decimals.
+    #[schemars(length(max = 20))]
+    pub dice: String,
+}
+
+impl SiteSums {
+    pub(super) fn new(site: &SiteName, sums: CaseSums) -> Self {
+        Self { site: site.clone(), cases: sums.cases, dice: format!("{:.6}", sums.dice) }
+    }
+
+    pub(super) fn sums(&self) -> CaseSums {
+        CaseSums { cases: self.cases, dice: self.dice.parse().unwrap_or(0.0) }
+    }
+}
+
+/// What a hospital says of its part.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteFact {
+    /// Where it is.
+    pub reason: SiteReason,
+    /// Only when something is wrong.
+    pub message: Option<String>,
+}
+
+/// Per-class Dice as decimals for a status.
+pub fn published_decimals(score: &ScoreFile) -> Vec<String> {
+    score.classes.iter().map(|c| format!("{:.4}", c.dice)).collect()
+}
+
+impl RoundState {
+    /// A round that begins now.
+    pub fn new(sites: impl IntoIterator<Item = SiteName>, now: Timestamp, training_deadline: Timestamp) -> Self {
+        let mut sites: Vec<SiteName> = sites.into_iter().collect();
+        sites.sort();
+        sites.dedup();
+        let blank = |site| SiteState {
+            site,
+            reason: SiteReason::Offered,
+            message: None,
+            member: false,
+            done: false,
+            contributed: false,
+            vote: None,
+            cases: None,
+            dice: Vec::new(),
+        };
+        Self {
+            step: RoundStep::Training,
+            started_at: now,
+            deadline: training_deadline,
+            grace_until: None,
+            attempt: 0,
+            protocol_step: None,
+            attempt_size: 0,
+            contributors: 0,
+            model: None,
+            gate: None,
+            evaluation: Vec::new(),
+            outcome: None,
+            message: None,
+            sites: sites.into_iter().map(blank).collect(),
+        }
+    }
+
+    /// The entry of one hospital.
+    pub fn site(&self, name: &SiteName) -> Option<&SiteState> {
+        self.sites.iter().find(|s| s.site == *name)
+    }
+
+    /// The round is over.
+    pub fn is_over(&self) -> bool {
+        matches!(self.step, RoundStep::Succeeded | RoundStep::Failed)
+    }
+
+    /// Names of the hospitals whose updates are in the sum.
+    pub fn contributor_names(&self) -> Vec<SiteName> {
+        self.sites.iter().filter(|s| s.contributed).map(|s| s.site.clone()).collect()
+    }
+}

@@ -1,0 +1,174 @@
+//! The contract with a trainer container: files under `/consilium` and exit codes.
+//!
+//! Any container that keeps to it can be a trainer. See DESIGN, "The trainer contract".
+//!
+//! ```text
+//! task.json               TaskFile                 written by fetch
+//! model.safetensors       the base model           written by fetch (not for Init)
+//! out/update.safetensors  new minus base           Train; for Init the model itself is out/model.safetensors
+//! out/metrics.json        TaskMetrics
+//! out/predictions/        Evaluate
+//! out/score.json          ScoreFile                written by the platform's evaluator, not by the study's image
+//! out/progress.json       Progress, replaced atomically
+//! out/failure.json        Failure, before an exit with a code other than 0
+//! out/MANIFEST            OutManifest, written last
+//! checkpoint/             survives a restart of the pod
+//! ```
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// Exit code of a trainer that must not be tried again: bad config or bad data.
+pub const EXIT_INVALID: i32 = 42;
+
+/// What a task does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TaskKind {
+    /// Make the first model; runs at the hub, without data.
+    Init,
+    /// Train from the base model.
+    Train,
+    /// Predict on the hospital's evaluation scans; scored by the platform.
+    Evaluate,
+}
+
+impl TaskKind {
+    /// The name as it stands in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            TaskKind::Init => "Init",
+            TaskKind::Train => "Train",
+            TaskKind::Evaluate => "Evaluate",
+        }
+    }
+}
+
+/// `task.json`: what the trainer is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskFile {
+    /// `namespace/name` of the study, for messages.
+    pub study: String,
+    /// Round number, from 1; 0 for Init.
+    pub round: u32,
+    /// Rounds that the study plans, for schedules over the whole study.
+    pub rounds: u32,
+    /// What to do.
+    pub kind: TaskKind,
+    /// The study's `spec.trainer.config`, untouched; its meaning is the trainer's.
+    pub config: serde_json::Value,
+    /// Seed of the study: initial weights and everything that must agree between hospitals.
+    pub seed: u64,
+    /// Seed of this hospital and round for the data order: salted with a secret of the
+    /// hospital, so that two rounds on one base are not comparable from outside.
+    pub data_seed: u64,
+    /// Digest of the base model, for Train and Evaluate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Digest>,
+}
+
+/// `out/metrics.json` of a Train task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskMetrics {
+    /// Number of training examples; the hospital rounds it before it is used as a weight.
+    pub examples: u64,
+    /// Anything the trainer likes to tell its own hospital: loss by epoch and so on. Never leaves the hospital.
+    #[serde(default)]
+    pub metrics: serde_json::Value,
+}
+
+/// `out/progress.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub of: u64,
+    /// Seconds left, by the trainer's own estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<u64>,
+}
+
+/// `out/failure.json`: why the trainer gave up, in words for the hospital.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// CamelCase, as a condition's reason: `InvalidData`, `InvalidConfig`, `OutOfMemory`, `Internal`.
+    pub reason: String,
+    /// What a person can act on; names the file, the value and the rule.
+    pub message: String,
+}
+
+/// `out/score.json`: the platform evaluator's result for one hospital.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScoreFile {
+    /// Evaluation cases that were scored.
+    pub cases: u32,
+    /// One entry for each foreground class, in label order.
+    pub classes: Vec<ClassScore>,
+}
+
+/// Means over the cases of one hospital for one class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClassScore {
+    /// Label value in the mask.
+    pub label: u32,
+    /// Mean Dice, 0 to 1.
+    pub dice: f64,
+    /// Mean 95th percentile Hausdorff distance, mm, over the cases where both surfaces exist.
+    pub hd95_mm: Option<f64>,
+    /// Mean average symmetric surface distance, mm, likewise.
+    pub assd_mm: Option<f64>,
+}
+
+impl ScoreFile {
+    /// Mean Dice over the foreground classes: the number that gates use. `None` without cases or classes.
+    pub fn mean_dice(&self) -> Option<f64> {
+        let n = self.classes.len();
+        (self.cases > 0 && n > 0).then(|| self.classes.iter().map(|c| c.dice).sum::<f64>() / n as f64)
+    }
+
+    /// Refuses numbers that cannot be: not finite, outside 0..=1, negative distances.
+    pub fn check(&self) -> Result<(), String> {
+        for class in &self.classes {
+            if !(0.0..=1.0).contains(&class.dice) {
+                return Err(format!(
+                    "score.json: dice of label {} is {}, which is not between 0 and 1",
+                    class.label, class.dice
+                ));
+            }
+            let far = [class.hd95_mm, class.assd_mm].into_iter().flatten().find(|d| !d.is_finite() || *d < 0.0);
+            if let Some(distance) = far {
+                return Err(format!("score.json: a distance of label {} is {distance} mm", class.label));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `out/MANIFEST`: what the trainer wrote, written last; without it nothing is delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutManifest {
+    /// Files under `out/`, by path relative to it.
+    pub files: Vec<OutFile>,
+}
+
+/// One file of the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutFile {
+    /// Relative path, with `/`.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the content.
+    pub digest: Digest,
+}

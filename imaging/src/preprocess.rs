@@ -1,0 +1,69 @@
+//! From a scan to what a network sees: z-scored intensities on a fixed shape.
+
+use crate::volume::Grid;
+
+/// Subtracts the mean and divides by the standard deviation over all voxels, in place.
+///
+/// A volume of one single value becomes zero everywhere.
+pub fn z_score(voxels: &mut [f32]) {
+    let n = voxels.len().max(1) as f64;
+    let mean = voxels.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    let variance = voxels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
+    for voxel in voxels {
+        *voxel = ((f64::from(*voxel) - mean) / deviation) as f32;
+    }
+}
+
+/// The smallest shape that holds every given shape and can be halved `levels` times.
+pub fn covering_shape(shapes: impl IntoIterator<Item = [usize; 3]>, levels: u32) -> [usize; 3] {
+    let factor = 1_usize << levels;
+    let mut largest = [1; 3];
+    for shape in shapes {
+        for axis in 0..3 {
+            largest[axis] = largest[axis].max(shape[axis]);
+        }
+    }
+    largest.map(|side| side.next_multiple_of(factor))
+}
+
+/// Where a centred box of shape `to` lies over one of shape `from`: per axis (first source index, first target index,
+/// length) of the part they share.
+fn overlap(from: [usize; 3], to: [usize; 3]) -> [(usize, usize, usize); 3] {
+    [0, 1, 2].map(|axis| {
+        let (f, t) = (from[axis], to[axis]);
+        if f >= t { ((f - t) / 2, 0, t) } else { (0, (t - f) / 2, f) }
+    })
+}
+
+/// Centres voxels of shape `from` in shape `to`: cut where larger, filled where smaller. x is the fastest axis of both.
+pub fn pad_or_crop<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill: T) -> Vec<T> {
+    let mut out = vec![fill; to.iter().product()];
+    let [(fx, tx, nx), (fy, ty, ny), (fz, tz, nz)] = overlap(from, to);
+    for z in 0..nz {
+        for y in 0..ny {
+            let source = fx + from[0] * (fy + y + from[1] * (fz + z));
+            let target = tx + to[0] * (ty + y + to[1] * (tz + z));
+            out[target..target + nx].copy_from_slice(&voxels[source..source + nx]);
+        }
+    }
+    out
+}
+
+/// Whether a shape can be halved `levels` times without a remainder on every axis.
+pub fn divisible(shape: [usize; 3], levels: u32) -> bool {
+    shape.iter().all(|side| *side > 0 && side % (1 << levels) == 0)
+}
+
+/// The grid of a volume after [`pad_or_crop`]: the shape changes and the origin moves with the centred box.
+pub fn grid_after(grid: &Grid, to: [usize; 3]) -> Grid {
+    let mut out = grid.clone();
+    out.shape = to;
+    for (axis, (from_start, to_start, _)) in overlap(grid.shape, to).into_iter().enumerate() {
+        let moved = from_start as f32 - to_start as f32;
+        for row in 0..3 {
+            out.affine[row][3] += moved * grid.affine[row][axis];
+        }
+    }
+    out
+}

@@ -1,0 +1,77 @@
+//! A scan in memory: intensities or labels on a regular grid.
+
+/// Where voxels lie: shape, spacing and place in the scanner's space.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    /// Voxels along x, y, z.
+    pub shape: [usize; 3],
+    /// Distance of neighbouring voxel centres along x, y, z, in mm.
+    pub spacing: [f32; 3],
+    /// Rows x, y, z of the voxel-to-space matrix, in mm (NIfTI's `srow_*`).
+    pub affine: [[f32; 4]; 3],
+}
+
+impl Grid {
+    /// A grid at the origin with axes along the scanner's.
+    pub fn axis_aligned(shape: [usize; 3], spacing: [f32; 3]) -> Self {
+        let mut affine = [[0.0; 4]; 3];
+        for axis in 0..3 {
+            affine[axis][axis] = spacing[axis];
+        }
+        Self { shape, spacing, affine }
+    }
+
+    /// Number of voxels.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no voxel.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Offset of voxel (x, y, z); x is the fastest axis.
+    pub fn offset(&self, [x, y, z]: [usize; 3]) -> usize {
+        x + self.shape[0] * (y + self.shape[1] * z)
+    }
+
+    /// Voxel (x, y, z) at an offset.
+    pub fn position(&self, offset: usize) -> [usize; 3] {
+        let [nx, ny, _] = self.shape;
+        [offset % nx, (offset / nx) % ny, offset / (nx * ny)]
+    }
+
+    /// Length of the grid's diagonal from the first to the last voxel centre, in mm: no two voxels are further apart.
+    pub fn diagonal_mm(&self) -> f64 {
+        let side = |axis: usize| (self.shape[axis].saturating_sub(1)) as f64 * f64::from(self.spacing[axis]);
+        (0..3).map(|axis| side(axis).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// An image: one real intensity per voxel, x fastest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Volume {
+    /// Where the voxels lie.
+    pub grid: Grid,
+    /// Intensities; exactly `grid.len()` of them, all finite when read by this crate.
+    pub voxels: Vec<f32>,
+}
+
+/// A segmentation: one class per voxel, x fastest; 0 is background.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Where the voxels lie.
+    pub grid: Grid,
+    /// Classes; exactly `grid.len()` of them.
+    pub labels: Vec<u8>,
+}
+
+impl Eq for Grid {}
+
+impl Mask {
+    /// Voxels of one class.
+    pub fn count(&self, class: u8) -> usize {
+        self.labels.iter().filter(|&&label| label == class).count()
+    }
+}
