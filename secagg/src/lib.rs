@@ -1,7 +1,7 @@
 //! Secure aggregation: many hospitals add up their updates so that the hub learns the sum and nothing else.
 //!
-//! What belongs here: how a vector becomes ring integers and back ([`ring`], [`weight`], [`layout`]), and how ring
-//! vectors are added ([`sum`]).
+//! What belongs here: how a vector becomes ring integers and back ([`ring`], [`weight`], [`layout`], [`sum`]), and the
+//! protocol of both sides as data in, data out.
 //! What does not: sockets, files, clocks, random sources (they come in as arguments), Kubernetes, and anything about
 //! studies or rounds beyond the digests that bind a session to them.
 //!
@@ -9,7 +9,23 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod advert;
+pub mod deal;
+pub mod identity;
+pub mod ids;
+pub mod keys;
 pub mod layout;
 pub mod ring;
+pub mod roster;
+pub mod secret;
+pub mod session;
+pub mod shamir;
+pub mod shares;
+pub mod spec;
 pub mod sum;
+pub mod thresholds;
 pub mod weight;
+pub mod wire;
+
+#[cfg(test)]
+mod testing;
