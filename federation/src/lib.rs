@@ -17,6 +17,7 @@ pub mod ids;
 pub mod ladder;
 pub mod model;
 pub mod quorum;
+pub mod report;
 pub mod round;
 pub mod task;
 

@@ -1,1 +1,26 @@
-//! placeholder
+//! The wire contract: hub and hospital (`hub.proto`), agent and task pod (`task.proto`).
+//!
+//! **Belongs here:** the generated messages and their conversion to and from the
+//! domain types, which is where everything from the other side is parsed.
+//! **Does not belong here:** sockets, TLS, retries (gateway and link), decisions.
+#![forbid(unsafe_code)]
+
+/// Generated messages, clients and servers.
+#[allow(clippy::all, clippy::unwrap_used, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("consilium.v1");
+}
+
+mod assignment;
+mod report;
+mod text;
+
+pub use text::WireError;
+
+/// The largest message that either side accepts: a full chunk and its envelope.
+pub const MAX_MESSAGE_BYTES: usize = 5 << 20;
+/// Bytes of a file sent in one part.
+pub const FILE_PART_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

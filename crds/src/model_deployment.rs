@@ -1,0 +1,64 @@
+//! ModelDeployment: one model served at one stage in one hospital.
+
+use consilium_federation::digest::Digest;
+use consilium_federation::ladder::Stage;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// One model served at one stage. Made by the agent; owns the Deployment and the Service.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "consilium.health",
+    version = "v1alpha1",
+    kind = "ModelDeployment",
+    shortname = "mdeploy",
+    category = "consilium",
+    namespaced,
+    status = "ModelDeploymentStatus",
+    derive = "PartialEq",
+    cel,
+    validation = Rule::new("self.spec.model == oldSelf.spec.model && self.spec.release == oldSelf.spec.release && self.spec.releaseDigest == oldSelf.spec.releaseDigest")
+        .message("only spec.stage can be changed; another model is another ModelDeployment")
+        .field_path(".spec"),
+    printcolumn(name = "Release", type_ = "string", json_path = ".spec.release"),
+    printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
+    printcolumn(name = "RolledOut", type_ = "string", json_path = ".status.conditions[?(@.type==\"RolledOut\")].status"),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.servingDigest", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelDeploymentSpec {
+    /// Name of the release at the hub.
+    #[schemars(length(min = 1, max = 253))]
+    pub release: String,
+    /// Digest of the release.
+    pub release_digest: Digest,
+    /// Digest of the model.
+    pub model: Digest,
+    /// The stage.
+    pub stage: Stage,
+    /// UID of the ModelPromotion at the hub.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(rename = "promotionUID")]
+    pub promotion_uid: String,
+}
+
+/// Where a deployment is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelDeploymentStatus {
+    /// Generation that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The model that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving_digest: Option<Digest>,
+    /// SignatureVerified, Approved, RolledOut, Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,93 @@
+//! ModelPromotion: a release, a stage, the hospitals, and who approved it.
+
+use consilium_federation::approval::Approval;
+use consilium_federation::digest::Digest;
+use consilium_federation::ids::SiteName;
+use consilium_federation::ladder::Stage;
+pub use consilium_federation::report::RolloutReason;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// The wish that a release stands at a stage in some hospitals. Each hospital decides for itself.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "consilium.health",
+    version = "v1alpha1",
+    kind = "ModelPromotion",
+    shortname = "mpromo",
+    category = "consilium",
+    namespaced,
+    status = "ModelPromotionStatus",
+    derive = "PartialEq",
+    cel,
+    validation = Rule::new("self.spec.release.name == oldSelf.spec.release.name || self.spec.release.digest != oldSelf.spec.release.digest")
+        .message("spec.release.name and spec.release.digest belong together: change both to promote another release")
+        .field_path(".spec.release"),
+    printcolumn(name = "Release", type_ = "string", json_path = ".spec.release.name"),
+    printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
+    printcolumn(name = "RolledOut", type_ = "string", json_path = ".status.conditions[?(@.type==\"RolledOut\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"RolledOut\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelPromotionSpec {
+    /// Which release.
+    pub release: ReleaseRef,
+    /// What it is to be trusted with.
+    pub stage: Stage,
+    /// Where.
+    #[schemars(length(min = 1, max = 200), extend("x-kubernetes-list-type" = "set"))]
+    pub sites: Vec<SiteName>,
+    /// Signed approvals, made with `kubectl consilium sign`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
+    pub approvals: Vec<Approval>,
+}
+
+/// A release by name and by the digest of its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseRef {
+    /// Name of the ModelRelease in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Digest of its model; must match.
+    pub digest: Digest,
+}
+
+/// Where a promotion is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelPromotionStatus {
+    /// Generation that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Hospital by hospital.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"]))]
+    pub sites: Vec<SiteRollout>,
+    /// Accepted, RolledOut, Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One hospital's rollout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SiteRollout {
+    /// Who.
+    pub site: SiteName,
+    /// Where it is.
+    pub reason: RolloutReason,
+    /// The model that is served there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// Only when something is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 200))]
+    pub message: Option<String>,
+}

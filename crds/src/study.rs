@@ -1,0 +1,376 @@
+//! FederatedStudy: what is trained, by whom, with which guarantees.
+
+use std::collections::BTreeSet;
+
+use consilium_federation::digest::Digest;
+use consilium_federation::gate::Gate;
+use consilium_federation::ids::SiteName;
+use consilium_federation::round::{Protocol, RoundPolicy};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+use crate::values::{self, ValueError};
+
+/// A federated study.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "consilium.health",
+    version = "v1alpha1",
+    kind = "FederatedStudy",
+    plural = "federatedstudies",
+    shortname = "fstudy",
+    category = "consilium",
+    namespaced,
+    status = "FederatedStudyStatus",
+    derive = "PartialEq",
+    cel,
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,47}[a-z0-9])?$')")
+        .message("metadata.name: at most 49 lower-case letters, digits and '-', no dots, since rounds and releases are named after it"),
+    validation = Rule::new("self.spec.rounds.quorum <= self.spec.sites.size()")
+        .message("spec.rounds.quorum must be at most the number of spec.sites: lower it or name more sites")
+        .field_path(".spec.rounds.quorum"),
+    validation = Rule::new("self.spec.aggregation.secure.minContributors <= self.spec.rounds.quorum")
+        .message("spec.aggregation.secure.minContributors must be at most spec.rounds.quorum: fewer updates than the floor could never be summed")
+        .field_path(".spec.aggregation.secure.minContributors"),
+    validation = Rule::new("has(self.spec.initialModel.seed) != has(self.spec.initialModel.digest)")
+        .message("spec.initialModel needs exactly one of seed (make a new model) and digest (start from one in the store)")
+        .field_path(".spec.initialModel"),
+    validation = Rule::new("self.spec.initialModel == oldSelf.spec.initialModel")
+        .message("spec.initialModel cannot be changed: make a new study to start from another model")
+        .field_path(".spec.initialModel"),
+    validation = Rule::new("self.spec.rounds.max >= oldSelf.spec.rounds.max")
+        .message("spec.rounds.max can only grow: make a new study to plan fewer rounds")
+        .field_path(".spec.rounds.max"),
+    printcolumn(name = "Round", type_ = "integer", json_path = ".status.currentRound"),
+    printcolumn(name = "Max", type_ = "integer", json_path = ".spec.rounds.max"),
+    printcolumn(name = "Succeeded rounds", type_ = "integer", json_path = ".status.roundsSucceeded"),
+    printcolumn(name = "Quorum", type_ = "integer", json_path = ".spec.rounds.quorum"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Succeeded", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].status"),
+    printcolumn(name = "Release", type_ = "string", json_path = ".status.latestRelease"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct FederatedStudySpec {
+    /// The hospitals asked to take part, by the names of their TrustSites.
+    #[schemars(length(min = 1, max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub sites: Vec<StudySite>,
+    /// What trains.
+    pub trainer: Trainer,
+    /// Where the first model comes from.
+    pub initial_model: InitialModel,
+    /// How updates are combined.
+    pub aggregation: Aggregation,
+    /// How many rounds, and how long each may take.
+    pub rounds: Rounds,
+    /// When a model may become a release. Without it, models are not evaluated and none is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateSpec>,
+}
+
+/// One hospital of a study.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StudySite {
+    /// Name of its TrustSite.
+    pub name: SiteName,
+    /// No round is summed without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub required: bool,
+}
+
+/// What trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trainer {
+    /// Image by digest: `registry.example/name@sha256:<64 hex>`. Tags are refused, they can be moved.
+    #[schemars(length(max = 500), regex(pattern = "^[a-z0-9]([a-z0-9._:/-]*[a-z0-9])?@sha256:[0-9a-f]{64}$"))]
+    pub image: String,
+    /// GPUs asked for in each hospital.
+    #[schemars(range(min = 0, max = 64))]
+    pub gpus: u32,
+    /// Least memory of each GPU, for example `32Gi`.
+    #[serde(default, rename = "minGPUMemory", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = values::MEMORY_PATTERN))]
+    pub min_gpu_memory: Option<String>,
+    /// Least CUDA compute capability, for example `7.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8), regex(pattern = "^[0-9]{1,2}\\.[0-9]$"))]
+    pub min_compute_capability: Option<String>,
+    /// Handed to the trainer as it is.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(schema_with = "schema::free_object")]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where the first model comes from; exactly one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InitialModel {
+    /// Make one, with this seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4_294_967_295u64))]
+    pub seed: Option<i64>,
+    /// Start from a model that is in the hub's store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+}
+
+/// How updates are combined.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Aggregation {
+    /// How the mean update moves the model.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// How hospitals count in the mean.
+    #[serde(default)]
+    pub weighting: Weighting,
+    /// What keeps single updates unreadable.
+    pub secure: Secure,
+    /// Bound on the L2 norm of an update, a decimal; longer updates are shortened to it in the hospital.
+    #[schemars(length(max = 20), regex(pattern = values::DECIMAL_PATTERN))]
+    pub clip_norm: String,
+}
+
+/// How the mean update moves the model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Strategy {
+    /// FedAvg: new model = base + weighted mean of the updates (McMahan et al., 2017).
+    pub kind: StrategyKind,
+}
+
+/// Names of strategies; holds only what works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum StrategyKind {
+    /// Weighted mean.
+    #[default]
+    FedAvg,
+}
+
+/// How hospitals count in the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Weighting {
+    /// By the number of training examples, rounded by the hospital.
+    #[default]
+    Examples,
+    /// All alike.
+    Equal,
+}
+
+/// What keeps single updates unreadable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Secure {
+    /// `None`: encoded but not masked, so the hub can read single updates; only for one trust
+    /// boundary, and only where each hospital's policy allows it.
+    pub protocol: ProtocolKind,
+    /// Least number of updates in a sum.
+    #[schemars(range(min = 3, max = 200))]
+    pub min_contributors: u32,
+}
+
+/// Names of protocols; holds only what works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum ProtocolKind {
+    /// No masks.
+    None,
+}
+
+/// How many rounds, and how long each may take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rounds {
+    /// Rounds to run.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: u32,
+    /// Hospitals that must be ready before updates are summed.
+    #[schemars(range(min = 3, max = 200))]
+    pub quorum: u32,
+    /// Longest time for training, and again for evaluation, for example `12h`.
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub deadline: String,
+    /// Longest time for one step of an attempt, uploads included. Default `30m`.
+    #[serde(default = "default_step_limit")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub step_limit: String,
+    /// Finished rounds kept as objects; older ones are archived in the store. Default 10.
+    #[serde(default = "default_history")]
+    #[schemars(range(min = 1, max = 100))]
+    pub history_limit: u32,
+    /// What happens to slow hospitals.
+    #[serde(default)]
+    pub straggler: Straggler,
+}
+
+fn default_step_limit() -> String {
+    "30m".into()
+}
+
+const fn default_history() -> u32 {
+    10
+}
+
+/// What happens to slow hospitals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Straggler {
+    /// How long the others are waited for once the quorum is ready. Default `10m`.
+    #[serde(default = "default_grace")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub grace: String,
+    /// A hospital left out this many times in a row is waited for until the deadline. Default 2.
+    #[serde(default = "default_missed")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_missed: u32,
+}
+
+fn default_grace() -> String {
+    "10m".into()
+}
+
+const fn default_missed() -> u32 {
+    2
+}
+
+impl Default for Straggler {
+    fn default() -> Self {
+        Self { grace: default_grace(), max_missed: default_missed() }
+    }
+}
+
+/// When a model may become a release.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GateSpec {
+    /// The metric; Dice is the mean over foreground classes and cases.
+    pub metric: Metric,
+    /// Least value over all cases of all hospitals, from "0" to "1".
+    #[schemars(length(max = 12), regex(pattern = values::FRACTION_PATTERN))]
+    pub min: String,
+    /// Least value in each hospital, from "0" to "1".
+    #[schemars(length(max = 12), regex(pattern = values::FRACTION_PATTERN))]
+    pub per_site_min: String,
+    /// A hospital with fewer evaluation cases abstains.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub min_cases: u32,
+}
+
+/// Names of metrics; holds only what works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Mean Dice.
+    Dice,
+}
+
+/// How far a study is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FederatedStudyStatus {
+    /// Generation that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Digest of the spec as canonical JSON: what a hospital opts in to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_digest: Option<Digest>,
+    /// The round under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_round: Option<u32>,
+    /// Rounds that ended with a new model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds_succeeded: Option<u32>,
+    /// Digest of the newest model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Digest>,
+    /// Name of the newest ModelRelease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub latest_release: Option<String>,
+    /// Rounds in a row in which a hospital was too slow; hospitals with none are not listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub missed: Vec<MissedRounds>,
+    /// Accepted, Ready, Succeeded, NoDropoutTolerance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How often a hospital was too slow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MissedRounds {
+    /// Who.
+    pub name: SiteName,
+    /// Rounds in a row.
+    pub rounds: u32,
+}
+
+impl FederatedStudySpec {
+    /// What hospitals opt in to: the digest of the spec as canonical JSON.
+    pub fn digest(&self) -> Digest {
+        Digest::of_json(self)
+    }
+
+    /// Names of all hospitals.
+    pub fn site_names(&self) -> Vec<SiteName> {
+        self.sites.iter().map(|s| s.name.clone()).collect()
+    }
+
+    /// The clip bound C.
+    pub fn clip(&self) -> Result<f64, ValueError> {
+        let field = "spec.aggregation.clipNorm";
+        let clip = values::decimal(field, &self.aggregation.clip_norm)?;
+        let bad = || ValueError { field, value: self.aggregation.clip_norm.clone(), rule: "must be more than 0" };
+        if clip > 0.0 { Ok(clip) } else { Err(bad()) }
+    }
+
+    /// The longest time for training.
+    pub fn deadline(&self) -> Result<SignedDuration, ValueError> {
+        values::duration("spec.rounds.deadline", &self.rounds.deadline)
+    }
+
+    /// The gate, if there is one.
+    pub fn gate(&self) -> Result<Option<Gate>, ValueError> {
+        let Some(gate) = &self.gate else { return Ok(None) };
+        Ok(Some(Gate {
+            min: values::decimal("spec.gate.min", &gate.min)?,
+            per_site_min: values::decimal("spec.gate.perSiteMin", &gate.per_site_min)?,
+            min_cases: gate.min_cases,
+            quorum: self.rounds.quorum,
+        }))
+    }
+
+    /// The rules for a round; `waited_for` are the hospitals that were left out too often.
+    pub fn round_policy(&self, waited_for: BTreeSet<SiteName>) -> Result<RoundPolicy, ValueError> {
+        self.clip()?;
+        Ok(RoundPolicy {
+            quorum: self.rounds.quorum,
+            min_contributors: self.aggregation.secure.min_contributors,
+            required: self.sites.iter().filter(|s| s.required).map(|s| s.name.clone()).collect(),
+            waited_for,
+            grace: values::duration("spec.rounds.straggler.grace", &self.rounds.straggler.grace)?,
+            step_limit: values::duration("spec.rounds.stepLimit", &self.rounds.step_limit)?,
+            max_attempts: 3,
+            protocol: match self.aggregation.secure.protocol {
+                ProtocolKind::None => Protocol::None,
+            },
+            gate: self.gate()?,
+            evaluation_limit: self.deadline()?,
+        })
+    }
+}
+
+/// When a round that starts now must have trained.
+pub fn training_deadline(spec: &FederatedStudySpec, now: Timestamp) -> Result<Timestamp, ValueError> {
+    Ok(now.saturating_add(spec.deadline()?).unwrap_or(Timestamp::MAX))
+}

@@ -1,0 +1,71 @@
+//! TrustSite: a hospital that may take part.
+
+use consilium_federation::ids::SiteName;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// A hospital that may take part in studies. Its name is the one in the hospital's certificate.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "consilium.health",
+    version = "v1alpha1",
+    kind = "TrustSite",
+    shortname = "tsite",
+    category = "consilium",
+    status = "TrustSiteStatus",
+    derive = "PartialEq",
+    cel,
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')")
+        .message("metadata.name is the site's name in its certificate: at most 63 lower-case letters, digits and '-', no dots"),
+    printcolumn(name = "Accepted", type_ = "boolean", json_path = ".spec.accepted"),
+    printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
+    printcolumn(name = "LastContact", type_ = "date", json_path = ".status.lastContactTime"),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustSiteSpec {
+    /// Name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 200))]
+    pub display_name: Option<String>,
+    /// Whether the gateway lets this hospital in. Checked on every call; false revokes at once.
+    pub accepted: bool,
+    /// Namespaces whose studies may name this hospital. Empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub study_namespaces: Vec<String>,
+}
+
+/// What the hub sees of a hospital.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustSiteStatus {
+    /// Generation that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Version of the hospital's agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub agent_version: Option<String>,
+    /// Written on transitions and every five minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    pub last_contact_time: Option<Timestamp>,
+    /// Accepted, Connected, Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+impl TrustSite {
+    /// The site's name, if the object has a valid one.
+    pub fn site_name(&self) -> Option<SiteName> {
+        self.metadata.name.as_deref().and_then(|n| n.parse().ok())
+    }
+}

@@ -1,0 +1,121 @@
+//! The desired state on the wire.
+
+use consilium_federation::approval::Approval;
+use consilium_federation::assignment::{Assignment, DeployWork, Item, RoundWork, Work};
+
+use crate::text::{WireError, read, spell};
+use crate::v1;
+
+impl From<&Assignment> for v1::Assignment {
+    fn from(a: &Assignment) -> Self {
+        Self { hub_epoch: a.hub_epoch.clone(), revision: a.revision, items: a.items.iter().map(Into::into).collect() }
+    }
+}
+
+impl From<&Item> for v1::Item {
+    fn from(item: &Item) -> Self {
+        let work = match &item.work {
+            Work::Round(round) => v1::item::Work::Round(round.into()),
+            Work::Deploy(deploy) => v1::item::Work::Deploy(deploy.into()),
+        };
+        Self { uid: item.uid.clone(), state: spell(item.state), work: Some(work) }
+    }
+}
+
+impl From<&RoundWork> for v1::RoundWork {
+    fn from(w: &RoundWork) -> Self {
+        Self {
+            study: w.study.to_string(),
+            study_uid: w.study_uid.clone(),
+            spec_digest: w.spec_digest.to_string(),
+            round: w.round,
+            kind: spell(w.kind),
+            model: w.model.to_string(),
+            schema: w.schema.to_string(),
+            roster_size: w.roster_size,
+            attempt: w.attempt,
+            step: w.step.map(spell).unwrap_or_default(),
+            deadline: w.deadline.to_string(),
+        }
+    }
+}
+
+impl From<&DeployWork> for v1::DeployWork {
+    fn from(w: &DeployWork) -> Self {
+        let approval = |a: &Approval| v1::Approval {
+            key_id: a.key_id.clone(),
+            role: a.role.clone(),
+            expiry: a.expiry.to_string(),
+            signature: a.signature.clone(),
+        };
+        Self {
+            release: w.release.clone(),
+            release_digest: w.release_digest.to_string(),
+            model: w.model.to_string(),
+            stage: spell(w.stage),
+            approvals: w.approvals.iter().map(approval).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Assignment> for Assignment {
+    type Error = WireError;
+    fn try_from(a: v1::Assignment) -> Result<Self, WireError> {
+        let items = a.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        Ok(Self { hub_epoch: a.hub_epoch, revision: a.revision, items })
+    }
+}
+
+impl TryFrom<v1::Item> for Item {
+    type Error = WireError;
+    fn try_from(item: v1::Item) -> Result<Self, WireError> {
+        if item.uid.is_empty()
+            || item.uid.len() > 63
+            || !item.uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            return Err(WireError::new("items.uid", item.uid, "expected a Kubernetes UID"));
+        }
+        let work = match item.work.ok_or_else(|| WireError::missing("items.work"))? {
+            v1::item::Work::Round(round) => Work::Round(round.try_into()?),
+            v1::item::Work::Deploy(deploy) => Work::Deploy(deploy.try_into()?),
+        };
+        Ok(Self { uid: item.uid, state: read("items.state", &item.state)?, work })
+    }
+}
+
+impl TryFrom<v1::RoundWork> for RoundWork {
+    type Error = WireError;
+    fn try_from(w: v1::RoundWork) -> Result<Self, WireError> {
+        let step = if w.step.is_empty() { None } else { Some(read("round.step", &w.step)?) };
+        Ok(Self {
+            study: w.study.parse().map_err(|e| WireError::new("round.study", &w.study, e))?,
+            study_uid: w.study_uid,
+            spec_digest: read("round.spec_digest", &w.spec_digest)?,
+            round: w.round,
+            kind: read("round.kind", &w.kind)?,
+            model: read("round.model", &w.model)?,
+            schema: read("round.schema", &w.schema)?,
+            roster_size: w.roster_size,
+            attempt: w.attempt,
+            step,
+            deadline: w.deadline.parse().map_err(|e| WireError::new("round.deadline", &w.deadline, e))?,
+        })
+    }
+}
+
+impl TryFrom<v1::DeployWork> for DeployWork {
+    type Error = WireError;
+    fn try_from(w: v1::DeployWork) -> Result<Self, WireError> {
+        let approval = |a: v1::Approval| {
+            let expiry = a.expiry.parse().map_err(|e| WireError::new("deploy.approvals.expiry", &a.expiry, e))?;
+            Ok(Approval { key_id: a.key_id, role: a.role, expiry, signature: a.signature })
+        };
+        Ok(Self {
+            release: w.release,
+            release_digest: read("deploy.release_digest", &w.release_digest)?,
+            model: read("deploy.model", &w.model)?,
+            stage: read("deploy.stage", &w.stage)?,
+            approvals: w.approvals.into_iter().map(approval).collect::<Result<_, WireError>>()?,
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Facts on the wire.
+
+use consilium_federation::gate::CaseSums;
+use consilium_federation::report::{DeployReport, Evaluation, Report, RoundReport};
+use consilium_federation::task::{ClassScore, ScoreFile};
+
+use crate::text::{WireError, optional, read, spell};
+use crate::v1;
+
+/// Rounds and deployments that one report may list.
+const MAX_ENTRIES: usize = 10_000;
+
+impl From<&Report> for v1::ReportRequest {
+    fn from(r: &Report) -> Self {
+        let deployment = |d: &DeployReport| v1::DeployReport {
+            uid: d.uid.clone(),
+            reason: spell(d.reason),
+            serving: d.serving.map(|s| s.to_string()).unwrap_or_default(),
+            message: d.message.clone().unwrap_or_default(),
+        };
+        Self {
+            hub_epoch: r.hub_epoch.clone(),
+            revision: r.revision,
+            agent_version: r.agent_version.clone(),
+            rounds: r.rounds.iter().map(Into::into).collect(),
+            deployments: r.deployments.iter().map(deployment).collect(),
+        }
+    }
+}
+
+impl From<&RoundReport> for v1::RoundReport {
+    fn from(r: &RoundReport) -> Self {
+        Self {
+            uid: r.uid.clone(),
+            kind: spell(r.kind),
+            reason: spell(r.reason),
+            message: r.message.clone().unwrap_or_default(),
+            evaluation: r.evaluation.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&Evaluation> for v1::Evaluation {
+    fn from(e: &Evaluation) -> Self {
+        let class =
+            |c: &ClassScore| v1::ClassScore { label: c.label, dice: c.dice, hd95_mm: c.hd95_mm, assd_mm: c.assd_mm };
+        let score = |s: &ScoreFile| v1::Score { cases: s.cases, classes: s.classes.iter().map(class).collect() };
+        Self {
+            vote: spell(e.vote),
+            sums: e.sums.map(|s| v1::Sums { cases: s.cases, dice: s.dice }),
+            published: e.published.as_ref().map(score),
+        }
+    }
+}
+
+impl TryFrom<v1::ReportRequest> for Report {
+    type Error = WireError;
+    fn try_from(r: v1::ReportRequest) -> Result<Self, WireError> {
+        let entries = r.rounds.len() + r.deployments.len();
+        if entries > MAX_ENTRIES {
+            return Err(WireError::new("rounds", entries, format!("at most {MAX_ENTRIES} entries")));
+        }
+        let cut = |text: String| text.chars().take(63).collect();
+        Ok(Self {
+            hub_epoch: cut(r.hub_epoch),
+            revision: r.revision,
+            agent_version: cut(r.agent_version),
+            rounds: r.rounds.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            deployments: r.deployments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<v1::RoundReport> for RoundReport {
+    type Error = WireError;
+    fn try_from(r: v1::RoundReport) -> Result<Self, WireError> {
+        Ok(Self {
+            uid: r.uid,
+            kind: read("rounds.kind", &r.kind)?,
+            reason: read("rounds.reason", &r.reason)?,
+            message: optional(&r.message),
+            evaluation: r.evaluation.map(TryInto::try_into).transpose()?,
+        })
+    }
+}
+
+impl TryFrom<v1::DeployReport> for DeployReport {
+    type Error = WireError;
+    fn try_from(d: v1::DeployReport) -> Result<Self, WireError> {
+        let serving = if d.serving.is_empty() { None } else { Some(read("deployments.serving", &d.serving)?) };
+        Ok(Self { uid: d.uid, reason: read("deployments.reason", &d.reason)?, serving, message: optional(&d.message) })
+    }
+}
+
+impl TryFrom<v1::Evaluation> for Evaluation {
+    type Error = WireError;
+    fn try_from(e: v1::Evaluation) -> Result<Self, WireError> {
+        let sums = e.sums.map(|s| {
+            let ok = (0.0..=f64::from(s.cases)).contains(&s.dice);
+            let rule = "a sum of Dice lies between 0 and the number of cases";
+            if ok {
+                Ok(CaseSums { cases: s.cases, dice: s.dice })
+            } else {
+                Err(WireError::new("sums.dice", s.dice, rule))
+            }
+        });
+        Ok(Self {
+            vote: read("evaluation.vote", &e.vote)?,
+            sums: sums.transpose()?,
+            published: e.published.map(score).transpose()?,
+        })
+    }
+}
+
+fn score(s: v1::Score) -> Result<ScoreFile, WireError> {
+    if s.classes.len() > 8 {
+        return Err(WireError::new("published.classes", s.classes.len(), "at most 8 classes"));
+    }
+    let class = |c: v1::ClassScore| ClassScore { label: c.label, dice: c.dice, hd95_mm: c.hd95_mm, assd_mm: c.assd_mm };
+    let file = ScoreFile { cases: s.cases, classes: s.classes.into_iter().map(class).collect() };
+    file.check().map_err(|rule| WireError::new("published", "", rule))?;
+    Ok(file)
+}

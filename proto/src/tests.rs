@@ -1,0 +1,104 @@
+use consilium_federation::approval::Approval;
+use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, RoundWork, Work};
+use consilium_federation::gate::{CaseSums, Vote};
+use consilium_federation::ladder::Stage;
+use consilium_federation::report::{DeployReport, Evaluation, Report, RolloutReason, RoundReport};
+use consilium_federation::round::{ProtocolStep, SiteReason};
+use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
+use consilium_federation::{Digest, StudyKey};
+
+use crate::v1;
+
+fn assignment() -> Assignment {
+    let round = RoundWork {
+        study: StudyKey::new("research", "hippocampus"),
+        study_uid: "u-1".into(),
+        spec_digest: Digest::of(b"spec"),
+        round: 3,
+        kind: TaskKind::Train,
+        model: Digest::of(b"model"),
+        schema: Digest::of(b"schema"),
+        roster_size: 4,
+        attempt: 2,
+        step: Some(ProtocolStep::Upload),
+        deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
+    };
+    let approval = Approval {
+        key_id: "mary".into(),
+        role: "clinical-safety-officer".into(),
+        expiry: "2027-01-01T00:00:00Z".parse().unwrap(),
+        signature: "AA==".into(),
+    };
+    let deploy = DeployWork {
+        release: "hippocampus-r5".into(),
+        release_digest: Digest::of(b"release"),
+        model: Digest::of(b"model"),
+        stage: Stage::Shadow,
+        approvals: vec![approval],
+    };
+    Assignment {
+        hub_epoch: "e".into(),
+        revision: 7,
+        items: vec![
+            Item { uid: "a-1".into(), state: ItemState::Active, work: Work::Round(round) },
+            Item { uid: "b-2".into(), state: ItemState::Cancelled, work: Work::Deploy(deploy) },
+        ],
+    }
+}
+
+#[test]
+fn an_assignment_survives_the_wire() {
+    assert_eq!(Assignment::try_from(v1::Assignment::from(&assignment())).unwrap(), assignment());
+}
+
+#[test]
+fn a_report_survives_the_wire() {
+    let class = ClassScore { label: 1, dice: 0.9, hd95_mm: Some(1.5), assd_mm: None };
+    let evaluation = Evaluation {
+        vote: Vote::Pass,
+        sums: Some(CaseSums { cases: 10, dice: 9.0 }),
+        published: Some(ScoreFile { cases: 10, classes: vec![class] }),
+    };
+    let report = Report {
+        hub_epoch: "e".into(),
+        revision: 7,
+        agent_version: "0.1.0".into(),
+        rounds: vec![RoundReport {
+            uid: "a-1".into(),
+            kind: TaskKind::Evaluate,
+            reason: SiteReason::Evaluated,
+            message: Some("m".into()),
+            evaluation: Some(evaluation),
+        }],
+        deployments: vec![DeployReport {
+            uid: "b-2".into(),
+            reason: RolloutReason::Serving,
+            serving: Some(Digest::of(b"model")),
+            message: None,
+        }],
+    };
+    assert_eq!(Report::try_from(v1::ReportRequest::from(&report)).unwrap(), report);
+}
+
+/// A hostile hub or hospital must not get past the parser with values that the types forbid.
+#[test]
+fn nonsense_is_refused_and_the_field_is_named() {
+    let spoil = |change: fn(&mut v1::RoundWork)| {
+        let mut wire = v1::Assignment::from(&assignment());
+        if let Some(v1::item::Work::Round(round)) = &mut wire.items[0].work {
+            change(round);
+        }
+        Assignment::try_from(wire).unwrap_err().field
+    };
+    assert_eq!(spoil(|r| r.model = "sha256:zz".into()), "round.model");
+    assert_eq!(spoil(|r| r.kind = "Format".into()), "round.kind");
+    assert_eq!(spoil(|r| r.study = "../etc".into()), "round.study");
+    assert_eq!(spoil(|r| r.step = "Leap".into()), "round.step");
+    assert_eq!(spoil(|r| r.deadline = "soon".into()), "round.deadline");
+    let mut wire = v1::Assignment::from(&assignment());
+    wire.items[0].uid = "../../x".into();
+    assert_eq!(Assignment::try_from(wire).unwrap_err().field, "items.uid");
+    let sums =
+        v1::Evaluation { vote: "Pass".into(), sums: Some(v1::Sums { cases: 1, dice: f64::NAN }), published: None };
+    assert_eq!(Evaluation::try_from(sums).unwrap_err().field, "sums.dice");
+}
