@@ -45,7 +45,7 @@ pub fn deal(
     rng: &mut impl CryptoRng,
 ) -> Result<(SharesMessage, SharePair), DealError> {
     let (sid, t, n) = (session.sid(), session.thresholds().t(), session.thresholds().n());
-    let mut salted = |seed: &Secret, rng: &mut _| -> Result<Vec<SaltedShare>, ShamirError> {
+    let salted = |seed: &Secret, rng: &mut _| -> Result<Vec<SaltedShare>, ShamirError> {
         let shares = shamir::split(seed, t, n, rng)?;
         Ok(shares.into_iter().map(|share| SaltedShare { share, salt: Secret::random(rng) }).collect())
     };

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod ids;
 pub mod keys;
 pub mod layout;
+pub mod mask;
 pub mod ring;
 pub mod roster;
 pub mod secret;

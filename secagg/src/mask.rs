@@ -1,0 +1,216 @@
+//! Masks: element e of PRG(key) is the little-endian `u32` at bytes 4e..4e+4 of AES-256-CTR under that key, the
+//! counter being the 128-bit big-endian number of the 16-byte block (NIST SP 800-38A).
+//!
+//! Any block-aligned range can be made alone, so uploads resume by chunk and all cores work at once. A mask is never
+//! stored: keystream goes from registers through a KiB of cache into the accumulator, and the accumulator is walked
+//! in 32 KiB tiles with all masks applied to one tile before the next, so that memory sees one read and one write
+//! however many hospitals there are.
+use crate::secret::Secret;
+use aes::cipher::array::{Array, ArraySize};
+use aes::cipher::consts::U16;
+use aes::cipher::{
+    BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit, ParBlocks,
+};
+use aes::{Aes256, Block};
+use std::num::NonZeroUsize;
+
+/// Elements per cipher block.
+pub const BLOCK_ELEMENTS: usize = 4;
+/// Elements per tile: 32 KiB.
+const TILE: usize = 8192;
+
+/// A range of ring elements that does not begin on a cipher block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("masks begin on multiples of {BLOCK_ELEMENTS} elements, not at element {offset}")]
+pub struct Misaligned {
+    /// The offset asked for.
+    pub offset: u64,
+}
+
+/// Whether a mask is added or taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// Added.
+    Plus,
+    /// Subtracted.
+    Minus,
+}
+
+impl Sign {
+    /// The other one.
+    #[must_use]
+    pub fn opposite(self) -> Self {
+        if self == Self::Plus { Self::Minus } else { Self::Plus }
+    }
+}
+
+/// A signed sum of masks, ready to be applied to any range of a vector. Wiped on drop.
+#[derive(Clone, Default)]
+pub struct MaskSet {
+    terms: Vec<(Sign, Aes256)>,
+}
+
+impl std::fmt::Debug for MaskSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MaskSet({} masks)", self.terms.len())
+    }
+}
+
+impl MaskSet {
+    /// No masks.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one mask to the set.
+    pub fn push(&mut self, sign: Sign, key: &Secret) {
+        self.terms.push((sign, Aes256::new(key.expose().into())));
+    }
+
+    /// How many masks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.terms.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.terms.is_empty()
+    }
+
+    /// Applies all masks to `acc`, which holds the vector's elements from `offset` on.
+    ///
+    /// # Errors
+    /// [`Misaligned`]; the accumulator is then untouched.
+    pub fn apply(&self, offset: u64, acc: &mut [u32]) -> Result<(), Misaligned> {
+        let first = first_block(offset)?;
+        for (t, tile) in acc.chunks_mut(TILE).enumerate() {
+            let block = first + (t * TILE / BLOCK_ELEMENTS) as u128;
+            for (sign, key) in &self.terms {
+                apply_one(*sign, key, block, tile);
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`MaskSet::apply`], on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Misaligned`]; the accumulator is then untouched.
+    pub fn apply_parallel(&self, offset: u64, acc: &mut [u32], threads: NonZeroUsize) -> Result<(), Misaligned> {
+        first_block(offset)?;
+        let share = acc.len().div_ceil(threads.get()).next_multiple_of(TILE);
+        if threads.get() == 1 || share >= acc.len() {
+            return self.apply(offset, acc);
+        }
+        std::thread::scope(|scope| {
+            let parts = acc.chunks_mut(share).enumerate().map(|(i, part)| (offset + (i * share) as u64, part));
+            let running: Vec<_> = parts.map(|(offset, part)| scope.spawn(move || self.apply(offset, part))).collect();
+            // Parts begin on tiles, hence on blocks. A panic in a thread is passed on by the scope.
+            running.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+        })
+    }
+}
+
+fn first_block(offset: u64) -> Result<u128, Misaligned> {
+    if !offset.is_multiple_of(BLOCK_ELEMENTS as u64) {
+        return Err(Misaligned { offset });
+    }
+    Ok(u128::from(offset) / BLOCK_ELEMENTS as u128)
+}
+
+fn apply_one(sign: Sign, key: &Aes256, block: u128, acc: &mut [u32]) {
+    key.encrypt_with_backend(Accumulate { acc, sign, block });
+}
+
+/// Runs inside the cipher's backend, so that keystream is made and used in parallel blocks of the machine's width.
+struct Accumulate<'a> {
+    acc: &'a mut [u32],
+    sign: Sign,
+    block: u128,
+}
+
+impl BlockSizeUser for Accumulate<'_> {
+    type BlockSize = U16;
+}
+
+impl BlockCipherEncClosure for Accumulate<'_> {
+    #[inline(always)]
+    fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
+        let mut counters = ParBlocks::<B>::default();
+        let mut keystream = ParBlocks::<B>::default();
+        let width = counters.len();
+        let (mut next, mut acc) = (self.block, self.acc);
+        while !acc.is_empty() {
+            // Groups of counters begin on multiples of their width, so that only the last byte differs within one.
+            let skip = if width.is_power_of_two() { (next as usize) & (width - 1) } else { 0 };
+            set_counters(&mut counters, next - skip as u128);
+            backend.encrypt_par_blocks((&counters, &mut keystream).into());
+            let (part, rest) = acc.split_at_mut(acc.len().min((width - skip) * BLOCK_ELEMENTS));
+            combine(self.sign, part, &keystream[skip..]);
+            next += (width - skip) as u128;
+            acc = rest;
+        }
+    }
+}
+
+/// The last bytes of 64 consecutive counters, as blocks.
+const STEPS: [[u8; 16]; 64] = {
+    let mut steps = [[0; 16]; 64];
+    let mut i = 0;
+    while i < 64 {
+        steps[i][15] = i as u8;
+        i += 1;
+    }
+    steps
+};
+
+/// Counter blocks `first, first + 1, …` in big-endian bytes.
+#[inline(always)]
+fn set_counters<N: ArraySize>(counters: &mut Array<Block, N>, first: u128) {
+    let width = counters.len();
+    let blocks = Array::cast_slice_to_core_mut(counters.as_mut_slice());
+    if width % 4 == 0 && width <= STEPS.len() && width.is_power_of_two() && first % (width as u128) == 0 {
+        // The group begins on a multiple of its width, so counters differ in the low bits of the last byte alone: four
+        // of them at a time, which is one instruction on a machine with wide registers.
+        let base = [first.to_be_bytes(); 4];
+        let (fours, steps) = (blocks.as_chunks_mut::<4>().0, STEPS.as_chunks::<4>().0);
+        for (four, step) in fours.iter_mut().zip(steps) {
+            let bytes = base.as_flattened().iter().zip(step.as_flattened());
+            four.as_flattened_mut().iter_mut().zip(bytes).for_each(|(out, (b, s))| *out = b | s);
+        }
+    } else {
+        for (i, counter) in blocks.iter_mut().enumerate() {
+            *counter = first.wrapping_add(i as u128).to_be_bytes();
+        }
+    }
+}
+
+#[inline(always)]
+fn combine(sign: Sign, acc: &mut [u32], keystream: &[Block]) {
+    // Two loops, so that the sign is not looked at per element.
+    match sign {
+        Sign::Plus => each(acc, keystream, u32::wrapping_add),
+        Sign::Minus => each(acc, keystream, u32::wrapping_sub),
+    }
+}
+
+#[inline(always)]
+fn each(acc: &mut [u32], keystream: &[Block], op: impl Fn(u32, u32) -> u32) {
+    let (whole, rest) = acc.as_chunks_mut::<BLOCK_ELEMENTS>();
+    for (four, block) in whole.iter_mut().zip(keystream) {
+        for (a, k) in four.iter_mut().zip(block.as_slice().as_chunks::<4>().0) {
+            *a = op(*a, u32::from_le_bytes(*k));
+        }
+    }
+    for (a, k) in rest.iter_mut().zip(keystream.iter().skip(whole.len()).flat_map(|b| b.as_slice().as_chunks::<4>().0))
+    {
+        *a = op(*a, u32::from_le_bytes(*k));
+    }
+}
+
+#[cfg(test)]
+#[path = "mask_tests.rs"]
+mod tests;
