@@ -171,9 +171,12 @@ pub struct Dataset {
     /// Training scans and labels.
     #[schemars(length(min = 1, max = 253))]
     pub train_claim: String,
-    /// Evaluation scans and labels.
+    /// Evaluation scans without labels: all that the study's image sees of them.
     #[schemars(length(min = 1, max = 253))]
     pub evaluate_claim: String,
+    /// Labels of the evaluation scans, mounted into the platform's evaluator alone.
+    #[schemars(length(min = 1, max = 253))]
+    pub labels_claim: String,
 }
 
 /// Floors of the aggregation.
