@@ -13,29 +13,26 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, IoContext, Result};
 
 /// The cache folder; made if it is not there.
-pub(crate) fn root() -> Result<PathBuf> {
+pub fn root() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home);
-    let base = base.ok_or(Error::MissingTool {
-        what: "a cache folder",
-        way_out: "set XDG_CACHE_HOME or HOME",
-    })?;
+    let base = base.ok_or(Error::MissingTool { what: "a cache folder", way_out: "set XDG_CACHE_HOME or HOME" })?;
     folder(base.join("consilium"))
 }
 
 /// A folder in the cache, made if it is not there.
-pub(crate) fn sub(name: &str) -> Result<PathBuf> {
+pub fn sub(name: &str) -> Result<PathBuf> {
     folder(root()?.join(name))
 }
 
 /// `path`, made with its parents if it is not there.
-pub(crate) fn folder(path: PathBuf) -> Result<PathBuf> {
+pub fn folder(path: PathBuf) -> Result<PathBuf> {
     fs::create_dir_all(&path).at("make folder", &path)?;
     Ok(path)
 }
 
 /// Lower-case hexadecimal SHA-256 of the parts, each ended by a zero byte so that no two lists look alike.
-pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+pub fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(part);
@@ -45,30 +42,30 @@ pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Stri
 }
 
 /// A file beside a made thing that holds the fingerprint of what it was made from.
-pub(crate) struct Stamp {
+pub struct Stamp {
     file: PathBuf,
     fingerprint: String,
 }
 
 impl Stamp {
     /// The stamp `NAME.stamp` in `folder`.
-    pub(crate) fn new(folder: &Path, name: &str, fingerprint: String) -> Self {
+    pub fn new(folder: &Path, name: &str, fingerprint: String) -> Self {
         Self { file: folder.join(format!("{name}.stamp")), fingerprint }
     }
 
     /// Whether the thing was made from exactly these inputs.
-    pub(crate) fn is_current(&self) -> bool {
+    pub fn is_current(&self) -> bool {
         fs::read_to_string(&self.file).is_ok_and(|found| found.trim() == self.fingerprint)
     }
 
     /// To be called once the thing is complete.
-    pub(crate) fn write(&self) -> Result<()> {
+    pub fn write(&self) -> Result<()> {
         write_atomically(&self.file, self.fingerprint.as_bytes())
     }
 }
 
 /// Writes a file such that a reader, or a kill, sees the old content or the new and nothing in between.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -78,20 +75,20 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Holds a lock file until dropped, so that two runs do not build or tear down the same thing. The kernel lets go of it
 /// when the holder dies, however it dies.
-pub(crate) struct Lock {
+pub struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Waits for the lock.
-    pub(crate) fn wait(path: &Path) -> Result<Self> {
+    pub fn wait(path: &Path) -> Result<Self> {
         let file = File::create(path).at("open lock", path)?;
         file.lock().at("lock", path)?;
         Ok(Self { _file: file })
     }
 
     /// Takes the lock, or says who is in the way.
-    pub(crate) fn take(path: &Path) -> Result<Self> {
+    pub fn take(path: &Path) -> Result<Self> {
         let file = File::create(path).at("open lock", path)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),

@@ -3,54 +3,32 @@
 use std::{fmt, io, path::PathBuf};
 
 /// Result of everything in this crate.
-pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failed step. Every variant names what it was about, and the log or the way out where there is one.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     #[error("{action} {}: {source}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("`{command}` could not be started: {source}")]
     Spawn { command: String, source: io::Error },
     #[error("`{command}` ended with {status}{}", Tail(stderr))]
-    Command {
-        command: String,
-        status: std::process::ExitStatus,
-        stderr: String,
-    },
+    Command { command: String, status: std::process::ExitStatus, stderr: String },
     #[error("{step} failed ({cause}); its log is {}{}", log.display(), Tail(tail))]
-    Step {
-        step: String,
-        cause: String,
-        log: PathBuf,
-        tail: String,
-    },
+    Step { step: String, cause: String, log: PathBuf, tail: String },
     #[error("{what} did not happen within {seconds} s; the logs are in {}{}", logs.display(), Tail(last))]
-    Timeout {
-        what: String,
-        seconds: u64,
-        logs: PathBuf,
-        last: String,
-    },
+    Timeout { what: String, seconds: u64, logs: PathBuf, last: String },
     #[error("clusters need network namespaces, mounts and cgroups: run this as root (sudo -E cargo xtask …)")]
     NotRoot,
     #[error("missing: {}. Install them with `apt-get install {}`, or run this as root on Debian, which does it", missing.join(", "), packages.join(" "))]
-    MissingPackages {
-        missing: Vec<&'static str>,
-        packages: Vec<&'static str>,
-    },
+    MissingPackages { missing: Vec<&'static str>, packages: Vec<&'static str> },
     #[error("{what} is needed and was not found: {way_out}")]
-    MissingTool {
-        what: &'static str,
-        way_out: &'static str,
-    },
+    MissingTool { what: &'static str, way_out: &'static str },
     #[error("cluster name `{name}`: {rule}")]
     ClusterName { name: String, rule: &'static str },
-    #[error("cluster `{name}` is not up; `cargo xtask cluster up` starts it, `cargo xtask cluster list` shows what runs")]
+    #[error(
+        "cluster `{name}` is not up; `cargo xtask cluster up` starts it, `cargo xtask cluster list` shows what runs"
+    )]
     NotUp { name: String },
     #[error("another `cargo xtask cluster` is at work (it holds {}); wait for it, or end it", lock.display())]
     Busy { lock: PathBuf },
@@ -62,7 +40,9 @@ pub(crate) enum Error {
         path.display()
     )]
     TorchWheel { path: PathBuf },
-    #[error("--set cu126 needs --torch-wheel FILE: the CUDA 12.6 build of torch 2.13.0 is not on PyPI; download it from https://download.pytorch.org/whl/cu126")]
+    #[error(
+        "--set cu126 needs --torch-wheel FILE: the CUDA 12.6 build of torch 2.13.0 is not on PyPI; download it from https://download.pytorch.org/whl/cu126"
+    )]
     TorchWheelMissing,
     #[error("certificate for `{name}`: {source}")]
     Pki { name: String, source: rcgen::Error },
@@ -80,7 +60,7 @@ impl fmt::Display for Tail<'_> {
 }
 
 /// Puts the action and the path to an `io::Error`.
-pub(crate) trait IoContext<T> {
+pub trait IoContext<T> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 

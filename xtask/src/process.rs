@@ -10,7 +10,7 @@ use std::{
 use crate::error::{Error, IoContext, Result};
 
 /// The command as a person would type it, for messages.
-pub(crate) fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|arg| arg.to_string_lossy().into_owned())
@@ -19,12 +19,12 @@ pub(crate) fn shown(command: &Command) -> String {
 }
 
 /// Runs `command` to its end and returns its standard output; a non-zero exit is an error with its standard error.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     output_with_input(command, &[])
 }
 
 /// As [`output`], with `input` on standard input.
-pub(crate) fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
+pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     let mut child = command
         .stdin(stdin)
@@ -52,7 +52,7 @@ pub(crate) fn output_with_input(command: &mut Command, input: &[u8]) -> Result<S
 }
 
 /// Runs `command` to its end with all its output in `log`, which the error names if it fails.
-pub(crate) fn logged(step: &str, command: &mut Command, log: &Path) -> Result<()> {
+pub fn logged(step: &str, command: &mut Command, log: &Path) -> Result<()> {
     if let Some(parent) = log.parent() {
         fs::create_dir_all(parent).at("make folder", parent)?;
     }
@@ -76,7 +76,7 @@ pub(crate) fn logged(step: &str, command: &mut Command, log: &Path) -> Result<()
 }
 
 /// Whether a program of this name is on the PATH.
-pub(crate) fn on_path(program: &str) -> bool {
+pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin".into(), "/sbin".into()];
     std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())

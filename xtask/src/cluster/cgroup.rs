@@ -1,0 +1,214 @@
+//! Control groups: every process of a cluster, its pods' too, is in one group, so that `down` finds them all whatever
+//! became of whoever started them.
+//!
+//! containerd is started inside the group and runc makes a container's group beside or below that of its caller, on
+//! both versions of cgroups.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::error::{IoContext, Result};
+
+/// Name of the group that holds all clusters.
+const GROUP: &str = "consilium";
+
+/// Where our group may be made in each hierarchy that there is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Hierarchies {
+    /// Folders in which `consilium/` is made.
+    parents: Vec<PathBuf>,
+    /// Mount points, for looking for groups that an earlier run made elsewhere.
+    mounts: Vec<PathBuf>,
+}
+
+/// Reads where this machine keeps its groups.
+pub(super) fn hierarchies() -> Result<Hierarchies> {
+    let read = |path: &str| fs::read_to_string(path).at("read", path);
+    Ok(parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
+}
+
+/// With version 2 our group stands at the root, since a group that holds processes (a login session's) cannot hand
+/// controllers on. With version 1 it stands below the caller's group in each hierarchy, so that limits set on us hold.
+fn parse(mountinfo: &str, own: &str) -> Hierarchies {
+    let mounts: Vec<(PathBuf, &str, &str)> = mountinfo.lines().filter_map(parse_mount).collect();
+    if let Some((root, ..)) =
+        mounts.iter().find(|(path, kind, _)| *kind == "cgroup2" && path == Path::new("/sys/fs/cgroup"))
+    {
+        return Hierarchies { parents: vec![root.clone()], mounts: vec![root.clone()] };
+    }
+    let v1: Vec<_> = mounts.into_iter().filter(|(_, kind, _)| *kind == "cgroup").collect();
+    let parents = v1.iter().map(|(path, _, options)| path.join(own_group(own, options))).collect();
+    Hierarchies { parents, mounts: v1.into_iter().map(|(path, ..)| path).collect() }
+}
+
+/// Mount point, file system and its options (the controllers, for version 1) of a line of mountinfo.
+fn parse_mount(line: &str) -> Option<(PathBuf, &str, &str)> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut after = after.split(' ');
+    Some((before.split(' ').nth(4)?.into(), after.next()?, after.nth(1)?))
+}
+
+/// The group of this process in the version 1 hierarchy with these mount options, relative to its mount point.
+fn own_group<'a>(own: &'a str, options: &str) -> &'a str {
+    let here = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let controllers = fields.next()?;
+        let known = controllers.split(',').all(|controller| options.split(',').any(|option| option == controller));
+        (known && !controllers.is_empty()).then(|| fields.next()).flatten()
+    });
+    // The group of an earlier `up` is not ours to nest in.
+    let here = here.unwrap_or("/").trim_start_matches('/');
+    here.split_once("consilium/").map_or(here, |(above, _)| above.trim_end_matches('/'))
+}
+
+/// Makes the group of a cluster's own components in each hierarchy and returns the files to write a process id to.
+pub(super) fn create(hierarchies: &Hierarchies, cluster: &str) -> Result<Vec<PathBuf>> {
+    let mut joins = Vec::new();
+    for parent in &hierarchies.parents {
+        let mut folder = parent.clone();
+        for part in [GROUP, cluster, "system"] {
+            folder.push(part);
+            fs::create_dir_all(&folder).at("make cgroup", &folder)?;
+            inherit_cpuset(&folder)?;
+        }
+        joins.push(folder.join("cgroup.procs"));
+    }
+    Ok(joins)
+}
+
+/// A new cpuset of version 1 is empty, and takes no process before it has processors and memory.
+fn inherit_cpuset(folder: &Path) -> Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let (file, parent) = (folder.join(name), folder.join("..").join(name));
+        let is_v2 = folder.join("cgroup.controllers").exists();
+        if is_v2 || !file.exists() || !fs::read_to_string(&file).at("read", &file)?.trim().is_empty() {
+            continue;
+        }
+        let value = fs::read_to_string(&parent).at("read", &parent)?;
+        fs::write(&file, value.trim()).at("write", &file)?;
+    }
+    Ok(())
+}
+
+/// All groups of a cluster, wherever an earlier run made them, deepest first.
+pub(super) fn groups(hierarchies: &Hierarchies, cluster: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in tops(hierarchies) {
+        descend(&root.join(cluster), &mut found);
+    }
+    found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    found
+}
+
+/// The clusters that have a group.
+pub(super) fn clusters(hierarchies: &Hierarchies) -> Vec<String> {
+    let tops = tops(hierarchies);
+    let children = tops.iter().flat_map(|top| fs::read_dir(top).into_iter().flatten().flatten());
+    let folders = children.filter(|entry| entry.path().is_dir());
+    folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The processes in the groups.
+pub(super) fn processes(groups: &[PathBuf]) -> Vec<u32> {
+    let lists = groups.iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
+    lists.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+/// Removes the groups of a cluster, which must be empty of processes, and the common one when it was the last.
+pub(super) fn remove(hierarchies: &Hierarchies, cluster: &str) -> Result<()> {
+    for group in groups(hierarchies, cluster) {
+        fs::remove_dir(&group).at("remove cgroup", &group)?;
+    }
+    for top in tops(hierarchies) {
+        // Fails while another cluster is in it, which is as it should be.
+        fs::remove_dir(top).ok();
+    }
+    Ok(())
+}
+
+/// Our common groups: at the places for new ones and wherever else one is found near the top of a hierarchy.
+fn tops(hierarchies: &Hierarchies) -> Vec<PathBuf> {
+    let mut tops: Vec<PathBuf> = hierarchies.parents.iter().map(|parent| parent.join(GROUP)).collect();
+    for mount in &hierarchies.mounts {
+        find(mount, 4, &mut tops);
+    }
+    tops.sort();
+    tops.dedup();
+    tops.retain(|top| top.is_dir());
+    tops
+}
+
+fn find(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    for child in
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir())
+    {
+        if child.file_name().is_some_and(|name| name == GROUP) {
+            found.push(child);
+        } else if depth > 1 {
+            find(&child, depth - 1, found);
+        }
+    }
+}
+
+fn descend(folder: &Path, found: &mut Vec<PathBuf>) {
+    if !folder.is_dir() {
+        return;
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        descend(&entry.path(), found);
+    }
+    found.push(folder.to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+
+    /// A limit that someone set on this shell must hold for the clusters it starts.
+    #[test]
+    fn version_1_nests_below_the_callers_group() {
+        let own = "9:name=systemd:/user\n4:memory:/session/a\n1:cpu,cpuacct:/\n0::/\n";
+        let found = parse(V1, own);
+        let expected =
+            ["/sys/fs/cgroup/cpu,cpuacct/", "/sys/fs/cgroup/memory/session/a", "/sys/fs/cgroup/systemd/user"];
+        assert_eq!(found.parents, expected.map(PathBuf::from));
+    }
+
+    /// `up` called from a pod's or a component's group would otherwise nest deeper each time, and never be found again.
+    #[test]
+    fn version_1_does_not_nest_in_a_cluster() {
+        let found = parse(V1, "4:memory:/session/a/consilium/alder/system\n1:cpu,cpuacct:/consilium/hub/system\n");
+        assert_eq!(found.parents[0], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(found.parents[1], Path::new("/sys/fs/cgroup/memory/session/a"));
+    }
+
+    /// On a systemd machine the caller's own scope holds processes and could not hand controllers to containers.
+    #[test]
+    fn version_2_stands_at_the_root() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found = parse(mounts, "0::/user.slice/user-0.slice/session-1.scope\n");
+        assert_eq!(found.parents, [PathBuf::from("/sys/fs/cgroup")]);
+    }
+
+    /// A container's group left behind makes its parent impossible to remove.
+    #[test]
+    fn groups_are_listed_deepest_first_wherever_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        let container = root.path().join("session/consilium/alder/system/abc");
+        fs::create_dir_all(&container).unwrap();
+        let hierarchies = Hierarchies { parents: vec![], mounts: vec![root.path().to_owned()] };
+        assert_eq!(clusters(&hierarchies), ["alder"]);
+        let found = groups(&hierarchies, "alder");
+        assert_eq!((found.len(), &found[0]), (3, &container));
+    }
+}

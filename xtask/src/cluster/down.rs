@@ -1,0 +1,103 @@
+//! The way back to nothing: no process, mount, namespace, control group or file of a cluster is left, whatever state it
+//! was in. Nothing here relies on records alone, since what wrote them may have been killed.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::{Paths, RUN, cgroup, lock, net, proc};
+use crate::{
+    cache,
+    error::{Error, IoContext, Result},
+    process,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Takes down every cluster there is any trace of, and deletes its state.
+pub fn down() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let _lock = lock()?;
+    let hierarchies = cgroup::hierarchies()?;
+    let bin = cache::sub("bin")?;
+    for cluster in traces(&hierarchies)? {
+        let paths = Paths::of(&cluster)?;
+        halt(&cluster, &paths, &bin, &hierarchies)?;
+        remove_folder(&paths.state)?;
+    }
+    for netns in net::existing() {
+        net::delete(&netns)?;
+    }
+    forget_netns_folder();
+    fs::remove_dir(RUN).ok();
+    Ok(())
+}
+
+/// Ends a cluster and everything of it that is not on disk: processes, mounts, control groups, its namespace with links
+/// and rules, and its folder under /run. Its state is kept.
+pub(super) fn halt(cluster: &str, paths: &Paths, bin: &Path, hierarchies: &cgroup::Hierarchies) -> Result<()> {
+    let search = proc::Search { cluster, paths, bin, hierarchies };
+    search.kill_all(LIMIT)?;
+    unmount_all(paths)?;
+    cgroup::remove(hierarchies, cluster)?;
+    net::delete(net::Netns::of(cluster).name())?;
+    remove_folder(&paths.run)
+}
+
+/// Names of all clusters that left anything anywhere.
+fn traces(hierarchies: &cgroup::Hierarchies) -> Result<BTreeSet<String>> {
+    let mut names: BTreeSet<String> = cgroup::clusters(hierarchies).into_iter().collect();
+    for folder in [cache::root()?.join("state"), PathBuf::from(RUN)] {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+        names.extend(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    }
+    let spaces = net::existing();
+    names.extend(
+        spaces
+            .iter()
+            .filter_map(|name| name.strip_prefix(net::PREFIX))
+            .filter(|name| *name != "wan")
+            .map(str::to_owned),
+    );
+    Ok(names)
+}
+
+/// Mounts may be stacked; what is found is taken off until nothing is.
+fn unmount_all(paths: &Paths) -> Result<()> {
+    loop {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+        let mounts = proc::mounts_below(&mountinfo, &[&paths.state, &paths.run]);
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for mount in mounts {
+            unmount(&mount, UnmountFlags::DETACH).map_err(std::io::Error::from).at("unmount", &mount)?;
+        }
+    }
+}
+
+/// `ip netns` mounts its folder upon itself when it makes the first namespace; with the last one gone it is as before.
+fn forget_netns_folder() {
+    let folder = Path::new(net::NETNS_FOLDER);
+    if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none()) {
+        unmount(folder, UnmountFlags::DETACH).ok();
+        fs::remove_dir(folder).ok();
+    }
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        // A pod may have set a file immutable or left something odd; rm says what it is.
+        Err(_) => process::output(Command::new("rm").arg("-rf").arg(path)).map(drop),
+    }
+}
