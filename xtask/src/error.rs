@@ -44,6 +44,8 @@ pub enum Error {
         "--set cu126 needs --torch-wheel FILE: the CUDA 12.6 build of torch 2.13.0 is not on PyPI; download it from https://download.pytorch.org/whl/cu126"
     )]
     TorchWheelMissing,
+    #[error("`cargo xtask verify` found faults: {failed}. Each line above says what and where")]
+    Verify { failed: String },
     #[error("certificate for `{name}`: {source}")]
     Pki { name: String, source: rcgen::Error },
 }

@@ -2,11 +2,14 @@
 //!
 //! `main.rs` reads the command line and calls one module per subcommand. Nothing here is part of the product.
 
+pub mod apiserver;
 pub mod cache;
 pub mod cluster;
 pub mod error;
+pub mod generate;
 pub mod images;
 pub mod libtorch;
 pub mod packages;
 pub mod process;
 pub mod tools;
+pub mod verify;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{cluster, error::Result, images};
+use xtask::{apiserver, cluster, error::Result, generate, images, verify};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -21,12 +21,21 @@ enum Task {
     /// Container images, made without a container engine.
     #[command(subcommand)]
     Images(images::cli::Command),
+    /// Writes the files that are made from the code: CRDs and their chart.
+    Generate,
+    /// Checks generated files, dependency arrows, purity, file lengths, formatting, licences and advisories.
+    Verify,
+    /// Runs a command beside a bare API server, with CONSILIUM_APISERVER_KUBECONFIG set for it.
+    Apiserver(apiserver::Arguments),
 }
 
 fn run() -> Result<()> {
     match Arguments::parse().task {
         Task::Cluster(command) => cluster::cli::run(command),
         Task::Images(command) => images::cli::run(command),
+        Task::Generate => generate::run(),
+        Task::Verify => verify::run(),
+        Task::Apiserver(arguments) => apiserver::run(&arguments),
     }
 }
 

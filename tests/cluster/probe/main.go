@@ -1,8 +1,8 @@
 // Command probe is what tests run in a pod to see what the pod can reach.
 //
-//	probe serve PORT…     answers "NAME ADDRESS" (its own host name, the caller's address) on each TCP port
-//	probe tcp HOST:PORT   exit 0 and the answer if the connection is made, 1 and why not
-//	probe lookup NAME     exit 0 and the addresses if the name resolves
+//	probe serve PORT…    answers each TCP connection with its own host name and the caller's address
+//	probe reach TARGET…  tries tcp=HOST:PORT and lookup=NAME, all at once, and prints a line for each:
+//	                     "TARGET connected …", "TARGET refused …", "TARGET timeout …" or "TARGET error …"
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -19,7 +20,7 @@ const patience = 3 * time.Second
 
 func main() {
 	if len(os.Args) < 3 {
-		fail(errors.New("usage: probe serve PORT… | tcp HOST:PORT | lookup NAME"))
+		fail("usage: probe serve PORT… | reach (tcp=HOST:PORT|lookup=NAME)…")
 	}
 	switch args := os.Args[2:]; os.Args[1] {
 	case "serve":
@@ -31,22 +32,16 @@ func main() {
 			go serve(listener)
 		}
 		select {}
-	case "tcp":
-		connection, err := net.DialTimeout("tcp", args[0], patience)
-		if err != nil {
-			fail(err)
+	case "reach":
+		results := make(chan string)
+		for _, target := range args {
+			go func() { results <- target + " " + reach(target) }()
 		}
-		connection.SetDeadline(time.Now().Add(patience))
-		answer, _ := io.ReadAll(io.LimitReader(connection, 256))
-		fmt.Printf("connected %s\n", answer)
-	case "lookup":
-		addresses, err := net.LookupHost(args[0])
-		if err != nil {
-			fail(err)
+		for range args {
+			fmt.Println(<-results)
 		}
-		fmt.Println(addresses)
 	default:
-		fail(fmt.Errorf("unknown verb %q", os.Args[1]))
+		fail("unknown verb " + os.Args[1])
 	}
 }
 
@@ -62,8 +57,30 @@ func serve(listener net.Listener) {
 	}
 }
 
-// fail tells a refusal from a silence, which a firewall's rules differ in.
-func fail(err error) {
+func reach(target string) string {
+	verb, argument, _ := strings.Cut(target, "=")
+	switch verb {
+	case "tcp":
+		connection, err := net.DialTimeout("tcp", argument, patience)
+		if err != nil {
+			return outcome(err)
+		}
+		defer connection.Close()
+		connection.SetDeadline(time.Now().Add(patience / 3))
+		answer, _ := io.ReadAll(io.LimitReader(connection, 256))
+		return fmt.Sprintf("connected %q", answer)
+	case "lookup":
+		addresses, err := net.LookupHost(argument)
+		if err != nil {
+			return outcome(err)
+		}
+		return fmt.Sprint("connected ", addresses)
+	}
+	return "error: unknown verb"
+}
+
+// A firewall's rules differ in whether they refuse or keep silent, and so do these words.
+func outcome(err error) string {
 	kind := "error"
 	var timeout net.Error
 	switch {
@@ -72,6 +89,10 @@ func fail(err error) {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		kind = "timeout"
 	}
-	fmt.Println(kind, err)
+	return fmt.Sprint(kind, " ", err)
+}
+
+func fail(problem any) {
+	fmt.Fprintln(os.Stderr, problem)
 	os.Exit(1)
 }

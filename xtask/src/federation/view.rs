@@ -1,0 +1,239 @@
+//! The rounds as they happen: a table and progress bars in a terminal, plain lines elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, IsTerminal, Read},
+    process::{Child, Stdio},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::{Federation, RESEARCH, TASKS};
+use crate::{
+    cluster::Cluster,
+    error::{Error, Result},
+    process,
+};
+
+/// Something changed.
+enum Change {
+    Round(Box<Value>),
+    Task { site: String, task: Box<Value> },
+    Study(Box<Value>),
+}
+
+/// Follows a study until it is over (its `Succeeded` condition is no longer Unknown) or `limit` has passed.
+///
+/// Returns how long each round took, by number.
+pub fn follow(federation: &Federation, study: &str, limit: Duration) -> Result<BTreeMap<u64, Duration>> {
+    let (sender, changes) = channel();
+    let mut watches = Vec::new();
+    watches.push(watch(&federation.hub, RESEARCH, "trainingrounds", sender.clone(), |object| Some(Change::Round(object)))?);
+    watches.push(watch(&federation.hub, RESEARCH, "federatedstudies", sender.clone(), |object| Some(Change::Study(object)))?);
+    for site in &federation.sites {
+        let name = site.name.clone();
+        let change = move |task| Some(Change::Task { site: name.clone(), task });
+        watches.push(watch(site, TASKS, "roundtasks", sender.clone(), change)?);
+    }
+    drop(sender);
+    let mut screen = Screen::new(federation, study);
+    let result = screen.run(&changes, limit);
+    for mut child in watches {
+        // Ending a watch that has ended by itself is no error.
+        child.kill().ok();
+        child.wait().ok();
+    }
+    screen.close();
+    result.map(|()| screen.durations)
+}
+
+/// Starts `kubectl get --watch` and sends what it prints, object by object.
+fn watch(
+    cluster: &Cluster,
+    namespace: &str,
+    kind: &str,
+    sender: Sender<Change>,
+    change: impl Fn(Box<Value>) -> Option<Change> + Send + 'static,
+) -> Result<Child> {
+    let mut command = cluster.command("kubectl");
+    command.args(["get", kind, "-n", namespace, "--watch", "-o", "json", "--request-timeout=0"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|source| Error::Spawn { command: process::shown(&command), source })?;
+    if let Some(output) = child.stdout.take() {
+        thread::spawn(move || {
+            let objects = serde_json::Deserializer::from_reader(Lines(BufReader::new(output))).into_iter::<Value>();
+            for object in objects.map_while(std::result::Result::ok) {
+                let Some(change) = change(Box::new(object)) else { continue };
+                if sender.send(change).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    Ok(child)
+}
+
+/// Reads what is there without waiting for a full buffer, so that an object is seen as soon as it is printed.
+struct Lines<R>(BufReader<R>);
+
+impl<R: Read> Read for Lines<R> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let ready = self.0.fill_buf()?;
+        let n = ready.len().min(out.len());
+        out[..n].copy_from_slice(&ready[..n]);
+        self.0.consume(n);
+        Ok(n)
+    }
+}
+
+struct Screen {
+    study: String,
+    bars: Option<Bars>,
+    started: Instant,
+    seen: BTreeMap<u64, (Instant, String)>,
+    durations: BTreeMap<u64, Duration>,
+}
+
+struct Bars {
+    all: MultiProgress,
+    title: ProgressBar,
+    sites: BTreeMap<String, ProgressBar>,
+}
+
+impl Screen {
+    fn new(federation: &Federation, study: &str) -> Self {
+        let bars = std::io::stderr().is_terminal().then(|| Bars::new(federation));
+        Self {
+            study: study.to_owned(),
+            bars,
+            started: Instant::now(),
+            seen: BTreeMap::new(),
+            durations: BTreeMap::new(),
+        }
+    }
+
+    fn run(&mut self, changes: &Receiver<Change>, limit: Duration) -> Result<()> {
+        loop {
+            let left = limit.checked_sub(self.started.elapsed()).ok_or_else(|| Error::Timeout {
+                what: format!("the end of study {}", self.study),
+                seconds: limit.as_secs(),
+                logs: "kubectl get trounds -n research -o yaml".into(),
+                last: format!("{:?}", self.seen.values().last().map(|(_, line)| line)),
+            })?;
+            match changes.recv_timeout(left.min(Duration::from_secs(5))) {
+                Ok(Change::Round(round)) if round["spec"]["study"] == self.study.as_str() => self.round(&round),
+                Ok(Change::Task { site, task }) => self.task(&site, &task),
+                Ok(Change::Study(study)) if self.is_over(&study) => return Ok(()),
+                // A watch that ended is not the end of the study; the limit is.
+                _ => {}
+            }
+        }
+    }
+
+    fn is_over(&self, study: &Value) -> bool {
+        let over = super::wait::condition(study, "Succeeded").is_some_and(|(status, ..)| status != "Unknown");
+        study["metadata"]["name"] == self.study.as_str() && over
+    }
+
+    fn round(&mut self, round: &Value) {
+        let number = round["spec"]["number"].as_u64().unwrap_or_default();
+        let line = describe(round);
+        let now = Instant::now();
+        let (since, last) = self.seen.entry(number).or_insert_with(|| (now, String::new()));
+        if *last == line {
+            return;
+        }
+        last.clone_from(&line);
+        let over = matches!(round["status"]["round"]["step"].as_str(), Some("Succeeded" | "Failed"));
+        if over {
+            self.durations.insert(number, since.elapsed());
+        }
+        match &self.bars {
+            Some(bars) if over => bars.all.println(&line).unwrap_or_default(),
+            Some(bars) => bars.title.set_message(line),
+            None => eprintln!("[{:>5.0} s] {line}", self.started.elapsed().as_secs_f64()),
+        }
+    }
+
+    fn task(&mut self, site: &str, task: &Value) {
+        let Some(bar) = self.bars.as_ref().and_then(|bars| bars.sites.get(site)) else { return };
+        let status = &task["status"];
+        let (done, of) = status["progress"]
+            .as_str()
+            .and_then(|text| text.split_once('/'))
+            .and_then(|(done, of)| Some((done.parse().ok()?, of.parse().ok()?)))
+            .unwrap_or((0, 1));
+        bar.set_length(of);
+        bar.set_position(done);
+        let kind = task["spec"]["kind"].as_str().unwrap_or_default();
+        bar.set_message(format!("{kind} {}", status["reason"].as_str().unwrap_or_default()));
+    }
+
+    fn close(&self) {
+        if let Some(bars) = &self.bars {
+            bars.sites.values().for_each(ProgressBar::finish_and_clear);
+            bars.title.finish_and_clear();
+        }
+    }
+}
+
+impl Bars {
+    fn new(federation: &Federation) -> Self {
+        let all = MultiProgress::new();
+        let title = all.add(ProgressBar::no_length());
+        title.set_style(style("{spinner} {msg}"));
+        title.enable_steady_tick(Duration::from_millis(250));
+        let bar = |name: &String| {
+            let bar = all.add(ProgressBar::new(1));
+            bar.set_style(style("  {prefix:10} {bar:30} {pos:>4}/{len:<4} {msg}"));
+            bar.set_prefix(name.clone());
+            (name.clone(), bar)
+        };
+        let sites = federation.sites.iter().map(|site| bar(&site.name)).collect();
+        Self { all, title, sites }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// One line about a round: its step and every hospital's word.
+pub fn describe(round: &Value) -> String {
+    let state = &round["status"]["round"];
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let site = |site: &Value| {
+        let dice: Vec<String> =
+            site["dice"].as_array().into_iter().flatten().map(|d| text(d)).collect();
+        let detail = if dice.is_empty() { text(&site["reason"]) } else { format!("Dice {}", dice.join("/")) };
+        let mark = if site["contributed"] == true { "+" } else { "" };
+        format!("{}{mark}: {detail}", text(&site["site"]))
+    };
+    let sites: Vec<String> = state["sites"].as_array().into_iter().flatten().map(site).collect();
+    let global = state["gate"]["global"].as_str().map(|g| format!(" · global Dice {g}")).unwrap_or_default();
+    let attempt = state["protocolStep"].as_str().map(|step| format!(" {step}")).unwrap_or_default();
+    format!("round {} {}{attempt}{global} · {}", round["spec"]["number"], text(&state["step"]), sites.join(" · "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The line is all that a CI log shows of a round; it must name who is in and how good each is.
+    #[test]
+    fn a_line_names_contributors_and_their_dice() {
+        let round = serde_json::json!({
+            "spec": {"number": 2},
+            "status": {"round": {"step": "Succeeded", "gate": {"global": "0.8500"}, "sites": [
+                {"site": "alder", "reason": "Evaluated", "contributed": true, "dice": ["0.9", "0.8"]},
+                {"site": "birch", "reason": "DeniedByPolicy"},
+            ]}},
+        });
+        let expected = "round 2 Succeeded · global Dice 0.8500 · alder+: Dice 0.9/0.8 · birch: DeniedByPolicy";
+        assert_eq!(describe(&round), expected);
+    }
+}
