@@ -189,9 +189,7 @@ impl ScanError {
         const SHOWN: usize = 5;
         match errors.len() {
             0 | 1 => errors.pop(),
-            count => {
-                Some(Self::Several { count, first: errors.iter().take(SHOWN).map(ToString::to_string).collect() })
-            }
+            count => Some(Self::Several { count, first: errors.iter().take(SHOWN).map(ToString::to_string).collect() }),
         }
     }
 

@@ -162,10 +162,10 @@ fn scans_in(folder: &Path) -> Result<BTreeMap<String, PathBuf>, ScanError> {
 /// Reads a labelled case and checks that its mask lies on its image.
 pub fn load(case: &Case, classes: u8) -> Result<(Volume, Mask), ScanError> {
     let image = read_volume(&case.image)?;
-    let mask_file = case.mask.as_ref().ok_or_else(|| ScanError::MissingMask {
-        image: case.image.clone(),
-        mask: PathBuf::from("labelsTr"),
-    })?;
+    let mask_file = case
+        .mask
+        .as_ref()
+        .ok_or_else(|| ScanError::MissingMask { image: case.image.clone(), mask: PathBuf::from("labelsTr") })?;
     let mask = read_mask(mask_file, classes)?;
     check_pair(&case.image, &image.grid, mask_file, &mask.grid)?;
     Ok((image, mask))

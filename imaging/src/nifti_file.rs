@@ -78,19 +78,25 @@ pub fn check_pair(image_file: &Path, image: &Grid, mask_file: &Path, mask: &Grid
 
 /// Writes an image as float32, compressed when the name ends in `.gz`. Equal volumes give equal bytes.
 pub fn write_volume(file: &Path, volume: &Volume) -> Result<(), ScanError> {
-    write(file, &volume.grid, volume.voxels.clone())
+    let [nx, ny, nz] = volume.grid.shape;
+    let array = Array3::from_shape_vec((nx, ny, nz).f(), volume.voxels.clone());
+    let array = array.map_err(|e| ScanError::unwritable(file, e))?;
+    let header = header_of(&volume.grid);
+    WriterOptions::new(file).reference_header(&header).write_nifti(&array).map_err(|e| ScanError::unwritable(file, e))
 }
 
-/// Writes a mask as uint8, compressed when the name ends in `.gz`.
+/// Writes a mask as uint8, compressed when the name ends in `.gz`. Equal masks give equal bytes.
 pub fn write_mask(file: &Path, mask: &Mask) -> Result<(), ScanError> {
-    write(file, &mask.grid, mask.labels.clone())
+    let [nx, ny, nz] = mask.grid.shape;
+    let array = Array3::from_shape_vec((nx, ny, nz).f(), mask.labels.clone());
+    let array = array.map_err(|e| ScanError::unwritable(file, e))?;
+    let header = header_of(&mask.grid);
+    WriterOptions::new(file).reference_header(&header).write_nifti(&array).map_err(|e| ScanError::unwritable(file, e))
 }
 
-fn write<T: nifti::DataElement + Pod>(file: &Path, grid: &Grid, voxels: Vec<T>) -> Result<(), ScanError> {
-    let [nx, ny, nz] = grid.shape;
-    let array = Array3::from_shape_vec((nx, ny, nz).f(), voxels).map_err(|e| ScanError::unwritable(file, e))?;
+fn header_of(grid: &Grid) -> NiftiHeader {
     let [sx, sy, sz] = grid.spacing;
-    let header = NiftiHeader {
+    NiftiHeader {
         pixdim: [1.0, sx, sy, sz, 0.0, 0.0, 0.0, 0.0],
         // 2 = millimetres.
         xyzt_units: 2,
@@ -100,11 +106,8 @@ fn write<T: nifti::DataElement + Pod>(file: &Path, grid: &Grid, voxels: Vec<T>) 
         srow_y: grid.affine[1],
         srow_z: grid.affine[2],
         ..NiftiHeader::default()
-    };
-    WriterOptions::new(file).reference_header(&header).write_nifti(&array).map_err(|e| ScanError::unwritable(file, e))
+    }
 }
-
-use bytemuck::Pod;
 
 fn read(file: &Path) -> Result<(Grid, Vec<f32>), ScanError> {
     let bytes = inflate(file)?;

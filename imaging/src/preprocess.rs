@@ -1,7 +1,5 @@
 //! From a scan to what a network sees: z-scored intensities on a fixed shape.
 
-use crate::volume::Grid;
-
 /// Subtracts the mean and divides by the standard deviation over all voxels, in place.
 ///
 /// A volume of one single value becomes zero everywhere.
@@ -53,17 +51,4 @@ pub fn pad_or_crop<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill
 /// Whether a shape can be halved `levels` times without a remainder on every axis.
 pub fn divisible(shape: [usize; 3], levels: u32) -> bool {
     shape.iter().all(|side| *side > 0 && side % (1 << levels) == 0)
-}
-
-/// The grid of a volume after [`pad_or_crop`]: the shape changes and the origin moves with the centred box.
-pub fn grid_after(grid: &Grid, to: [usize; 3]) -> Grid {
-    let mut out = grid.clone();
-    out.shape = to;
-    for (axis, (from_start, to_start, _)) in overlap(grid.shape, to).into_iter().enumerate() {
-        let moved = from_start as f32 - to_start as f32;
-        for row in 0..3 {
-            out.affine[row][3] += moved * grid.affine[row][axis];
-        }
-    }
-    out
 }

@@ -41,12 +41,6 @@ impl Grid {
         let [nx, ny, _] = self.shape;
         [offset % nx, (offset / nx) % ny, offset / (nx * ny)]
     }
-
-    /// Length of the grid's diagonal from the first to the last voxel centre, in mm: no two voxels are further apart.
-    pub fn diagonal_mm(&self) -> f64 {
-        let side = |axis: usize| (self.shape[axis].saturating_sub(1)) as f64 * f64::from(self.spacing[axis]);
-        (0..3).map(|axis| side(axis).powi(2)).sum::<f64>().sqrt()
-    }
 }
 
 /// An image: one real intensity per voxel, x fastest.

@@ -1,0 +1,97 @@
+//! Segmenting whole volumes of any shape, tile by tile.
+
+use tch::{Device, Kind, TchError, Tensor, no_grad};
+
+use super::unet::UNet3d;
+use super::{sizes, to_tensor};
+use crate::preprocess::{pad_or_crop, z_score};
+use crate::tiles::{corners, gaussian};
+use crate::volume::{Grid, Mask, Volume};
+
+/// A network with what is needed to segment volumes with it.
+#[derive(Debug)]
+pub struct Segmenter {
+    net: UNet3d,
+    device: Device,
+    tile: [usize; 3],
+    batch: usize,
+    classes: i64,
+    weights: Tensor,
+}
+
+/// A volume being put together from its tiles.
+struct Canvas {
+    padded: Grid,
+    image: Tensor,
+    /// Weighted sums of class shares, `[classes, z, y, x]`.
+    sums: Tensor,
+}
+
+impl Segmenter {
+    /// `tile` (x, y, z) must be divisible by 2^levels; up to `batch` tiles go through the network at once.
+    pub fn new(net: UNet3d, device: Device, tile: [usize; 3], batch: usize, classes: u8) -> Result<Self, TchError> {
+        let weights = to_tensor(&gaussian(tile), tile)?.f_to_device(device)?;
+        Ok(Self { net, device, tile, batch: batch.max(1), classes: i64::from(classes), weights })
+    }
+
+    /// Class of each voxel of one raw (not yet z-scored) volume.
+    pub fn segment(&self, volume: &Volume) -> Result<Mask, TchError> {
+        // Safety of the index: one mask per volume.
+        Ok(self.segment_all(&[volume])?.swap_remove(0))
+    }
+
+    /// Segments several volumes; their tiles share batches, so that small volumes fill the device together.
+    pub fn segment_all(&self, volumes: &[&Volume]) -> Result<Vec<Mask>, TchError> {
+        no_grad(|| {
+            let mut canvases = volumes.iter().map(|volume| self.canvas(volume)).collect::<Result<Vec<_>, _>>()?;
+            let work: Vec<(usize, [usize; 3])> = canvases
+                .iter()
+                .enumerate()
+                .flat_map(|(at, canvas)| corners(canvas.padded.shape, self.tile).into_iter().map(move |c| (at, c)))
+                .collect();
+            for batch in work.chunks(self.batch) {
+                self.run(&mut canvases, batch)?;
+            }
+            volumes.iter().zip(canvases).map(|(volume, canvas)| finish(volume, &canvas)).collect()
+        })
+    }
+
+    fn canvas(&self, volume: &Volume) -> Result<Canvas, TchError> {
+        let shape = [0, 1, 2].map(|axis| volume.grid.shape[axis].max(self.tile[axis]));
+        let mut voxels = volume.voxels.clone();
+        z_score(&mut voxels);
+        let voxels = pad_or_crop(&voxels, volume.grid.shape, shape, 0.0);
+        let padded = Grid::axis_aligned(shape, volume.grid.spacing);
+        let image = to_tensor(&voxels, shape)?.f_to_device(self.device)?;
+        let sums = Tensor::f_zeros(sizes(self.classes, &padded), (Kind::Float, self.device))?;
+        Ok(Canvas { padded, image, sums })
+    }
+
+    fn run(&self, canvases: &mut [Canvas], batch: &[(usize, [usize; 3])]) -> Result<(), TchError> {
+        let tiles = batch
+            .iter()
+            .map(|&(at, corner)| self.cut(&canvases[at].image, 2, corner))
+            .collect::<Result<Vec<_>, _>>()?;
+        let scores = self.net.forward(&Tensor::f_cat(&tiles, 0)?)?;
+        let shares = scores.f_softmax(1, Kind::Float)?.f_mul(&self.weights)?;
+        for (index, &(at, corner)) in batch.iter().enumerate() {
+            let mut place = self.cut(&canvases[at].sums, 1, corner)?;
+            let _ = place.f_add_(&shares.f_select(0, index as i64)?)?;
+        }
+        Ok(())
+    }
+
+    /// The view of a tile; the z axis of `from` is axis number `z_axis`.
+    fn cut(&self, from: &Tensor, z_axis: i64, [x, y, z]: [usize; 3]) -> Result<Tensor, TchError> {
+        let [tx, ty, tz] = self.tile.map(|side| side as i64);
+        from.f_narrow(z_axis, z as i64, tz)?.f_narrow(z_axis + 1, y as i64, ty)?.f_narrow(z_axis + 2, x as i64, tx)
+    }
+}
+
+fn finish(volume: &Volume, canvas: &Canvas) -> Result<Mask, TchError> {
+    let classes = canvas.sums.f_argmax(0, false)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut labels = vec![0_u8; canvas.padded.len()];
+    classes.f_copy_data(&mut labels, canvas.padded.len())?;
+    let labels = pad_or_crop(&labels, canvas.padded.shape, volume.grid.shape, 0);
+    Ok(Mask { grid: volume.grid.clone(), labels })
+}

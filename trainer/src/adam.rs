@@ -1,0 +1,98 @@
+//! Adam (Kingma and Ba, 2015) with its state in the open, so that a checkpoint can hold all of it: torch's own keeps the
+//! moments where its Rust binding cannot reach them.
+
+use tch::{Kind, TchError, Tensor, no_grad};
+
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPSILON: f64 = 1e-8;
+
+/// The optimiser: per parameter its moments.
+#[derive(Debug)]
+pub struct Adam {
+    parameters: Vec<(String, Tensor)>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
+    steps: u64,
+}
+
+impl Adam {
+    /// Starts with moments of zero. The tensors share memory with the network's.
+    pub fn new(parameters: Vec<(String, Tensor)>) -> Result<Self, TchError> {
+        let zeros = |(_, p): &(String, Tensor)| p.f_zeros_like().map(|z| z.set_requires_grad(false));
+        let first = parameters.iter().map(zeros).collect::<Result<_, _>>()?;
+        let second = parameters.iter().map(zeros).collect::<Result<_, _>>()?;
+        Ok(Self { parameters, first, second, steps: 0 })
+    }
+
+    /// Forgets the gradients of the step before.
+    pub fn zero_grad(&mut self) {
+        for (_, parameter) in &mut self.parameters {
+            parameter.zero_grad();
+        }
+    }
+
+    /// Whether every gradient is finite; asked only in half precision, where overflow is part of the game.
+    pub fn gradients_finite(&self) -> Result<bool, TchError> {
+        for (_, parameter) in &self.parameters {
+            if !bool::try_from(parameter.grad().f_isfinite()?.f_all()?)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One step with the gradients divided by `grad_scale`.
+    pub fn step(&mut self, rate: f64, grad_scale: f64) -> Result<(), TchError> {
+        self.steps += 1;
+        let t = self.steps as f64;
+        let (correction1, correction2) = (1.0 - BETA1.powf(t), 1.0 - BETA2.powf(t));
+        no_grad(|| {
+            for ((_, parameter), (m, v)) in self.parameters.iter_mut().zip(self.first.iter_mut().zip(&mut self.second))
+            {
+                let mut gradient = parameter.grad();
+                if grad_scale != 1.0 {
+                    gradient = gradient.f_div_scalar(grad_scale)?;
+                }
+                let _ = m.f_lerp_(&gradient, 1.0 - BETA1)?;
+                let _ = v.f_mul_scalar_(BETA2)?;
+                let _ = v.f_add_(&gradient.f_square()?.f_mul_scalar(1.0 - BETA2)?)?;
+                let spread = v.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(EPSILON)?;
+                let _ = parameter.f_sub_(&m.f_div(&spread)?.f_mul_scalar(rate / correction1)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Steps made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Parameters and moments by name, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let named = |prefix: &str, tensors: &mut dyn Iterator<Item = &Tensor>| -> Vec<(String, Tensor)> {
+            self.parameters
+                .iter()
+                .zip(tensors)
+                .map(|((name, _), tensor)| (format!("{prefix}.{name}"), tensor.shallow_clone()))
+                .collect()
+        };
+        let mut all = named("parameter", &mut self.parameters.iter().map(|(_, p)| p));
+        all.extend(named("first", &mut self.first.iter()));
+        all.extend(named("second", &mut self.second.iter()));
+        all
+    }
+
+    /// Takes a checkpoint's state; the count of steps with it. An error says which tensor does not fit.
+    pub fn restore(&mut self, state: &[(String, Tensor)], steps: u64) -> Result<(), TchError> {
+        for (name, mut tensor) in self.state() {
+            let saved = state.iter().find(|(known, _)| *known == name).map(|(_, saved)| saved);
+            let saved = saved.filter(|saved| saved.size() == tensor.size() && saved.kind() == Kind::Float);
+            let saved = saved.ok_or_else(|| TchError::TensorNameNotFound(name, "the checkpoint".into()))?;
+            no_grad(|| tensor.f_copy_(saved))?;
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Trains and evaluates segmentation networks on files alone. Exit codes: 0 done, 42 bad configuration or data (do not
+/// try again), 143 stopped by SIGTERM with a checkpoint written, anything else may go better next time.
+#[derive(Debug, Parser)]
+#[command(name = "consilium-trainer", version)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a study's first model: out/model.safetensors from task.json
+    Init(Contract),
+    /// Train one round: out/update.safetensors from task.json, model.safetensors and the data folder
+    Train(TrainArgs),
+    /// Segment the data folder's scans: out/predictions/*.nii.gz
+    Evaluate(DataArgs),
+    /// Do what task.json's `kind` says: Init, Train or Evaluate
+    Run(TrainArgs),
+    /// Score predictions against labels (the platform's evaluator): out/score.json
+    Score(ScoreArgs),
+    /// Train and score on one data folder, split by person, with no federation
+    Fit(FitArgs),
+    /// Write phantom hospitals: labelled volumes made from numbers
+    Phantom(PhantomArgs),
+    /// Cut a folder with regimes F, U, H into four simulated hospitals
+    Shard(ShardArgs),
+    /// Time training steps on made-up volumes; one line of JSON
+    BenchStep(BenchArgs),
+}
+
+/// Where the contract's files lie.
+#[derive(Debug, Args)]
+pub struct Contract {
+    /// Folder of task.json, model.safetensors, out/ and checkpoint/
+    #[arg(long, default_value = "/consilium")]
+    pub root: PathBuf,
+}
+
+/// Contract and data.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// The contract's files
+    #[command(flatten)]
+    pub contract: Contract,
+    /// Folder with imagesTr and labelsTr (imagesTs for Evaluate); only read
+    #[arg(long, default_value = "/data")]
+    pub data: PathBuf,
+    /// CPU threads [default: all cores]
+    #[arg(long)]
+    pub threads: Option<u32>,
+}
+
+/// Training under the contract.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Files and data
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 20)]
+    pub checkpoint_every: u64,
+}
+
+/// Scoring.
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// The contract's files: reads task.json and out/predictions, writes out/score.json and out/MANIFEST
+    #[arg(long, required_unless_present = "predictions", conflicts_with = "predictions")]
+    pub root: Option<PathBuf>,
+    /// Folder with the true masks, or with labelsTs or labelsTr (and a cases.csv) in it
+    #[arg(long)]
+    pub labels: PathBuf,
+    /// Without --root: folder with the predicted masks
+    #[arg(long, requires = "classes", requires = "out")]
+    pub predictions: Option<PathBuf>,
+    /// Without --root: number of classes, background included
+    #[arg(long)]
+    pub classes: Option<u8>,
+    /// Without --root: where to write the score
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Also write the scores of each case, and their means by person
+    #[arg(long)]
+    pub details: Option<PathBuf>,
+}
+
+/// One data set, no federation.
+#[derive(Debug, Args)]
+pub struct FitArgs {
+    /// Folder with imagesTr and labelsTr
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for model.safetensors and fit.json
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The study's trainer config as JSON [default: a U-Net of width 8 for 3 classes]
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Rounds' worth of training: epochs are this times epochsPerRound
+    #[arg(long, default_value_t = 10)]
+    pub rounds: u32,
+    /// Seed of weights and data order
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// Every so many persons, one is held back to score the model on
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..))]
+    pub hold_back: u32,
+    /// CPU threads [default: all cores]
+    #[arg(long)]
+    pub threads: Option<u32>,
+}
+
+/// Phantom hospitals.
+#[derive(Debug, Args)]
+pub struct PhantomArgs {
+    /// Folder for one folder per hospital, each with train, eval and labels
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Hospitals, each with a scanner of its own look
+    #[arg(long, value_delimiter = ',', default_value = "alder,birch,cedar,damson")]
+    pub names: Vec<String>,
+    /// Scans of each hospital, one per person; every fifth is for evaluation
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(5..))]
+    pub cases: u32,
+    /// Voxels along x, y, z
+    #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [32_usize, 40, 32])]
+    pub shape: Vec<usize>,
+    /// Equal seeds give equal files
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+}
+
+/// Simulated hospitals from one folder.
+#[derive(Debug, Args)]
+pub struct ShardArgs {
+    /// Medical Segmentation Decathlon folder with a cases.csv that has a column regime
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for one folder per hospital, each with train, eval and labels
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Four hospitals: for regime F (first half of its persons), F (second half), U and H
+    #[arg(long, value_delimiter = ',', default_value = "alder,birch,cedar,damson")]
+    pub names: Vec<String>,
+    /// Every so many persons, one goes to evaluation
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..))]
+    pub hold_back: u32,
+    /// Copy the files instead of linking to them
+    #[arg(long)]
+    pub copy: bool,
+    /// Change the third hospital's scans to thick slices with noise, and the fourth's to shaded, inverted ones
+    #[arg(long)]
+    pub shift: bool,
+    /// Seed of the changes
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+}
+
+/// Timing.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Steps to time, the first of them to warm up; 0 only writes --export
+    #[arg(long, default_value_t = 20)]
+    pub steps: u32,
+    /// CPU threads
+    #[arg(long, default_value_t = 2)]
+    pub threads: u32,
+    /// Volumes in a step
+    #[arg(long, default_value_t = 2)]
+    pub batch: usize,
+    /// Channels at full resolution
+    #[arg(long, default_value_t = 8)]
+    pub width: u32,
+    /// Voxels along x, y, z
+    #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [40_usize, 56, 40])]
+    pub shape: Vec<usize>,
+    /// Seed of weights and volumes
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// File for the starting weights, volumes and labels, from which trainer/bench/eager.py takes them
+    #[arg(long)]
+    pub export: Option<PathBuf>,
+}

@@ -1,0 +1,180 @@
+//! `fit`: how a researcher tries a configuration on one data set, and how the bar for a federated run is measured.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use consilium_federation::task::Progress;
+use consilium_imaging::metrics::{CaseScore, Summary, score, summarise};
+use consilium_imaging::msd::{Case, labelled_cases};
+use consilium_imaging::split::{hold_back, subjects};
+use consilium_imaging::torch::{Segmenter, named_parameters, save_weights};
+use consilium_imaging::{Mask, Volume};
+use serde::Serialize;
+use serde_json::json;
+
+use super::evaluate::TILES_AT_ONCE;
+use super::{device, log, set_threads};
+use crate::cli::FitArgs;
+use crate::config::TrainerConfig;
+use crate::contract::write_json;
+use crate::data::{Examples, read_cases};
+use crate::engine::{Engine, Job};
+use crate::error::TrainerError;
+
+/// `fit.json`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    config: &'a TrainerConfig,
+    rounds: u32,
+    seed: u64,
+    train_cases: usize,
+    train_subjects: usize,
+    held_back_subjects: Vec<String>,
+    steps: u64,
+    epoch_losses: Vec<f64>,
+    train_seconds: f64,
+    evaluate_seconds: f64,
+    summary: Summary,
+    by_regime: Vec<(String, Summary)>,
+    cases: Vec<CaseScore>,
+}
+
+pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerError> {
+    let config = read_config(args.config.as_deref())?;
+    set_threads(args.threads);
+    fs::create_dir_all(&args.out).map_err(|e| TrainerError::file("made", &args.out, e))?;
+    let classes = config.network().classes;
+    let (train, held_back) = hold_back(&labelled_cases(&args.data)?, args.hold_back as usize, None);
+    if train.is_empty() || held_back.is_empty() {
+        return Err(TrainerError::Config(format!(
+            "{}: {} cases to train on and {} held back: both must be at least 1; lower --hold-back or add cases",
+            args.data.display(),
+            train.len(),
+            held_back.len()
+        )));
+    }
+    let (train_cases, train_subjects) = (train.len(), subjects(&train).len());
+    let scans = read_cases(train, classes)?;
+    let held_back = read_cases(held_back, classes)?;
+    let began = Instant::now();
+    let examples = Examples::prepare(&scans, &config)?;
+    drop(scans);
+    let mut engine = Engine::new(&config, args.seed, device())?;
+    let (steps, epoch_losses) = train_all(&mut engine, &examples, &config, args, stop)?;
+    let train_seconds = began.elapsed().as_secs_f64();
+    save_weights(&named_parameters(engine.store()), &args.out.join("model.safetensors"))?;
+    let began = Instant::now();
+    let segmenter = Segmenter::new(engine.into_net(), device(), examples.shape(), TILES_AT_ONCE, classes)?;
+    let cases = score_all(&segmenter, &held_back, classes)?;
+    let report = Report {
+        config: &config,
+        rounds: args.rounds,
+        seed: args.seed,
+        train_cases,
+        train_subjects,
+        held_back_subjects: subjects(&held_back.iter().map(|(case, _, _)| case.clone()).collect::<Vec<_>>()),
+        steps,
+        epoch_losses,
+        train_seconds,
+        evaluate_seconds: began.elapsed().as_secs_f64(),
+        summary: summarise(&cases),
+        by_regime: by_regime(&held_back, &cases),
+        cases,
+    };
+    write_json(&args.out.join("fit.json"), &report)?;
+    print(&report);
+    Ok(())
+}
+
+fn read_config(file: Option<&Path>) -> Result<TrainerConfig, TrainerError> {
+    let Some(file) = file else {
+        return TrainerConfig::parse(&json!({ "network": { "kind": "UNet3D", "classes": 3 } }));
+    };
+    let bytes = fs::read(file).map_err(|e| TrainerError::file("read", file, e))?;
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|e| TrainerError::Config(format!("{}: not JSON: {e}", file.display())))?;
+    TrainerConfig::parse(&value)
+}
+
+/// All rounds in one go: one Adam and one cosine over all of them, as a study has without its interruptions.
+fn train_all(
+    engine: &mut Engine,
+    examples: &Examples,
+    config: &TrainerConfig,
+    args: &FitArgs,
+    stop: &Arc<AtomicBool>,
+) -> Result<(u64, Vec<f64>), TrainerError> {
+    let config = TrainerConfig { epochs_per_round: config.epochs_per_round * args.rounds.max(1), ..config.clone() };
+    let job = Job { examples, config: &config, data_seed: args.seed, round: 1, rounds: 1, checkpoints: None };
+    let mut tell = |progress: &Progress, loss: f64| {
+        if progress.step.is_multiple_of(50) {
+            log(
+                "step",
+                json!({ "step": progress.step, "of": progress.of, "loss": loss, "etaSeconds": progress.eta_seconds }),
+            );
+        }
+        Ok(())
+    };
+    let outcome = engine.run(&job, stop, &mut tell)?;
+    Ok((outcome.steps, outcome.epoch_losses))
+}
+
+fn score_all(
+    segmenter: &Segmenter,
+    scans: &[(Case, Volume, Mask)],
+    classes: u8,
+) -> Result<Vec<CaseScore>, TrainerError> {
+    scans
+        .iter()
+        .map(|(case, volume, truth)| {
+            let classes = score(&segmenter.segment(volume)?, truth, classes);
+            Ok(CaseScore { case: case.id.clone(), subject: case.subject.clone(), classes })
+        })
+        .collect()
+}
+
+fn by_regime(scans: &[(Case, Volume, Mask)], scores: &[CaseScore]) -> Vec<(String, Summary)> {
+    let mut regimes: Vec<&str> = scans.iter().filter_map(|(case, _, _)| case.regime.as_deref()).collect();
+    regimes.sort_unstable();
+    regimes.dedup();
+    let of = |regime: &str| -> Vec<CaseScore> {
+        let chosen = scans.iter().zip(scores).filter(|((case, _, _), _)| case.regime.as_deref() == Some(regime));
+        chosen.map(|(_, score)| score.clone()).collect()
+    };
+    regimes.into_iter().map(|regime| (regime.to_owned(), summarise(&of(regime)))).collect()
+}
+
+fn print(report: &Report<'_>) {
+    let line = |name: &str, summary: &Summary| {
+        let classes: Vec<String> = summary
+            .classes
+            .iter()
+            .map(|c| {
+                let mm = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.2}"));
+                format!(
+                    "class {}: dice {:.4} (worst {:.3}, by case {:.4}), HD95 {} mm, ASSD {} mm, missed {}",
+                    c.class,
+                    c.dice,
+                    c.worst_dice,
+                    c.dice_by_case,
+                    mm(c.hd95_mm),
+                    mm(c.assd_mm),
+                    c.missed
+                )
+            })
+            .collect();
+        println!("{name}: {} cases of {} persons; {}", summary.cases, summary.subjects, classes.join("; "));
+    };
+    println!(
+        "trained on {} cases of {} persons, {} steps in {:.0} s; seed {}",
+        report.train_cases, report.train_subjects, report.steps, report.train_seconds, report.seed
+    );
+    line("held back", &report.summary);
+    for (regime, summary) in &report.by_regime {
+        line(&format!("  regime {regime}"), summary);
+    }
+}

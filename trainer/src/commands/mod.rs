@@ -1,0 +1,105 @@
+//! The subcommands, a file each.
+
+mod bench;
+mod evaluate;
+mod fit;
+mod hospitals;
+mod init;
+mod score;
+mod train;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use consilium_federation::task::{TaskFile, TaskKind};
+use serde_json::json;
+use tch::Device;
+
+use crate::cli::{Command, TrainArgs};
+use crate::contract::Root;
+use crate::error::TrainerError;
+
+/// Runs a subcommand. `stop` is set when the process is asked to end.
+pub fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<(), TrainerError> {
+    match command {
+        Command::Init(args) => reporting(&Root::new(&args.root), |root| init::run(root, &root.task()?.0)),
+        Command::Train(args) => reporting(&root_of(args), |root| train::run(root, args, root.task()?, stop)),
+        Command::Evaluate(args) => {
+            reporting(&Root::new(&args.contract.root), |root| evaluate::run(root, args, &root.task()?.0))
+        }
+        Command::Run(args) => reporting(&root_of(args), |root| by_kind(root, args, stop)),
+        Command::Score(args) => match &args.root {
+            Some(root) => reporting_without_reset(&Root::new(root), |root| score::run_under_contract(root, args)),
+            None => score::run_alone(args),
+        },
+        Command::Fit(args) => fit::run(args, stop),
+        Command::Phantom(args) => hospitals::phantom(args),
+        Command::Shard(args) => hospitals::shard(args),
+        Command::BenchStep(args) => bench::run(args),
+    }
+}
+
+fn root_of(args: &TrainArgs) -> Root {
+    Root::new(&args.data.contract.root)
+}
+
+fn by_kind(root: &Root, args: &TrainArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerError> {
+    let (task, digest) = root.task()?;
+    match task.kind {
+        TaskKind::Init => init::run(root, &task),
+        TaskKind::Train => train::run(root, args, (task, digest), stop),
+        TaskKind::Evaluate => evaluate::run(root, &args.data, &task),
+    }
+}
+
+/// Runs a task under the contract: clears `out/` of what marks an end, and leaves `failure.json` when it fails.
+fn reporting(root: &Root, task: impl FnOnce(&Root) -> Result<(), TrainerError>) -> Result<(), TrainerError> {
+    reporting_without_reset(root, |root| root.begin().and_then(|()| task(root)))
+}
+
+fn reporting_without_reset(
+    root: &Root,
+    task: impl FnOnce(&Root) -> Result<(), TrainerError>,
+) -> Result<(), TrainerError> {
+    let result = task(root);
+    if let Err(e) = &result {
+        root.fail(&e.failure());
+    }
+    result
+}
+
+/// The GPU if libtorch sees one.
+fn device() -> Device {
+    Device::cuda_if_available()
+}
+
+fn device_name(device: Device) -> &'static str {
+    if device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// Sets torch's threads; without a number it takes all cores, which is its own default.
+fn set_threads(threads: Option<u32>) {
+    if let Some(threads) = threads {
+        tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+    }
+}
+
+fn expect_kind(task: &TaskFile, kind: TaskKind) -> Result<(), TrainerError> {
+    if task.kind == kind {
+        return Ok(());
+    }
+    Err(TrainerError::Config(format!(
+        "task.json: kind is {}, this subcommand does {}; use `consilium-trainer run`, which does what the task says",
+        task.kind.as_str(),
+        kind.as_str()
+    )))
+}
+
+/// A line of JSON on standard error: what happened, for the pod's log.
+pub(crate) fn log(event: &str, fields: serde_json::Value) {
+    let mut line = json!({ "event": event });
+    if let (Some(line), serde_json::Value::Object(fields)) = (line.as_object_mut(), fields) {
+        line.extend(fields);
+    }
+    eprintln!("{line}");
+}

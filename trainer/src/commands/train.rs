@@ -1,0 +1,86 @@
+//! `train`: one round in one hospital.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use consilium_federation::digest::Digest;
+use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
+use consilium_imaging::torch::{load_weights, named_parameters, save_weights};
+use serde_json::json;
+use tch::{Device, TchError, Tensor};
+
+use super::{device, device_name, expect_kind, log, set_threads};
+use crate::cli::TrainArgs;
+use crate::config::TrainerConfig;
+use crate::contract::{Root, write_json};
+use crate::data::{Examples, read_folder};
+use crate::engine::{Checkpoints, Engine, Job, Outcome};
+use crate::error::TrainerError;
+
+pub(super) fn run(
+    root: &Root,
+    args: &TrainArgs,
+    (task, digest): (TaskFile, Digest),
+    stop: &Arc<AtomicBool>,
+) -> Result<(), TrainerError> {
+    expect_kind(&task, TaskKind::Train)?;
+    let config = TrainerConfig::parse(&task.config)?;
+    set_threads(args.data.threads);
+    let began = Instant::now();
+    let examples = Examples::prepare(&read_folder(&args.data.data, config.network().classes)?, &config)?;
+    let device = device();
+    let mut engine = Engine::new(&config, task.seed, device)?;
+    load_weights(engine.store(), &root.model())?;
+    log(
+        "training",
+        json!({ "study": task.study, "round": task.round, "examples": examples.len(), "shape": examples.shape(),
+            "device": device_name(device), "threads": tch::get_num_threads() }),
+    );
+    let job = Job {
+        examples: &examples,
+        config: &config,
+        data_seed: task.data_seed,
+        round: task.round,
+        rounds: task.rounds,
+        checkpoints: Some(Checkpoints { folder: root.checkpoint(), every: args.checkpoint_every, task: digest }),
+    };
+    let mut tell = |progress: &Progress, _loss: f64| root.progress(progress);
+    let outcome = engine.run(&job, stop, &mut tell)?;
+    let seconds = began.elapsed().as_secs_f64();
+    write_results(root, &engine, &examples, &outcome, seconds)?;
+    log(
+        "trained",
+        json!({ "round": task.round, "steps": outcome.steps, "epochLosses": outcome.epoch_losses,
+        "seconds": seconds }),
+    );
+    root.finish(vec!["update.safetensors".into(), "metrics.json".into()])
+}
+
+fn write_results(
+    root: &Root,
+    engine: &Engine,
+    examples: &Examples,
+    outcome: &Outcome,
+    seconds: f64,
+) -> Result<(), TrainerError> {
+    let base = Tensor::read_safetensors(root.model())?;
+    save_weights(&difference(&named_parameters(engine.store()), &base)?, &root.result("update.safetensors"))?;
+    let metrics = json!({ "steps": outcome.steps, "resumedAt": outcome.resumed_at, "seconds": seconds,
+        "epochLosses": outcome.epoch_losses, "shape": examples.shape() });
+    write_json(&root.result("metrics.json"), &TaskMetrics { examples: examples.len() as u64, metrics })
+}
+
+/// New minus base, tensor by tensor.
+fn difference(new: &[(String, Tensor)], base: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, TchError> {
+    new.iter()
+        .map(|(name, tensor)| {
+            let (_, before) = base
+                .iter()
+                .find(|(known, _)| known == name)
+                .ok_or_else(|| TchError::TensorNameNotFound(name.clone(), "model.safetensors".into()))?;
+            let after = tensor.f_detach()?.f_to_device(Device::Cpu)?;
+            Ok((name.clone(), after.f_sub(before)?))
+        })
+        .collect()
+}

@@ -1,0 +1,202 @@
+//! The meaning of `spec.trainer.config`: parsed and checked before anything else is touched, so that a bad value costs
+//! seconds and not a queue's worth of waiting.
+
+use consilium_imaging::preprocess::divisible;
+use consilium_imaging::torch::UNet3dConfig;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::TrainerError;
+
+/// A study's trainer configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// The network.
+    pub network: Network,
+    /// Shape x, y, z that volumes are padded or cut to, and the tile of inference. Left out: the smallest that holds
+    /// every scan of the folder and can be halved `levels` times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<[usize; 3]>,
+    /// Passes over the data in each round.
+    #[serde(default = "one")]
+    pub epochs_per_round: u32,
+    /// Volumes in each step.
+    #[serde(default = "two")]
+    pub batch_size: usize,
+    /// Adam's rate at the start of the cosine; a number, or a string such as "0.003" (the API keeps decimals as
+    /// strings).
+    #[serde(default = "default_rate", deserialize_with = "number_or_string")]
+    pub learning_rate: f64,
+    /// Arithmetic of the forward pass.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Axes along which volumes are mirrored at random while training.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirror: Vec<Axis>,
+}
+
+/// The network by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Network {
+    /// A 3D U-Net with instance norm.
+    UNet3D {
+        /// Channels at full resolution.
+        #[serde(default = "eight")]
+        width: u32,
+        /// Halvings.
+        #[serde(default = "three")]
+        levels: u32,
+        /// Classes, background included.
+        classes: u8,
+    },
+}
+
+/// Arithmetic of the forward pass; weights and sums are always 32-bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Precision {
+    /// 32-bit everywhere.
+    #[default]
+    FP32,
+    /// 16-bit with loss scaling on a GPU; a CPU has no use for it and trains in 32-bit.
+    FP16,
+}
+
+/// An axis of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axis {
+    /// First in the file, fastest in memory.
+    X,
+    /// Second.
+    Y,
+    /// Third.
+    Z,
+}
+
+impl Axis {
+    /// Its place in a tensor `[batch, channel, z, y, x]`, counted from the end as torch allows.
+    pub fn from_end(self) -> i64 {
+        match self {
+            Self::X => -1,
+            Self::Y => -2,
+            Self::Z => -3,
+        }
+    }
+}
+
+const fn one() -> u32 {
+    1
+}
+const fn two() -> usize {
+    2
+}
+const fn three() -> u32 {
+    3
+}
+const fn eight() -> u32 {
+    8
+}
+const fn default_rate() -> f64 {
+    2e-3
+}
+
+fn number_or_string<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(f64),
+        Text(String),
+    }
+    match Either::deserialize(from)? {
+        Either::Number(number) => Ok(number),
+        Either::Text(text) => text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a number"))),
+    }
+}
+
+impl TrainerConfig {
+    /// Parses and checks a configuration. The message names field, value and rule.
+    pub fn parse(value: &serde_json::Value) -> Result<Self, TrainerError> {
+        let config: Self = serde_json::from_value(value.clone())
+            .map_err(|e| TrainerError::Config(format!("config: {e}; see docs/guides/trainer.md for the fields")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), TrainerError> {
+        let net = self.network();
+        let fail = |field: &str, value: String, rule: &str| {
+            Err(TrainerError::Config(format!("config.{field} is {value}: it must be {rule}")))
+        };
+        if !(1..=256).contains(&net.width) {
+            return fail("network.width", net.width.to_string(), "from 1 to 256");
+        }
+        if !(1..=6).contains(&net.levels) {
+            return fail("network.levels", net.levels.to_string(), "from 1 to 6");
+        }
+        if net.classes < 2 {
+            return fail("network.classes", net.classes.to_string(), "at least 2 (background and one structure)");
+        }
+        if let Some(shape) = self.shape
+            && (!divisible(shape, net.levels) || shape.iter().any(|side| *side > 1024))
+        {
+            let rule = format!("three multiples of {} (2^levels) up to 1024", 1 << net.levels);
+            return fail("shape", format!("{shape:?}"), &rule);
+        }
+        if !(1..=1000).contains(&self.epochs_per_round) {
+            return fail("epochsPerRound", self.epochs_per_round.to_string(), "from 1 to 1000");
+        }
+        if !(1..=1024).contains(&self.batch_size) {
+            return fail("batchSize", self.batch_size.to_string(), "from 1 to 1024");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
+            return fail("learningRate", self.learning_rate.to_string(), "above 0 and at most 1");
+        }
+        Ok(())
+    }
+
+    /// The network's shape for `imaging`.
+    pub fn network(&self) -> UNet3dConfig {
+        let Network::UNet3D { width, levels, classes } = self.network;
+        UNet3dConfig { width, levels, classes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_config_has_sensible_defaults() {
+        let config = TrainerConfig::parse(&json!({"network": {"kind": "UNet3D", "classes": 3}})).unwrap();
+        assert_eq!(config.network(), UNet3dConfig { width: 8, levels: 3, classes: 3 });
+        assert_eq!((config.epochs_per_round, config.batch_size, config.precision), (1, 2, Precision::FP32));
+    }
+
+    #[test]
+    fn a_rate_may_be_a_string_because_the_api_keeps_decimals_so() {
+        let base = json!({"network": {"kind": "UNet3D", "classes": 3}, "learningRate": "0.01"});
+        assert_eq!(TrainerConfig::parse(&base).unwrap().learning_rate, 0.01);
+    }
+
+    /// A researcher who mistypes must learn field, value and rule from the message alone.
+    #[test]
+    fn wrong_values_are_named() {
+        let cases = [
+            (json!({"network": {"kind": "UNet3D", "classes": 1}}), ["network.classes", "1", "at least 2"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3, "width": 0}}), ["network.width", "0", "1 to 256"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3}, "shape": [40, 57, 40]}), ["shape", "57", "8"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3}, "learningRate": "nan"}), ["learningRate", "NaN", "0"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3}, "learningRate": "fast"}), ["fast", "not", "number"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3}, "batchSize": 0}), ["batchSize", "0", "1 to 1024"]),
+            (json!({"network": {"kind": "UNet3D", "classes": 3}, "epochs": 3}), ["epochs", "unknown", "expected"]),
+            (json!({"network": {"kind": "ResNet", "classes": 3}}), ["ResNet", "unknown", "UNet3D"]),
+        ];
+        for (value, parts) in cases {
+            let message = TrainerConfig::parse(&value).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{message} lacks one of {parts:?}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The training loop: one round's steps from a base model, with checkpoints on the way.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use consilium_federation::digest::Digest;
+use consilium_federation::task::Progress;
+use consilium_imaging::random::{permutation, stream};
+use consilium_imaging::torch::{UNet3d, dice_cross_entropy, named_parameters};
+use rand::RngExt;
+use tch::{Device, TchError, Tensor, autocast, nn};
+
+use crate::adam::Adam;
+use crate::checkpoint::{self, Position};
+use crate::config::{Axis, Precision, TrainerConfig};
+use crate::data::Examples;
+use crate::error::TrainerError;
+use crate::schedule::{Place, learning_rate};
+
+/// Half precision: where the loss's scale begins, and after how many good steps it is doubled.
+const FIRST_LOSS_SCALE: f64 = 65536.0;
+const LOSS_SCALE_GROWS_AFTER: u64 = 2000;
+
+/// A network with its optimiser.
+#[derive(Debug)]
+pub struct Engine {
+    store: nn::VarStore,
+    net: UNet3d,
+    adam: Adam,
+    half: bool,
+    loss_scale: f64,
+    good_steps: u64,
+}
+
+/// What to train on, and how long.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The scans.
+    pub examples: &'a Examples,
+    /// The configuration.
+    pub config: &'a TrainerConfig,
+    /// Seed of the data order.
+    pub data_seed: u64,
+    /// Round, from 1.
+    pub round: u32,
+    /// Rounds planned.
+    pub rounds: u32,
+    /// Where checkpoints go, after how many steps, and whose they are; `None` writes none.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// Where a job's checkpoints go.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Steps between two.
+    pub every: u64,
+    /// Digest of the task.
+    pub task: Digest,
+}
+
+/// What came of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Steps of the round.
+    pub steps: u64,
+    /// Mean loss of each epoch.
+    pub epoch_losses: Vec<f64>,
+    /// The step that a checkpoint let it begin with.
+    pub resumed_at: u64,
+}
+
+impl Engine {
+    /// A network with random weights by `seed`.
+    pub fn new(config: &TrainerConfig, seed: u64, device: Device) -> Result<Self, TchError> {
+        // Torch's seed is signed; the bits are what counts.
+        tch::manual_seed(seed as i64);
+        let store = nn::VarStore::new(device);
+        let net = UNet3d::new(&store.root(), config.network())?;
+        let adam = Adam::new(named_parameters(&store))?;
+        let half = config.precision == Precision::FP16 && device.is_cuda();
+        let loss_scale = if half { FIRST_LOSS_SCALE } else { 1.0 };
+        Ok(Self { store, net, adam, half, loss_scale, good_steps: 0 })
+    }
+
+    /// The parameters.
+    pub fn store(&self) -> &nn::VarStore {
+        &self.store
+    }
+
+    /// The network alone, for inference; its parameters live on with it.
+    pub fn into_net(self) -> UNet3d {
+        self.net
+    }
+
+    /// One step on a batch; gives the loss.
+    pub fn step(&mut self, images: &Tensor, labels: &Tensor, rate: f64) -> Result<f64, TchError> {
+        self.adam.zero_grad();
+        let loss = if self.half {
+            let scores = autocast(true, || self.net.forward(images))?;
+            dice_cross_entropy(&scores, labels)?
+        } else {
+            dice_cross_entropy(&self.net.forward(images)?, labels)?
+        };
+        if self.half {
+            loss.f_mul_scalar(self.loss_scale)?.f_backward()?;
+        } else {
+            loss.f_backward()?;
+        }
+        if !self.half || self.adam.gradients_finite()? {
+            self.adam.step(rate, self.loss_scale)?;
+            self.grow_loss_scale();
+        } else {
+            // Overflow: leave out this step and scale less (Micikevicius et al., Mixed Precision Training, 2018).
+            self.loss_scale = (self.loss_scale / 2.0).max(1.0);
+            self.good_steps = 0;
+        }
+        f64::try_from(&loss)
+    }
+
+    fn grow_loss_scale(&mut self) {
+        self.good_steps += 1;
+        if self.half && self.good_steps >= LOSS_SCALE_GROWS_AFTER {
+            self.loss_scale *= 2.0;
+            self.good_steps = 0;
+        }
+    }
+
+    /// Runs a job to its end, from its checkpoint if there is one. `tell` is called after every step; when `stop` is set
+    /// the job writes a checkpoint and ends with [`TrainerError::Terminated`].
+    pub fn run(
+        &mut self,
+        job: &Job<'_>,
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(&Progress, f64) -> Result<(), TrainerError>,
+    ) -> Result<Outcome, TrainerError> {
+        let plan = Plan::of(job);
+        let mut state = self.resume(job)?;
+        let resumed_at = state.step;
+        let began = Instant::now();
+        while state.step < plan.steps {
+            if stop.load(Ordering::Relaxed) {
+                self.checkpoint(job, &state)?;
+                return Err(TrainerError::Terminated { step: state.step });
+            }
+            let loss = self.plan_step(job, &plan, state.step)?;
+            state.loss_sum += loss;
+            state.step += 1;
+            if state.step % plan.steps_per_epoch == 0 {
+                state.epoch_losses.push(state.loss_sum / plan.steps_per_epoch as f64);
+                state.loss_sum = 0.0;
+            }
+            let due = job.checkpoints.as_ref().is_some_and(|c| state.step.is_multiple_of(c.every.max(1)));
+            if due && state.step < plan.steps {
+                self.checkpoint(job, &state)?;
+            }
+            let per_step = began.elapsed().as_secs_f64() / (state.step - resumed_at) as f64;
+            let left = (per_step * (plan.steps - state.step) as f64).ceil() as u64;
+            tell(&Progress { step: state.step, of: plan.steps, eta_seconds: Some(left) }, loss)?;
+        }
+        Ok(Outcome { steps: plan.steps, epoch_losses: state.epoch_losses, resumed_at })
+    }
+
+    fn plan_step(&mut self, job: &Job<'_>, plan: &Plan, step: u64) -> Result<f64, TrainerError> {
+        let (images, labels) = job.examples.batch(&plan.batch(job, step), self.store.device())?;
+        let place = Place { round: job.round, rounds: job.rounds, step, steps: plan.steps };
+        let loss = self.step(&images, &labels, learning_rate(job.config.learning_rate, place))?;
+        if loss.is_finite() {
+            Ok(loss)
+        } else {
+            Err(TrainerError::Diverged { loss, step, learning_rate: job.config.learning_rate })
+        }
+    }
+
+    fn resume(&mut self, job: &Job<'_>) -> Result<State, TrainerError> {
+        let Some(checkpoints) = &job.checkpoints else { return Ok(State::default()) };
+        let Some((position, tensors)) = checkpoint::load(&checkpoints.folder, checkpoints.task)? else {
+            return Ok(State::default());
+        };
+        self.adam.restore(&tensors, position.adam_steps)?;
+        if self.half {
+            self.loss_scale = position.loss_scale;
+        }
+        Ok(State { step: position.step, loss_sum: position.loss_sum, epoch_losses: position.epoch_losses })
+    }
+
+    fn checkpoint(&self, job: &Job<'_>, state: &State) -> Result<(), TrainerError> {
+        let Some(checkpoints) = &job.checkpoints else { return Ok(()) };
+        let position = Position {
+            task: checkpoints.task,
+            step: state.step,
+            adam_steps: self.adam.steps(),
+            loss_scale: self.loss_scale,
+            epoch_losses: state.epoch_losses.clone(),
+            loss_sum: state.loss_sum,
+            tensors: format!("step-{}.safetensors", state.step),
+        };
+        checkpoint::save(&checkpoints.folder, &position, &self.adam.state())
+    }
+}
+
+/// Where the loop stands.
+#[derive(Debug, Default)]
+struct State {
+    step: u64,
+    loss_sum: f64,
+    epoch_losses: Vec<f64>,
+}
+
+/// How many steps, and which scans in each.
+struct Plan {
+    steps: u64,
+    steps_per_epoch: u64,
+}
+
+impl Plan {
+    fn of(job: &Job<'_>) -> Self {
+        let steps_per_epoch = job.examples.len().div_ceil(job.config.batch_size) as u64;
+        Self { steps: steps_per_epoch * u64::from(job.config.epochs_per_round), steps_per_epoch }
+    }
+
+    /// The scans of a step with their mirrored axes: a function of seed, round and step alone.
+    fn batch(&self, job: &Job<'_>, step: u64) -> Vec<(usize, Vec<Axis>)> {
+        let epochs_before = u64::from(job.round.max(1) - 1) * u64::from(job.config.epochs_per_round);
+        let (epoch, at) = (epochs_before + step / self.steps_per_epoch, step % self.steps_per_epoch);
+        let order = permutation(job.data_seed, "order", epoch, job.examples.len());
+        let mut coin = stream(job.data_seed, "mirror", epoch * self.steps_per_epoch + at);
+        let first = at as usize * job.config.batch_size;
+        let last = (first + job.config.batch_size).min(order.len());
+        order[first..last]
+            .iter()
+            .map(|&scan| (scan, job.config.mirror.iter().copied().filter(|_| coin.random::<bool>()).collect()))
+            .collect()
+    }
+}
