@@ -164,8 +164,7 @@ fn serve(
 ) -> Result<Vec<promote::Served>> {
     let release = promote::release(federation, study)?;
     let approval = signer.sign(&release, "Shadow")?;
-    let promotion =
-        promote::promotion("hippocampus-shadow", &release, "Shadow", &arguments.hospitals, &[approval]);
+    let promotion = promote::promotion("hippocampus-shadow", &release, "Shadow", &arguments.hospitals, &[approval]);
     federation.hub.apply(&[promotion])?;
     promote::rolled_out(federation, "hippocampus-shadow")?;
     federation.sites.iter().map(|site| promote::ask(site, data)).collect()

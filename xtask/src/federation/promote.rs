@@ -59,7 +59,18 @@ impl Signer {
         fs::write(&file, release.to_string()).at("write", &file)?;
         let mut sign = Command::new(&self.plugin);
         sign.arg("sign").arg("--key").arg(self.key()).arg("--release").arg(&file);
-        sign.args(["--stage", stage, "--key-id", self.id, "--role", self.role, "--expires-in", "720h", "--output", "json"]);
+        sign.args([
+            "--stage",
+            stage,
+            "--key-id",
+            self.id,
+            "--role",
+            self.role,
+            "--expires-in",
+            "720h",
+            "--output",
+            "json",
+        ]);
         let text = process::output(&mut sign)?;
         serde_json::from_str(&text)
             .map_err(|error| Error::Malformed { path: "kubectl consilium sign".into(), problem: error.to_string() })

@@ -32,8 +32,12 @@ enum Change {
 pub fn follow(federation: &Federation, study: &str, limit: Duration) -> Result<BTreeMap<u64, Duration>> {
     let (sender, changes) = channel();
     let mut watches = Vec::new();
-    watches.push(watch(&federation.hub, RESEARCH, "trainingrounds", sender.clone(), |object| Some(Change::Round(object)))?);
-    watches.push(watch(&federation.hub, RESEARCH, "federatedstudies", sender.clone(), |object| Some(Change::Study(object)))?);
+    watches.push(watch(&federation.hub, RESEARCH, "trainingrounds", sender.clone(), |object| {
+        Some(Change::Round(object))
+    })?);
+    watches.push(watch(&federation.hub, RESEARCH, "federatedstudies", sender.clone(), |object| {
+        Some(Change::Study(object))
+    })?);
     for site in &federation.sites {
         let name = site.name.clone();
         let change = move |task| Some(Change::Task { site: name.clone(), task });
@@ -207,8 +211,7 @@ pub fn describe(round: &Value) -> String {
     let state = &round["status"]["round"];
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let site = |site: &Value| {
-        let dice: Vec<String> =
-            site["dice"].as_array().into_iter().flatten().map(|d| text(d)).collect();
+        let dice: Vec<String> = site["dice"].as_array().into_iter().flatten().map(|d| text(d)).collect();
         let detail = if dice.is_empty() { text(&site["reason"]) } else { format!("Dice {}", dice.join("/")) };
         let mark = if site["contributed"] == true { "+" } else { "" };
         format!("{}{mark}: {detail}", text(&site["site"]))

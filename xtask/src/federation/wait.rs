@@ -15,7 +15,12 @@ use crate::{
 /// Asks until there is an answer, or the limit is over; the error tells what was seen last.
 ///
 /// An error of the question itself counts as "not yet": an API server that is being restarted refuses for a while.
-pub fn until<T>(cluster: &Cluster, what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Answer<T>>) -> Result<T> {
+pub fn until<T>(
+    cluster: &Cluster,
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<Answer<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         let last = match ask() {

@@ -1,0 +1,135 @@
+//! Starts the federation once and runs the scenarios against it.
+
+use std::{
+    error::Error,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use xtask::{
+    cache, cluster,
+    federation::{Federation, data, install, promote, study},
+    images, plugin,
+};
+
+/// Result of a scenario; any error fails it with its text.
+pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// What the scenarios share.
+pub struct World {
+    /// The clusters.
+    pub federation: Federation,
+    /// Parent of the hospitals' data folders.
+    pub data: std::path::PathBuf,
+    /// The safety officer whose key the hospitals trust.
+    pub signer: promote::Signer,
+}
+
+/// Names of the hospitals.
+pub const HOSPITALS: [&str; 4] = ["alder", "birch", "cedar", "damson"];
+/// How long a round on phantoms may take on a loaded machine.
+pub const ROUND: Duration = Duration::from_secs(300);
+
+fn start() -> Result<World, Box<dyn Error>> {
+    let hospitals: Vec<String> = HOSPITALS.map(str::to_owned).to_vec();
+    let images = images::build(&images::Variant::Cpu, &[])?;
+    let plugin = plugin::build()?;
+    let data = data::make(&data::Source::Phantoms { cases: 10 }, &hospitals)?;
+    cluster::down()?;
+    let clusters = cluster::up(&cluster::Spec { hospitals })?;
+    images::load_all(&clusters, &images)?;
+    let federation = Federation::new(clusters, images)?;
+    install::all(&federation, &data)?;
+    let signer = promote::Signer::new(&cache::sub("e2e")?, &plugin)?;
+    Ok(World { federation, data, signer })
+}
+
+/// Runs all scenarios in order, also after one has failed, and closes with the counts.
+pub fn run(scenarios: &[(&str, fn(&World) -> Outcome)]) -> ExitCode {
+    let begin = Instant::now();
+    let world = match start() {
+        Ok(world) => world,
+        Err(error) => {
+            println!("the federation did not start: {error}\n0 passed, {} failed", scenarios.len());
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("federation started in {:.0} s", begin.elapsed().as_secs_f64());
+    let mut failed = 0;
+    for (name, scenario) in scenarios {
+        let begin = Instant::now();
+        let outcome = scenario(&world);
+        let took = begin.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => println!("test {name} ... ok ({took:.0} s)"),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED ({took:.0} s)\n  {error}");
+                explain(&world);
+            }
+        }
+    }
+    println!("{} passed, {failed} failed", scenarios.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What a person would look at first after a failure.
+fn explain(world: &World) {
+    let hub = &world.federation.hub;
+    let show = |what: &str, text: xtask::error::Result<String>| {
+        println!("  --- {what}");
+        text.unwrap_or_else(|error| error.to_string()).lines().for_each(|line| println!("  {line}"));
+    };
+    show("hub", hub.kubectl(&["get", "fstudy,trounds,mrelease,mpromo", "-A"]));
+    show("operator", hub.kubectl(&["logs", "-n", "consilium-system", "deployment/consilium-operator", "--tail=15"]));
+    for site in &world.federation.sites {
+        show(&site.name, site.kubectl(&["get", "rtasks,jobs,pods,mdeploy", "-A"]));
+        show("its agent", site.kubectl(&["logs", "-n", "consilium-agent", "consilium-agent-0", "--tail=15"]));
+    }
+}
+
+/// A scenario's own sentence for what it saw instead.
+pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { Err(otherwise().into()) }
+}
+
+impl World {
+    /// A plan for a small study on phantoms.
+    pub fn plan(&self, name: &str, rounds: u32) -> study::Plan {
+        study::Plan {
+            name: name.to_owned(),
+            sites: HOSPITALS.map(str::to_owned).to_vec(),
+            rounds,
+            width: 4,
+            shape: [32, 40, 32],
+            epochs: 1,
+            learning_rate: "0.003".into(),
+            gate: ("0.01".into(), "0".into()),
+            deadline: "10m".into(),
+            grace: "5m".into(),
+            gpus: 1,
+        }
+    }
+
+    /// The object of a plan.
+    pub fn object(&self, plan: &study::Plan) -> Result<Value, Box<dyn Error>> {
+        Ok(study::object(plan, &self.federation.image("consilium-trainer")?)?)
+    }
+
+    /// Applies policies with these opt-ins in the named hospitals.
+    pub fn allow(&self, sites: &[&str], opt_ins: &[Value]) -> Outcome {
+        let releases = study::ReleasePolicy { keys: json!([self.signer.trusted_key()?]) };
+        let policy = study::policy(&self.federation, opt_ins, &releases)?;
+        for site in sites {
+            study::apply_policy(self.federation.site(site)?, &policy)?;
+        }
+        Ok(())
+    }
+
+    /// The entry of a hospital in a round.
+    pub fn site_entry<'a>(round: &'a Value, site: &str) -> &'a Value {
+        let sites = round["status"]["round"]["sites"].as_array();
+        sites.and_then(|list| list.iter().find(|entry| entry["site"] == site)).unwrap_or(&Value::Null)
+    }
+}

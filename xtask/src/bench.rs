@@ -1,0 +1,178 @@
+//! `cargo xtask bench [NAME…] [--json]`: figures beside their limits, taken in one run.
+//!
+//! Each bench is a program of the package that it measures, built with the release profile; it prints one JSON object
+//! a line: `{bench, case, metric, value, unit, against, ratio, budget, met}`. This module builds, runs and shows them.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cache,
+    error::{Error, Result},
+    libtorch, process,
+};
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Names: aggregate, secagg, train. All of them if none is given.
+    names: Vec<String>,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Also what takes long or much disk.
+    #[arg(long)]
+    long: bool,
+}
+
+/// Least ratio of the training step beside PyTorch eager (DESIGN, "Budgets").
+const TRAIN_BUDGET: f64 = 0.97;
+
+const BENCHES: &[(&str, fn(&Arguments) -> Result<Vec<Value>>)] = &[
+    ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", arguments)),
+    ("secagg", |arguments| example("consilium-secagg", "bench_secagg", arguments)),
+    ("train", train),
+];
+
+/// Runs the benches asked for and prints their figures.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    for name in &arguments.names {
+        if BENCHES.iter().all(|(bench, _)| bench != name) {
+            let problem = format!("there is no bench {name:?}; the benches are aggregate, secagg, train");
+            return Err(Error::Malformed { path: "cargo xtask bench".into(), problem });
+        }
+    }
+    for (name, bench) in BENCHES {
+        if arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name) {
+            bench(arguments)?.iter().for_each(|figure| show(figure, arguments.json));
+        }
+    }
+    Ok(())
+}
+
+fn show(figure: &Value, json: bool) {
+    if json {
+        println!("{figure}");
+        return;
+    }
+    let text = |key: &str| figure[key].as_str().unwrap_or_default().to_owned();
+    let number = |key: &str| figure[key].as_f64().map(|n| format!("{n:.3}")).unwrap_or_default();
+    let met = match figure["met"].as_bool() {
+        Some(true) => "met",
+        Some(false) => "MISSED",
+        None => "",
+    };
+    println!(
+        "{:10} {:16} {:28} {:>12} {:8} {:>8} of {:32} budget {:>6} {met}",
+        text("bench"),
+        text("case"),
+        text("metric"),
+        number("value"),
+        text("unit"),
+        number("ratio"),
+        text("against"),
+        number("budget"),
+    );
+}
+
+fn build(package: &str, target: &[&str]) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics", "--package", package]);
+    cargo.args(target).envs(libtorch::environment(&libtorch::ensure()?));
+    let messages = process::output(&mut cargo)?;
+    let wanted = target.last().copied().unwrap_or_default();
+    let artifact = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == wanted).then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    messages.lines().find_map(artifact).ok_or_else(|| Error::Malformed {
+        path: package.into(),
+        problem: format!("it built no program called {wanted}"),
+    })
+}
+
+fn example(package: &str, name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut command = Command::new(build(package, &["--example", name])?);
+    if arguments.long {
+        command.arg("--long");
+    }
+    Ok(figures(&process::output(&mut command)?))
+}
+
+fn figures(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+}
+
+/// The training step beside PyTorch eager: same network, weights, batch and threads, taken in turns.
+fn train(_: &Arguments) -> Result<Vec<Value>> {
+    let trainer = build("consilium-trainer", &["--bin", "consilium-trainer"])?;
+    let python = eager_python()?;
+    let folder = cache::sub("bench")?;
+    let exported = folder.join("step.safetensors");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/bench/eager.py");
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let mut rust = Command::new(&trainer);
+        rust.envs(libtorch::environment(&libtorch::ensure()?));
+        rust.args(["bench-step", "--steps", "20", "--threads", "2", "--export"]).arg(&exported);
+        ours.extend(figures(&process::output(&mut rust)?));
+        let mut eager = Command::new(&python);
+        eager.arg(&script).arg(&exported).args(["--steps", "20", "--threads", "2"]);
+        theirs.extend(figures(&process::output(&mut eager)?));
+    }
+    let (rust, eager) = (median(&ours, "secondsPerStep"), median(&theirs, "secondsPerStep"));
+    let apart = ours.first().zip(theirs.first()).map_or(f64::NAN, |(a, b)| furthest(&a["losses"], &b["losses"]));
+    let ratio = eager / rust;
+    Ok(vec![
+        json!({"bench": "train", "case": "unet3d-w8", "metric": "training step", "value": rust, "unit": "s",
+            "against": "PyTorch eager", "ratio": ratio, "budget": TRAIN_BUDGET, "met": ratio >= TRAIN_BUDGET}),
+        json!({"bench": "train", "case": "unet3d-w8", "metric": "largest difference of 20 losses", "value": apart,
+            "unit": "", "against": "PyTorch eager", "ratio": apart / 1e-4, "budget": 1.0, "met": apart <= 1e-4}),
+    ])
+}
+
+fn median(runs: &[Value], key: &str) -> f64 {
+    let mut values: Vec<f64> = runs.iter().filter_map(|run| run[key].as_f64()).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn furthest(a: &Value, b: &Value) -> f64 {
+    let list = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_f64).collect::<Vec<_>>();
+    let (a, b) = (list(a), list(b));
+    if a.is_empty() || a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+}
+
+/// A Python with the same PyTorch, in a virtual environment in the cache; PyPI's build, whose CPU part is the same.
+fn eager_python() -> Result<PathBuf> {
+    let folder = cache::sub("bench")?.join("venv");
+    let python = folder.join("bin/python");
+    let stamp = cache::Stamp::new(&cache::sub("bench")?, "venv", cache::fingerprint([b"torch 2.13.0".as_slice()]));
+    if !stamp.is_current() {
+        process::output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let packages = ["torch==2.13.0", "numpy", "safetensors"];
+        process::output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+        stamp.write()?;
+    }
+    Ok(python)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loss that is missing must not look like agreement.
+    #[test]
+    fn losses_of_another_length_are_infinitely_far_apart() {
+        assert_eq!(furthest(&json!([1.0, 2.0]), &json!([1.0])), f64::INFINITY);
+        assert_eq!(furthest(&json!([1.0, 2.0]), &json!([1.0, 2.5])), 0.5);
+    }
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask test`: everything that CI runs, with a table of what each stage took.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    apiserver::ApiServer,
+    cluster,
+    error::{Error, Result},
+    libtorch, packages, process, verify,
+};
+
+/// What the tests can be told.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also what takes hours: more cases in every property test.
+    #[arg(long)]
+    long: bool,
+    /// Only these stages, by name.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Leave the clusters of the end-to-end stage running, to look at them.
+    #[arg(long)]
+    keep: bool,
+}
+
+type Run = fn(&Arguments) -> Result<()>;
+
+/// The stages in order: what is quick and tells most comes first.
+const STAGES: &[(&str, &str, Run)] = &[
+    ("verify", "formatting, generated files, dependency arrows, licences", |_| verify::run()),
+    ("lint", "clippy over everything, warnings denied", lint),
+    ("unit", "unit, property and in-process API tests of every package", unit),
+    ("charts", "lint and render the charts", |_| Ok(())),
+    ("apiserver", "every rule of the API against a real API server", apiserver),
+    ("e2e", "a hub and four hospital clusters on phantoms", e2e),
+];
+
+/// Runs the stages; stops at the first that fails, and prints the table either way.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(unknown) = arguments.only.iter().find(|name| STAGES.iter().all(|(stage, ..)| stage != name)) {
+        let known: Vec<&str> = STAGES.iter().map(|(name, ..)| *name).collect();
+        let problem = format!("there is no stage {unknown:?}; the stages are {}", known.join(", "));
+        return Err(Error::Malformed { path: "--only".into(), problem });
+    }
+    let mut table = Vec::new();
+    let mut outcome = Ok(());
+    for (name, about, stage) in STAGES {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {
+            continue;
+        }
+        println!("\n=== {name}: {about}");
+        let start = Instant::now();
+        outcome = stage(arguments);
+        table.push((*name, start.elapsed(), outcome.is_ok()));
+        if outcome.is_err() {
+            break;
+        }
+    }
+    print_table(&table);
+    outcome
+}
+
+fn print_table(table: &[(&str, Duration, bool)]) {
+    println!("\n{:<12} {:>9}  result", "stage", "seconds");
+    for (name, took, passed) in table {
+        println!("{name:<12} {:>9.1}  {}", took.as_secs_f64(), if *passed { "passed" } else { "FAILED" });
+    }
+    let all: Duration = table.iter().map(|(_, took, _)| *took).sum();
+    println!("{:<12} {:>9.1}", "all", all.as_secs_f64());
+}
+
+/// Runs cargo with libtorch in its environment and our output as its own.
+pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, OsString)]) -> Result<()> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    cargo.args(arguments).envs(libtorch::environment(&libtorch::ensure()?));
+    cargo.envs(variables.iter().map(|(key, value)| (*key, value)));
+    let status = cargo.status().map_err(|source| Error::Spawn { command: process::shown(&cargo), source })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Command { command: process::shown(&cargo), status, stderr: String::new() })
+}
+
+fn lint(_: &Arguments) -> Result<()> {
+    packages::ensure_pip()?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"], &[])
+}
+
+fn unit(arguments: &Arguments) -> Result<()> {
+    let long: Vec<(&str, OsString)> = if arguments.long { vec![("CONSILIUM_LONG", "1".into())] } else { Vec::new() };
+    cargo(&["test", "--workspace", "--locked", "--exclude", "consilium-tests"], &long)
+}
+
+fn apiserver(_: &Arguments) -> Result<()> {
+    let server = ApiServer::start()?;
+    let variables = [("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string())];
+    cargo(&["test", "--locked", "--package", "consilium-tests", "--test", "apiserver"], &variables)
+}
+
+fn e2e(arguments: &Arguments) -> Result<()> {
+    let result = cargo(&["test", "--locked", "--package", "consilium-tests", "--test", "e2e"], &[]);
+    if arguments.keep { result } else { cluster::down().and(result) }
+}
