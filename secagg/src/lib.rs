@@ -10,7 +10,11 @@
 #![deny(missing_docs)]
 
 pub mod advert;
+pub mod audit;
+pub mod client;
 pub mod deal;
+pub mod history;
+pub mod hub;
 pub mod identity;
 pub mod ids;
 pub mod keys;
@@ -24,7 +28,11 @@ pub mod shamir;
 pub mod shares;
 pub mod spec;
 pub mod sum;
+pub mod survivors;
 pub mod thresholds;
+pub mod unmask;
+pub mod unmasking;
+pub mod upload;
 pub mod weight;
 pub mod wire;
 

@@ -28,7 +28,7 @@ pub struct Misaligned {
 }
 
 /// Whether a mask is added or taken away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Sign {
     /// Added.
     Plus,

@@ -1,0 +1,373 @@
+//! A whole federation in memory: hospitals, a hub, and a driver that loses, kills and repeats what it is told to.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+use consilium_secagg::client::{Client, ClientError, Floors, Guard};
+use consilium_secagg::history::{DifferenceRule, History};
+use consilium_secagg::hub::{Hub, HubError, Receipt};
+use consilium_secagg::identity::SiteKey;
+use consilium_secagg::ids::{Digest, SiteId};
+use consilium_secagg::ring::{self, Statistic};
+use consilium_secagg::roster::{Governance, Roster, RosterEntry, SignedRoster, VerifiedRoster};
+use consilium_secagg::spec::{AttemptSpec, Purpose, RoundSpec, Weighting};
+use consilium_secagg::sum;
+use consilium_secagg::upload::elements_digest;
+use consilium_secagg::weight::Weight;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+pub const ONE: NonZeroUsize = NonZeroUsize::MIN;
+pub const FLOORS: Floors = Floors { min_contributors: 3, colluders: 0 };
+
+/// A hospital as its agent keeps it.
+pub struct Site {
+    pub id: SiteId,
+    pub key: SiteKey,
+    pub history: History,
+    pub client: Option<Client>,
+    pub weight: Weight,
+    pub update: Vec<f32>,
+    pub statistics: [f64; 2],
+    /// Masked chunks as stored and sent.
+    pub uploads: Vec<Vec<u8>>,
+    pub rng: StdRng,
+}
+
+/// A federation of `n` hospitals and an attempt among them.
+pub struct World {
+    pub sites: Vec<Site>,
+    pub governors: Vec<SiteKey>,
+    pub governance: Governance,
+    pub roster: VerifiedRoster,
+    pub attempt: AttemptSpec,
+    pub rule: Option<DifferenceRule>,
+}
+
+/// When a hospital vanishes for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Moment {
+    BeforeAdvert,
+    BeforeShares,
+    BeforeUpload,
+    BeforeAgree,
+    BeforeUnmask,
+    Never,
+}
+
+/// What else goes wrong for one hospital at every step it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    Nothing,
+    /// Killed after the step was computed, before it was stored: computes it again.
+    KilledBeforeStore,
+    /// Killed after it was stored: loads the state and is asked again.
+    KilledAfterStore,
+    /// The hub asks again although it was answered.
+    Repeated,
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub vanish: Vec<Moment>,
+    pub trouble: Vec<Trouble>,
+}
+
+impl Plan {
+    pub fn smooth(n: usize) -> Self {
+        Self { vanish: vec![Moment::Never; n], trouble: vec![Trouble::Nothing; n] }
+    }
+    pub fn losing(n: usize, site: usize, when: Moment) -> Self {
+        let mut plan = Self::smooth(n);
+        plan.vanish[site] = when;
+        plan
+    }
+    fn there(&self, site: usize, when: Moment) -> bool {
+        self.vanish[site] > when
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Summed { survivors: Vec<usize>, sum: Vec<u32> },
+    Burned { step: &'static str, error: HubError },
+}
+
+pub fn site_id(i: usize) -> SiteId {
+    SiteId::new(format!("site-{i:03}")).unwrap()
+}
+
+pub fn round_spec(n: usize, body: usize) -> RoundSpec {
+    RoundSpec {
+        federation: "federation".into(),
+        study: "research/hippocampus/4f0c".into(),
+        round: 1,
+        purpose: Purpose::Train,
+        subject: Digest([1; 32]),
+        plan: Digest([2; 32]),
+        schema: Digest([3; 32]),
+        roster: Digest([0; 32]),
+        capacity: n as u16,
+        clip: 10.0,
+        weighting: Weighting::Examples { cap: 1000 },
+        statistics: vec![Statistic::Count { max: 100_000 }, Statistic::Real { bound: 100.0 }],
+        body: body as u64,
+        colluders: 0,
+        min_contributors: 3,
+    }
+}
+
+impl World {
+    pub fn new(n: usize, body: usize, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let governors: Vec<_> = (0..3).map(|_| SiteKey::generate(&mut rng)).collect();
+        let governance = Governance {
+            federation: "federation".into(),
+            keys: governors.iter().map(SiteKey::public).collect(),
+            required: 2,
+        };
+        let sites: Vec<_> = (0..n).map(|i| Site::new(i, body, &mut rng)).collect();
+        let mut world = Self {
+            roster: sign_roster(&governors[..2], &governance, 1, &sites),
+            sites,
+            governors,
+            governance,
+            attempt: AttemptSpec { round: round_spec(n, body), attempt: 1 },
+            rule: None,
+        };
+        world.attempt.round.roster = world.roster.digest();
+        world
+    }
+
+    /// The encoded update of a hospital: one vector per chunk.
+    pub fn encoded(&self, i: usize) -> Vec<Vec<u32>> {
+        let (round, site) = (&self.attempt.round, &self.sites[i]);
+        let (ring, layout) = (round.ring().unwrap(), round.layout().unwrap());
+        let mut head = vec![0; layout.head()];
+        let statistics: Vec<_> = round.statistics.iter().copied().zip(site.statistics).collect();
+        ring::encode_head(&ring, site.weight, &statistics, &mut head).unwrap();
+        let mut chunks = vec![head];
+        for chunk in 1..layout.chunks() {
+            let range = layout.parameters(chunk).unwrap();
+            let mut q = vec![0; layout.chunk_elements(chunk).unwrap()];
+            ring.encode(site.weight, &site.update[range.start as usize..range.end as usize], &mut q).unwrap();
+            chunks.push(q);
+        }
+        chunks
+    }
+
+    /// The plain sum of encoded updates.
+    pub fn plain_sum(&self, of: &[usize]) -> Vec<u32> {
+        let mut sum = vec![0u32; self.attempt.round.layout().unwrap().elements() as usize];
+        for i in of {
+            for (s, q) in sum.iter_mut().zip(self.encoded(*i).concat()) {
+                *s = s.wrapping_add(q);
+            }
+        }
+        sum
+    }
+
+    pub fn hub(&self) -> Hub {
+        Hub::open(self.attempt.clone(), self.roster.clone()).unwrap()
+    }
+
+    pub fn open(&mut self, i: usize) -> Result<(), ClientError> {
+        let (attempt, roster) = (self.attempt.clone(), self.roster.clone());
+        let site = &mut self.sites[i];
+        let guard = Guard { roster: &roster, floors: &FLOORS, history: &site.history };
+        site.client = Some(Client::open(attempt, site.id.clone(), &site.key, guard, &mut site.rng)?);
+        Ok(())
+    }
+
+    /// Lets a hospital take one step, with the trouble that was planned for it.
+    pub fn act<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        i: usize,
+        trouble: Trouble,
+        step: impl Fn(&mut Client, &mut Site, &VerifiedRoster) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let roster = self.roster.clone();
+        let site = &mut self.sites[i];
+        let mut client = site.client.take().unwrap();
+        let stored = serde_json::to_string(&client).unwrap();
+        let mut result = step(&mut client, site, &roster);
+        if trouble == Trouble::KilledBeforeStore {
+            client = serde_json::from_str(&stored).unwrap();
+            result = step(&mut client, site, &roster);
+        }
+        if trouble == Trouble::KilledAfterStore {
+            client = serde_json::from_str(&serde_json::to_string(&client).unwrap()).unwrap();
+        }
+        if matches!(trouble, Trouble::KilledAfterStore | Trouble::Repeated) {
+            let again = step(&mut client, site, &roster);
+            assert_eq!(again, result, "the same question must get the same answer");
+        }
+        site.client = Some(client);
+        result
+    }
+
+    /// Masks and stores all chunks, and signs the manifest.
+    pub fn upload(&mut self, i: usize, trouble: Trouble, hub: &mut Hub) {
+        let chunks = self.encoded(i);
+        let plain: Vec<_> = chunks.iter().map(|c| elements_digest(c)).collect();
+        self.act(i, trouble, |client, _, _| client.bind_update(plain.clone())).unwrap();
+        let masker = self.sites[i].client.as_ref().unwrap().masker().unwrap();
+        let (mut uploads, mut digests) = (Vec::new(), Vec::new());
+        for (k, chunk) in chunks.iter().enumerate() {
+            let mut bytes = Vec::new();
+            digests.push(masker.mask(k as u32, &mut chunk.clone(), ONE, &mut bytes).unwrap());
+            uploads.push(bytes);
+        }
+        self.sites[i].uploads = uploads;
+        let manifest =
+            self.act(i, trouble, |client, site, _| client.finish_upload(digests.clone(), &site.key.clone())).unwrap();
+        assert_eq!(hub.manifest(&self.sites[i].id, manifest.clone()).unwrap(), Receipt::New);
+        assert_eq!(hub.manifest(&self.sites[i].id, manifest).unwrap(), Receipt::Repeated);
+    }
+
+    /// Brings an attempt up to (and including) the closing of `until`, without trouble.
+    pub fn advance(&mut self, hub: &mut Hub, until: Moment) {
+        let n = self.sites.len();
+        let plan = Plan::smooth(n);
+        self.steps(hub, &plan, until).unwrap();
+    }
+
+    /// Runs an attempt to its end.
+    pub fn run(&mut self, plan: &Plan) -> Outcome {
+        let mut hub = self.hub();
+        match self.steps(&mut hub, plan, Moment::Never) {
+            Ok(()) => {
+                let (survivors, sum) = self.sum(&hub);
+                Outcome::Summed { survivors, sum }
+            }
+            Err(error) => {
+                let step = hub.phase();
+                assert!(hub.unmasking().is_err(), "a burned attempt reveals nothing");
+                Outcome::Burned { step, error }
+            }
+        }
+    }
+
+    pub fn sum(&self, hub: &Hub) -> (Vec<usize>, Vec<u32>) {
+        let unmasking = hub.unmasking().unwrap();
+        let survivors: Vec<usize> =
+            unmasking.survivors().map(|id| self.sites.iter().position(|s| s.id == *id).unwrap()).collect();
+        let (mut sum, mut chunk_sum) = (Vec::new(), Vec::new());
+        for chunk in 0..unmasking.layout().chunks() {
+            let uploads: Vec<&[u8]> =
+                survivors.iter().map(|i| self.sites[*i].uploads[chunk as usize].as_slice()).collect();
+            unmasking.sum_chunk(chunk, &uploads, ONE, &mut chunk_sum).unwrap();
+            sum.extend_from_slice(&chunk_sum);
+        }
+        (survivors, sum)
+    }
+
+    fn steps(&mut self, hub: &mut Hub, plan: &Plan, until: Moment) -> Result<(), HubError> {
+        let n = self.sites.len();
+        for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeAdvert)) {
+            if self.sites[i].client.is_none() {
+                self.open(i).unwrap();
+            }
+            let advert = self.sites[i].client.as_ref().unwrap().advert().clone();
+            hub.advert(&self.sites[i].id, advert)?;
+        }
+        let list = hub.close_adverts()?;
+        if until == Moment::BeforeShares {
+            return Ok(());
+        }
+        for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeShares)) {
+            let shares = self.act(i, plan.trouble[i], |client, site, roster| {
+                let (key, history) = (site.key.clone(), site.history.clone());
+                let guard = Guard { roster, floors: &FLOORS, history: &history };
+                client.adverts(&list, &key, guard, &mut site.rng)
+            });
+            hub.shares(&self.sites[i].id, shares.unwrap())?;
+        }
+        hub.close_shares()?;
+        if until == Moment::BeforeUpload {
+            return Ok(());
+        }
+        self.late_steps(hub, plan, until)
+    }
+
+    fn late_steps(&mut self, hub: &mut Hub, plan: &Plan, until: Moment) -> Result<(), HubError> {
+        let n = self.sites.len();
+        let mut complete = BTreeSet::new();
+        for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeUpload)) {
+            let bundle = hub.bundle_for(&self.sites[i].id).unwrap();
+            self.act(i, plan.trouble[i], |client, _, _| client.bundle(&bundle)).unwrap();
+            self.upload(i, plan.trouble[i], hub);
+            complete.insert(self.sites[i].id.clone());
+        }
+        let statement = hub.close_uploads(&complete)?;
+        if until == Moment::BeforeAgree {
+            return Ok(());
+        }
+        let rule = self.rule;
+        for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeAgree)) {
+            let signed = self.act(i, plan.trouble[i], |client, site, _| {
+                client.survivors(&statement, &site.key, &site.history, rule)
+            });
+            let session = hub.session().unwrap().clone();
+            let sites = statement.sites(&session);
+            self.sites[i].history.record_signed(&self.attempt.round, session.sid(), sites);
+            hub.agreement(&self.sites[i].id, signed.unwrap())?;
+        }
+        let proof = hub.close_agreement()?;
+        if until == Moment::BeforeUnmask {
+            return Ok(());
+        }
+        for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeUnmask)) {
+            let reply =
+                self.act(i, plan.trouble[i], |client, site, _| client.proof(&proof, &site.key, &site.history)).unwrap();
+            self.sites[i].history.record_released(&self.attempt.round, reply.body.sid);
+            hub.unmask(&self.sites[i].id, reply)?;
+        }
+        hub.close_unmasking()?;
+        Ok(())
+    }
+}
+
+impl Site {
+    fn new(i: usize, body: usize, rng: &mut StdRng) -> Self {
+        // One coordinate carries most of the norm: the extreme that clipping admits.
+        let mut update: Vec<f32> = (0..body).map(|_| rng.random_range(-0.01..0.01)).collect();
+        if let Some(first) = update.first_mut() {
+            *first = if i % 2 == 0 { 9.9 } else { -9.9 };
+        }
+        Self {
+            id: site_id(i),
+            key: SiteKey::generate(rng),
+            history: History::default(),
+            client: None,
+            weight: Weight::from_examples(rng.random_range(1..2000), 1000, 1).unwrap(),
+            update,
+            statistics: [f64::from(rng.random_range(0..1000u32)), rng.random_range(-100.0..100.0)],
+            uploads: Vec::new(),
+            rng: StdRng::seed_from_u64(rng.random()),
+        }
+    }
+}
+
+pub fn sign_roster(governors: &[SiteKey], governance: &Governance, version: u64, sites: &[Site]) -> VerifiedRoster {
+    let entries = sites.iter().map(|s| RosterEntry { site: s.id.clone(), key: s.key.public() }).collect();
+    let mut signed = SignedRoster::new(Roster { federation: governance.federation.clone(), version, entries });
+    governors.iter().for_each(|g| signed.sign(g));
+    governance.verify(&signed).unwrap()
+}
+
+/// The weighted mean of updates in plain floating point.
+pub fn plain_mean(world: &World, of: &[usize]) -> Vec<f64> {
+    let total: f64 = of.iter().map(|i| world.sites[*i].weight.as_f64()).sum();
+    let d = world.attempt.round.body as usize;
+    let coordinate = |k: usize| {
+        let weighted = |i: &usize| world.sites[*i].weight.as_f64() * f64::from(world.sites[*i].update[k]);
+        of.iter().map(weighted).sum::<f64>() / total
+    };
+    (0..d).map(coordinate).collect()
+}
+
+/// Wire bytes as ring elements.
+pub fn elements(uploads: &[Vec<u8>]) -> Vec<u32> {
+    uploads.iter().flat_map(|u| sum::from_bytes(u)).collect()
+}
