@@ -14,6 +14,16 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Voxels along x, y, z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape(pub [usize; 3]);
+
+fn shape(text: &str) -> Result<Shape, String> {
+    let sides: Result<Vec<usize>, _> = text.split(',').map(|side| side.trim().parse::<usize>()).collect();
+    let sides = sides.ok().and_then(|sides| <[usize; 3]>::try_from(sides).ok());
+    sides.map(Shape).ok_or_else(|| "expected three whole numbers x,y,z such as 32,40,32".to_owned())
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -79,6 +89,9 @@ pub struct ScoreArgs {
     /// Folder with the true masks, or with labelsTs or labelsTr (and a cases.csv) in it
     #[arg(long)]
     pub labels: PathBuf,
+    /// With --root: wait for the trainer's MANIFEST first; end with an error when out/FAILED says that none will come
+    #[arg(long, requires = "root")]
+    pub wait: bool,
     /// Without --root: folder with the predicted masks
     #[arg(long, requires = "classes", requires = "out")]
     pub predictions: Option<PathBuf>,
@@ -132,8 +145,8 @@ pub struct PhantomArgs {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(5..))]
     pub cases: u32,
     /// Voxels along x, y, z
-    #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [32_usize, 40, 32])]
-    pub shape: Vec<usize>,
+    #[arg(long, value_parser = shape, default_value = "32,40,32")]
+    pub shape: Shape,
     /// Equal seeds give equal files
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
@@ -181,8 +194,8 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 8)]
     pub width: u32,
     /// Voxels along x, y, z
-    #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [40_usize, 56, 40])]
-    pub shape: Vec<usize>,
+    #[arg(long, value_parser = shape, default_value = "40,56,40")]
+    pub shape: Shape,
     /// Seed of weights and volumes
     #[arg(long, default_value_t = 7)]
     pub seed: u64,

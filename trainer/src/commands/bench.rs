@@ -20,7 +20,7 @@ const LEVELS: u32 = 3;
 const RATE: f64 = 1e-3;
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), TrainerError> {
-    let shape: [usize; 3] = args.shape.as_slice().try_into().unwrap_or([40, 56, 40]);
+    let shape = args.shape.0;
     if !divisible(shape, LEVELS) {
         return Err(TrainerError::Config(format!(
             "--shape {shape:?}: each side must be a multiple of {}",

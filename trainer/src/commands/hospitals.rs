@@ -51,7 +51,7 @@ impl Folders {
 }
 
 pub(super) fn phantom(args: &PhantomArgs) -> Result<(), TrainerError> {
-    let shape: [usize; 3] = args.shape.as_slice().try_into().unwrap_or([32, 40, 32]);
+    let shape = args.shape.0;
     if shape.iter().any(|side| !(8..=512).contains(side)) {
         return Err(TrainerError::Config(format!("--shape {shape:?}: each side must be from 8 to 512")));
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use consilium_federation::task::{ClassScore, ScoreFile};
 use consilium_imaging::ScanError;
@@ -18,6 +19,9 @@ use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
 use crate::error::TrainerError;
 
+/// How often the folder is looked at while waiting.
+const WAIT_STEP: std::time::Duration = std::time::Duration::from_millis(250);
+
 /// What `--details` writes; it stays in the hospital.
 #[derive(Debug, Serialize)]
 struct Details {
@@ -25,12 +29,32 @@ struct Details {
     cases: Vec<CaseScore>,
 }
 
-pub(super) fn run_under_contract(root: &Root, args: &ScoreArgs) -> Result<(), TrainerError> {
+pub(super) fn run_under_contract(root: &Root, args: &ScoreArgs, stop: &AtomicBool) -> Result<(), TrainerError> {
+    if args.wait {
+        wait_for_predictions(root, stop)?;
+    }
     let (task, _) = root.task()?;
     let classes = TrainerConfig::parse(&task.config)?.network().classes;
     let cases = score_folders(&root.result("predictions"), &args.labels, classes)?;
     write_all(&root.result("score.json"), args.details.as_deref(), cases, classes)?;
     root.finish(results_in(root)?)
+}
+
+/// The trainer runs beside this in another container of the pod; its MANIFEST, or the courier's FAILED, ends the wait.
+fn wait_for_predictions(root: &Root, stop: &AtomicBool) -> Result<(), TrainerError> {
+    let (manifest, failed) = (root.result("MANIFEST"), root.result("FAILED"));
+    while !manifest.exists() {
+        if failed.exists() {
+            return Err(TrainerError::Files(
+                "the trainer ended without predictions, so there is nothing to score".into(),
+            ));
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrainerError::Terminated { step: 0 });
+        }
+        std::thread::sleep(WAIT_STEP);
+    }
+    Ok(())
 }
 
 pub(super) fn run_alone(args: &ScoreArgs) -> Result<(), TrainerError> {
