@@ -26,12 +26,12 @@ use crate::values;
     derive = "PartialEq",
     cel,
     validation = Rule::new("self.metadata.name == 'default'")
-        .message("metadata.name must be \"default\": a hospital has one policy"),
+        .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\" and must be \"default\": a hospital has one policy'".into())),
     validation = Rule::new("self.spec.studies.all(s, s.approval != 'PerRound' || has(s.approvedThroughRound))")
-        .message("spec.studies: approval PerRound needs approvedThroughRound (0 approves no round yet)")
+        .message(Message::Expression("'spec.studies: ' + self.spec.studies.filter(s, s.approval == 'PerRound' && !has(s.approvedThroughRound))[0].study + ' has approval PerRound and no approvedThroughRound: write the last round to approve, 0 for none yet'".into()))
         .field_path(".spec.studies"),
     validation = Rule::new("self.spec.studies.all(s, !has(s.approvedThroughRound) || oldSelf.spec.studies.all(o, o.study != s.study || o.uid != s.uid || !has(o.approvedThroughRound) || s.approvedThroughRound >= o.approvedThroughRound))")
-        .message("spec.studies: approvedThroughRound can only grow; set approval: Denied to withdraw")
+        .message("spec.studies: an approvedThroughRound is lower than it was and can only grow; write approval: Denied to withdraw")
         .field_path(".spec.studies"),
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),

@@ -21,7 +21,7 @@ use crate::schema;
     derive = "PartialEq",
     cel,
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')")
-        .message("metadata.name is the site's name in its certificate: at most 63 lower-case letters, digits and '-', no dots"),
+        .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\": a site is called as in its certificate, with at most 63 lower-case letters, digits and \"-\", no dots'".into())),
     printcolumn(name = "Accepted", type_ = "boolean", json_path = ".spec.accepted"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "LastContact", type_ = "date", json_path = ".status.lastContactTime"),

@@ -14,12 +14,12 @@ pub struct ValueError {
     pub rule: &'static str,
 }
 
-/// Pattern of a positive decimal.
-pub const DECIMAL_PATTERN: &str = "^[0-9]{1,9}(\\.[0-9]{1,9})?$";
+/// Pattern of a decimal above 0.
+pub const POSITIVE_DECIMAL_PATTERN: &str = "^([1-9][0-9]{0,8}(\\.[0-9]{1,9})?|0\\.0{0,8}[1-9][0-9]{0,8})$";
 /// Pattern of a number from 0 to 1.
 pub const FRACTION_PATTERN: &str = "^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
-/// Pattern of a duration of hours, minutes and seconds.
-pub const DURATION_PATTERN: &str = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$";
+/// Pattern of a duration of hours, minutes and seconds; parts that would be 0 are left out, so that no duration is 0.
+pub const DURATION_PATTERN: &str = "^([1-9][0-9]{0,4}h)?([1-9][0-9]{0,4}m)?([1-9][0-9]{0,4}s)?$";
 /// Pattern of a memory quantity.
 pub const MEMORY_PATTERN: &str = "^[1-9][0-9]{0,8}(Mi|Gi|Ti)$";
 

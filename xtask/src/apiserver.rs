@@ -97,7 +97,8 @@ impl ApiServer {
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
         });
         self.write("kubeconfig", &config.to_string())?;
-        let key = rcgen::KeyPair::generate().map_err(|source| Error::Pki { name: "service accounts".into(), source })?;
+        let key =
+            rcgen::KeyPair::generate().map_err(|source| Error::Pki { name: "service accounts".into(), source })?;
         self.write("sa.key", &key.serialize_pem())?;
         self.write("sa.pub", &key.public_key_pem())
     }

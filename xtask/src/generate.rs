@@ -52,7 +52,9 @@ fn chart_template(kind: &str, crd: &Value) -> Result<String, String> {
         return Err(format!("the schema of {kind} holds \"{{{{\", which Helm would read as a template"));
     }
     let side = if HOSPITAL_KINDS.contains(&kind) { "site" } else { "hub" };
-    Ok(format!("# Written by `cargo xtask generate`. Do not edit.\n{{{{- if .Values.{side} }}}}\n{yaml}{{{{- end }}}}\n"))
+    Ok(format!(
+        "# Written by `cargo xtask generate`. Do not edit.\n{{{{- if .Values.{side} }}}}\n{yaml}{{{{- end }}}}\n"
+    ))
 }
 
 /// `cargo xtask generate`.

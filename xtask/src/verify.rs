@@ -120,9 +120,9 @@ fn purity(metadata: &Value) -> Vec<String> {
             }
             let Some(node) = nodes.iter().find(|n| n["id"] == id) else { continue };
             let deps = node["deps"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let built = deps.iter().filter(|d| {
-                d["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|k| k["kind"].is_null()))
-            });
+            let built = deps
+                .iter()
+                .filter(|d| d["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|k| k["kind"].is_null())));
             open.extend(built.filter_map(|d| d["pkg"].as_str()));
         }
         let names: BTreeSet<&str> = seen.into_iter().map(package_name).collect();
@@ -196,7 +196,8 @@ mod tests {
     use serde_json::json;
 
     fn tree(dependencies: Value) -> Value {
-        let crds = json!({"id": "path+file:///w/crds#consilium-crds@0.1.0", "name": "consilium-crds", "dependencies": []});
+        let crds =
+            json!({"id": "path+file:///w/crds#consilium-crds@0.1.0", "name": "consilium-crds", "dependencies": []});
         let federation = json!({
             "id": "path+file:///w/federation#consilium-federation@0.1.0", "name": "consilium-federation",
             "dependencies": dependencies
@@ -229,7 +230,9 @@ mod tests {
     /// Cargo writes ids in three ways.
     #[test]
     fn package_names_are_read_from_every_form_of_id() {
-        for id in ["registry+https://x/index#tokio@1.2.3", "path+file:///work/tokio#0.1.0", "path+file:///w/t#tokio@1.0.0"] {
+        for id in
+            ["registry+https://x/index#tokio@1.2.3", "path+file:///work/tokio#0.1.0", "path+file:///w/t#tokio@1.0.0"]
+        {
             assert_eq!(package_name(id), "tokio");
         }
     }
