@@ -69,7 +69,7 @@ const TOOLS: &[Tool] = &[
         source: Source::Module {
             module: "github.com/containernetworking/plugins",
             version: "v1.9.1",
-            packages: &["plugins/main/ptp", "plugins/main/loopback", "plugins/ipam/host-local"],
+            packages: &["plugins/main/ptp", "plugins/ipam/host-local"],
         },
         tags: "",
         cgo: false,

@@ -288,3 +288,53 @@ fn a_claim_binds_its_volume_and_a_restricted_pod_writes_to_it() {
     alder.kubectl(&["wait", "--for=condition=Ready", "pod/writer", "--timeout=90s"]).unwrap();
     alder.kubectl(&["delete", "pod/writer", "pvc/ledger", "pv/ledger"]).unwrap();
 }
+
+/// What is left of our clusters anywhere on the machine, a line for each thing.
+fn remains() -> Vec<String> {
+    let shell = |script: &str| {
+        let output = Command::new("sh").args(["-c", script]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let state = xtask::cache::root().unwrap().join("state");
+    let is_ours = |command: &str| {
+        ["/run/consilium", state.to_str().unwrap()].iter().any(|folder| command.contains(folder))
+            || ["/pause", "/coredns", "/probe"].iter().any(|program| command.starts_with(program))
+    };
+    // Zombies have no command line; they are gone when their parent looks.
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?.replace('\0', " ");
+        is_ours(&command).then(|| format!("process {} {command}", entry.file_name().display()))
+    });
+    let elsewhere = [
+        "sed -n 's/.*\\(consilium\\|cons-\\).*/mount &/p' /proc/self/mountinfo",
+        "ip netns list | sed -n 's/^cons-/namespace &/p'",
+        "find /sys/fs/cgroup -type d -name consilium",
+        "ls -d /run/consilium /run/containerd /var/lib/cni /var/lib/kubelet /usr/libexec/kubernetes /opt/containerd 2>/dev/null",
+        "nft list ruleset; ip -o link | grep veth",
+    ];
+    processes.chain(elsewhere.into_iter().flat_map(shell)).collect()
+}
+
+/// A developer's machine must be as it was, whatever was killed and when: here containerd, a kubelet, a shim and an
+/// API server, and `up` itself several times over.
+#[test]
+#[ignore = "starts clusters: needs root"]
+fn what_is_taken_down_leaves_nothing() {
+    let (_, _) = up();
+    let kill = "for p in $(pgrep -f 'consilium/bin/(containerd |containerd-shim|kube (kubelet|kube-apiserver)).*alder'); do kill -9 $p; done";
+    Command::new("sh").args(["-c", kill]).status().unwrap();
+    cluster::up(&Spec::default()).expect("what was killed is started again");
+    Command::new("sh").args(["-c", kill]).status().unwrap();
+    cluster::down().unwrap();
+    assert_eq!(remains(), Vec::<String>::new());
+
+    for milliseconds in [300, 1500, 4000, 7000] {
+        let mut up =
+            Command::new(env!("CARGO_BIN_EXE_xtask")).args(["cluster", "up", "--hospitals", "alder"]).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        cluster::down().unwrap();
+        assert_eq!(remains(), Vec::<String>::new(), "after a kill at {milliseconds} ms");
+    }
+}

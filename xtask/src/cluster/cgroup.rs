@@ -1,12 +1,14 @@
 //! Control groups: every process of a cluster, its pods' too, is in one group, so that `down` finds them all whatever
 //! became of whoever started them.
 //!
-//! containerd is started inside the group and runc makes a container's group beside or below that of its caller, on
-//! both versions of cgroups.
+//! There are two groups in fact: components are started in one that lies below the caller's own (with version 1), so that
+//! limits set on the caller hold; the kubelet wants one by the same path in every hierarchy, and makes its pods' in that.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::error::{IoContext, Result};
@@ -19,8 +21,10 @@ const GROUP: &str = "consilium";
 pub(super) struct Hierarchies {
     /// Folders in which `consilium/` is made.
     parents: Vec<PathBuf>,
-    /// Mount points, for looking for groups that an earlier run made elsewhere.
+    /// Mount points of the hierarchies in which a group is made for the kubelet.
     mounts: Vec<PathBuf>,
+    /// Mount points of all hierarchies: what an earlier run, or the kubelet, made is looked for there.
+    all: Vec<PathBuf>,
 }
 
 /// Reads where this machine keeps its groups.
@@ -33,14 +37,15 @@ pub(super) fn hierarchies() -> Result<Hierarchies> {
 /// controllers on. With version 1 it stands below the caller's group in each hierarchy, so that limits set on us hold.
 fn parse(mountinfo: &str, own: &str) -> Hierarchies {
     let mounts: Vec<(PathBuf, &str, &str)> = mountinfo.lines().filter_map(parse_mount).collect();
+    let all = mounts.iter().filter(|(_, kind, _)| kind.starts_with("cgroup")).map(|(path, ..)| path.clone()).collect();
     if let Some((root, ..)) =
         mounts.iter().find(|(path, kind, _)| *kind == "cgroup2" && path == Path::new("/sys/fs/cgroup"))
     {
-        return Hierarchies { parents: vec![root.clone()], mounts: vec![root.clone()] };
+        return Hierarchies { parents: vec![root.clone()], mounts: vec![root.clone()], all };
     }
     let v1: Vec<_> = mounts.into_iter().filter(|(_, kind, _)| *kind == "cgroup").collect();
     let parents = v1.iter().map(|(path, _, options)| path.join(own_group(own, options))).collect();
-    Hierarchies { parents, mounts: v1.into_iter().map(|(path, ..)| path).collect() }
+    Hierarchies { parents, mounts: v1.into_iter().map(|(path, ..)| path).collect(), all }
 }
 
 /// Mount point, file system and its options (the controllers, for version 1) of a line of mountinfo.
@@ -75,7 +80,31 @@ pub(super) fn create(hierarchies: &Hierarchies, cluster: &str) -> Result<Vec<Pat
         }
         joins.push(folder.join("cgroup.procs"));
     }
+    for mount in &hierarchies.mounts {
+        let top = mount.join(GROUP);
+        for folder in [top.clone(), top.join(cluster)] {
+            fs::create_dir_all(&folder).at("make cgroup", &folder)?;
+            inherit_cpuset(&folder)?;
+        }
+        hand_on_controllers(mount, &[mount.clone(), top.clone(), top.join(cluster)])?;
+    }
     Ok(joins)
+}
+
+/// The kubelet's `cgroupRoot`.
+pub(super) fn kubelet_root(cluster: &str) -> String {
+    format!("/{GROUP}/{cluster}")
+}
+
+/// With version 2 a group's children have those controllers only that it hands on.
+fn hand_on_controllers(mount: &Path, folders: &[PathBuf]) -> Result<()> {
+    let Ok(controllers) = fs::read_to_string(mount.join("cgroup.controllers")) else { return Ok(()) };
+    let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    for folder in folders {
+        let file = folder.join("cgroup.subtree_control");
+        fs::write(&file, all.join(" ")).at("hand controllers on in", &file)?;
+    }
+    Ok(())
 }
 
 /// A new cpuset of version 1 is empty, and takes no process before it has processors and memory.
@@ -116,10 +145,18 @@ pub(super) fn processes(groups: &[PathBuf]) -> Vec<u32> {
     lists.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
-/// Removes the groups of a cluster, which must be empty of processes, and the common one when it was the last.
-pub(super) fn remove(hierarchies: &Hierarchies, cluster: &str) -> Result<()> {
+/// Removes the groups of a cluster, and the common one when it was the last. Its processes have been killed, but the
+/// kernel may need a moment to take the last of them out.
+pub(super) fn remove(hierarchies: &Hierarchies, cluster: &str, patience: Duration) -> Result<()> {
+    let begin = Instant::now();
     for group in groups(hierarchies, cluster) {
-        fs::remove_dir(&group).at("remove cgroup", &group)?;
+        while let Err(error) = fs::remove_dir(&group) {
+            match error.kind() {
+                io::ErrorKind::NotFound => break,
+                io::ErrorKind::ResourceBusy if begin.elapsed() < patience => thread::sleep(Duration::from_millis(10)),
+                _ => return Err(error).at("remove cgroup", &group),
+            }
+        }
     }
     for top in tops(hierarchies) {
         // Fails while another cluster is in it, which is as it should be.
@@ -131,7 +168,7 @@ pub(super) fn remove(hierarchies: &Hierarchies, cluster: &str) -> Result<()> {
 /// Our common groups: at the places for new ones and wherever else one is found near the top of a hierarchy.
 fn tops(hierarchies: &Hierarchies) -> Vec<PathBuf> {
     let mut tops: Vec<PathBuf> = hierarchies.parents.iter().map(|parent| parent.join(GROUP)).collect();
-    for mount in &hierarchies.mounts {
+    for mount in &hierarchies.all {
         find(mount, 4, &mut tops);
     }
     tops.sort();
@@ -206,7 +243,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let container = root.path().join("session/consilium/alder/system/abc");
         fs::create_dir_all(&container).unwrap();
-        let hierarchies = Hierarchies { parents: vec![], mounts: vec![root.path().to_owned()] };
+        let hierarchies = Hierarchies { parents: vec![], mounts: vec![], all: vec![root.path().to_owned()] };
         assert_eq!(clusters(&hierarchies), ["alder"]);
         let found = groups(&hierarchies, "alder");
         assert_eq!((found.len(), &found[0]), (3, &container));

@@ -26,16 +26,17 @@ fn base64(text: &str) -> String {
 }
 
 /// The kubelet's.
-pub(super) fn kubelet(paths: &Paths) -> Value {
+pub(super) fn kubelet(paths: &Paths, cgroup_root: &str) -> Value {
     let pki = paths.pki();
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        // Version 1 hosts are still in use; without the pods' own hierarchy the same settings serve both versions, and
-        // containers stay in the group that the cluster is found by.
+        // Version 1 hosts are still in use, and the same settings serve both versions. Everything that a pod runs is
+        // below the cluster's own group, by which it is found.
         "failCgroupV1": false,
         "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": false,
+        "cgroupRoot": cgroup_root,
+        "cgroupsPerQOS": true,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
         "containerRuntimeEndpoint": format!("unix://{}", paths.containerd_socket().display()),
@@ -59,6 +60,7 @@ pub(super) fn kubelet(paths: &Paths) -> Value {
         "clusterDomain": "cluster.local",
         // Never the machine's own: what it names cannot be reached from here.
         "resolvConf": "",
+        "volumePluginDir": paths.state.join("volume-plugins"),
         "podLogsDir": paths.state.join("pod-logs"),
     })
 }
@@ -78,12 +80,17 @@ pub(super) fn proxy(cluster: &str, kubeconfig: &Path) -> Value {
     })
 }
 
+/// Name of a cluster's network. libcni remembers pods under it in a folder of the machine's.
+pub(super) fn network(cluster: &str) -> String {
+    format!("consilium-{cluster}")
+}
+
 /// The pods' network: a plugin of ours that chooses the subnet, then `ptp`, in which all traffic between pods passes the
 /// node's firewall, as it would not on a bridge.
 pub(super) fn cni(cluster: &str, paths: &Paths) -> Value {
     json!({
         "cniVersion": "1.0.0",
-        "name": cluster,
+        "name": network(cluster),
         "plugins": [{
             "type": "consilium-cni",
             "ipMasq": false,
@@ -131,7 +138,14 @@ disabled_plugins = ["io.containerd.grpc.v1.healthcheck", "io.containerd.tracing.
   netns_mounts_under_state_dir = true
   cdi_spec_dirs = []
 
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+  Root = "{run}/runc"
+
 [plugins."io.containerd.cri.v1.runtime".cni]
+  use_internal_loopback = true
   bin_dirs = ["{cni_bin}"]
   conf_dir = "{state}/cni"
 "#,

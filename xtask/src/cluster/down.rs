@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::{Paths, RUN, cgroup, lock, net, proc};
+use super::{Paths, RUN, cgroup, config, lock, net, proc};
 use crate::{
     cache,
     error::{Error, IoContext, Result},
@@ -37,7 +38,8 @@ pub fn down() -> Result<()> {
         net::delete(&netns)?;
     }
     forget_netns_folder();
-    fs::remove_dir(RUN).ok();
+    forget_device_plugins();
+    remove_if_empty(&[Path::new(RUN)]);
     Ok(())
 }
 
@@ -47,9 +49,38 @@ pub(super) fn halt(cluster: &str, paths: &Paths, bin: &Path, hierarchies: &cgrou
     let search = proc::Search { cluster, paths, bin, hierarchies };
     search.kill_all(LIMIT)?;
     unmount_all(paths)?;
-    cgroup::remove(hierarchies, cluster)?;
+    cgroup::remove(hierarchies, cluster, LIMIT)?;
     net::delete(net::Netns::of(cluster).name())?;
+    forget_pods(cluster)?;
     remove_folder(&paths.run)
+}
+
+/// libcni keeps what it told a pod in one folder for all networks, which containerd cannot move.
+fn forget_pods(cluster: &str) -> Result<()> {
+    let folder = Path::new("/var/lib/cni/results");
+    let prefix = format!("{}-", config::network(cluster));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            fs::remove_file(entry.path()).at("remove", entry.path())?;
+        }
+    }
+    remove_if_empty(&[folder, Path::new("/var/lib/cni")]);
+    Ok(())
+}
+
+/// Every kubelet of a machine uses one socket for device plugins. If nobody answers there, ours was the last.
+fn forget_device_plugins() {
+    let folder = Path::new("/var/lib/kubelet/device-plugins");
+    let socket = folder.join("kubelet.sock");
+    if socket.exists() && UnixStream::connect(&socket).is_err() {
+        fs::remove_file(&socket).ok();
+    }
+    remove_if_empty(&[folder, Path::new("/var/lib/kubelet")]);
+}
+
+/// Removing a folder that holds something fails, which is as it should be: it is not ours alone.
+fn remove_if_empty(folders: &[&Path]) {
+    folders.iter().for_each(|folder| drop(fs::remove_dir(folder)));
 }
 
 /// Names of all clusters that left anything anywhere.

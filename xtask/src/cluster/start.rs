@@ -186,6 +186,8 @@ fn controller_manager_flags(paths: &Paths) -> Vec<String> {
         flag("cluster-signing-cert-file", pki("ca.crt")),
         flag("cluster-signing-key-file", pki("ca.key")),
         "--use-service-account-credentials".to_owned(),
+        // It would be made in /usr.
+        flag("flex-volume-plugin-dir", paths.state.join("volume-plugins").display()),
         flag("leader-elect", false),
     ]
 }
@@ -222,7 +224,7 @@ fn write_configuration(site: &Site, paths: &Paths, tools: &Tools, system: &[Imag
     write_changed(&plugin, &fs::read(&cni).at("read", &cni)?)?;
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&plugin, executable).at("set permissions of", &plugin)?;
-    write_json(&paths.state.join("kubelet.json"), &config::kubelet(paths))?;
+    write_json(&paths.state.join("kubelet.json"), &config::kubelet(paths, &cgroup::kubelet_root(&site.name)))?;
     write_json(&paths.state.join("proxy.json"), &config::proxy(&site.name, &paths.kubeconfig("proxy")))?;
     write_json(&paths.state.join("cni/10-consilium.conflist"), &config::cni(&site.name, paths))?;
     let containerd = config::containerd(paths, &reference(system, "pause"), tools.bin());
