@@ -1,0 +1,289 @@
+//! The trainer contract end to end on phantoms, in the library and through the binary. What breaks here breaks for every
+//! hospital: a task that does not resume trains twice, one that retries bad data never ends.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use consilium_federation::digest::Digest;
+use consilium_federation::task::{Failure, OutManifest, Progress, ScoreFile, TaskMetrics};
+use serde_json::{Value, json};
+use tch::Tensor;
+use tempfile::TempDir;
+
+const SHAPE: &str = "16,16,16";
+
+fn trainer(args: &[&str]) -> Output {
+    // One thread each: several tests run at once, and idle OpenMP threads spin.
+    Command::new(env!("CARGO_BIN_EXE_consilium-trainer")).env("OMP_NUM_THREADS", "1").args(args).output().unwrap()
+}
+
+fn ok(args: &[&str]) -> Output {
+    let output = trainer(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn read<T: serde::de::DeserializeOwned>(file: PathBuf) -> T {
+    serde_json::from_slice(&fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))).unwrap()
+}
+
+/// A root with a task of the small network; five phantoms for training and one for evaluation in `hospital`.
+struct Setup {
+    dir: TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let data = dir.path().join("data");
+        ok(&["phantom", "--out", text(&data), "--names", "alder", "--cases", "6", "--shape", SHAPE, "--seed", "3"]);
+        Self { dir }
+    }
+
+    fn hospital(&self, part: &str) -> PathBuf {
+        self.dir.path().join("data/alder").join(part)
+    }
+
+    fn root(&self, name: &str, kind: &str, config: &Value) -> PathBuf {
+        let root = self.dir.path().join(name);
+        fs::create_dir_all(&root).unwrap();
+        let task = json!({ "study": "research/phantoms", "round": 1, "rounds": 2, "kind": kind, "config": config,
+            "seed": 7, "dataSeed": 11 });
+        fs::write(root.join("task.json"), task.to_string()).unwrap();
+        root
+    }
+
+    /// A root for `kind` with the model that `init` makes.
+    fn root_with_model(&self, name: &str, kind: &str) -> PathBuf {
+        let first = self.root(&format!("{name}-init"), "Init", &config());
+        ok(&["run", "--root", text(&first)]);
+        let root = self.root(name, kind, &config());
+        fs::copy(first.join("out/model.safetensors"), root.join("model.safetensors")).unwrap();
+        root
+    }
+}
+
+fn config() -> Value {
+    json!({ "network": { "kind": "UNet3D", "width": 2, "levels": 2, "classes": 3 }, "shape": [16, 16, 16],
+        "epochsPerRound": 2, "batchSize": 2, "learningRate": "0.01" })
+}
+
+fn run(root: &Path, data: &Path) -> Output {
+    trainer(&["run", "--root", text(root), "--data", text(data), "--threads", "1", "--checkpoint-every", "2"])
+}
+
+fn update(root: &Path) -> Vec<(String, Tensor)> {
+    Tensor::read_safetensors(root.join("out/update.safetensors")).unwrap()
+}
+
+#[test]
+fn a_round_leaves_what_deliver_needs() {
+    let setup = Setup::new();
+    let root = setup.root_with_model("train", "Train");
+    let output = run(&root, &setup.hospital("train"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // 5 scans in batches of 2 make 3 steps an epoch, 2 epochs.
+    let progress: Progress = read(root.join("out/progress.json"));
+    assert_eq!((progress.step, progress.of), (6, 6));
+    let metrics: TaskMetrics = read(root.join("out/metrics.json"));
+    assert_eq!(metrics.examples, 5);
+    let manifest: OutManifest = read(root.join("out/MANIFEST"));
+    let names: Vec<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(names, ["metrics.json", "update.safetensors"]);
+    for file in &manifest.files {
+        let content = fs::read(root.join("out").join(&file.path)).unwrap();
+        assert_eq!((file.size, file.digest), (content.len() as u64, Digest::of(&content)));
+    }
+    assert!(update(&root).iter().any(|(_, tensor)| tensor.abs().max().double_value(&[]) > 0.0));
+}
+
+/// A hospital's node is drained in the middle of a round. The resumed task must give the same bits, else nobody can
+/// tell a resumed update from a forged one, and the steps before the checkpoint must not be trained again.
+#[test]
+fn a_stopped_round_resumes_to_the_same_bits() {
+    let setup = Setup::new();
+    let whole = setup.root_with_model("whole", "Train");
+    assert!(run(&whole, &setup.hospital("train")).status.success());
+
+    let stopped = setup.root_with_model("stopped", "Train");
+    stop_after_step(&stopped, &setup.hospital("train"), 3);
+    assert!(!stopped.join("out/MANIFEST").exists());
+    assert!(run(&stopped, &setup.hospital("train")).status.success());
+    let metrics: TaskMetrics = read(stopped.join("out/metrics.json"));
+    assert_eq!(metrics.metrics["resumedAt"], 3);
+    let whole_metrics: TaskMetrics = read(whole.join("out/metrics.json"));
+    assert_eq!(metrics.metrics["epochLosses"], whole_metrics.metrics["epochLosses"]);
+    let bytes = |root: &Path| fs::read(root.join("out/update.safetensors")).unwrap();
+    assert!(bytes(&whole) == bytes(&stopped), "the resumed update differs");
+}
+
+/// Runs the task in the library and stops it as SIGTERM would, after a number of steps.
+fn stop_after_step(root: &Path, data: &Path, steps: u64) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use consilium_imaging::torch::load_weights;
+    use consilium_trainer::TrainerError;
+    use consilium_trainer::config::TrainerConfig;
+    use consilium_trainer::contract::Root;
+    use consilium_trainer::data::{Examples, read_folder};
+    use consilium_trainer::engine::{Checkpoints, Engine, Job};
+
+    let files = Root::new(root);
+    let (task, digest) = files.task().unwrap();
+    let config = TrainerConfig::parse(&task.config).unwrap();
+    let examples = Examples::prepare(&read_folder(data, 3).unwrap(), &config).unwrap();
+    tch::set_num_threads(1);
+    let mut engine = Engine::new(&config, task.seed, tch::Device::Cpu).unwrap();
+    load_weights(engine.store(), &files.model()).unwrap();
+    let checkpoints = Checkpoints { folder: files.checkpoint(), every: 2, task: digest };
+    let job = Job {
+        examples: &examples,
+        config: &config,
+        data_seed: task.data_seed,
+        round: 1,
+        rounds: 2,
+        checkpoints: Some(checkpoints),
+    };
+    let stop = AtomicBool::new(false);
+    let mut tell = |progress: &Progress, _| {
+        stop.store(progress.step == steps, Ordering::Relaxed);
+        Ok(())
+    };
+    let error = engine.run(&job, &stop, &mut tell).unwrap_err();
+    assert!(matches!(error, TrainerError::Terminated { step } if step == steps), "{error}");
+    assert_eq!(error.exit_code(), 143);
+}
+
+/// A checkpoint that belongs to another task (another round, another base) must not leak into this one.
+#[test]
+fn another_tasks_checkpoint_is_not_resumed() {
+    let setup = Setup::new();
+    let root = setup.root_with_model("other", "Train");
+    stop_after_step(&root, &setup.hospital("train"), 3);
+    let mut task: Value = read(root.join("task.json"));
+    task["round"] = json!(2);
+    fs::write(root.join("task.json"), task.to_string()).unwrap();
+    assert!(run(&root, &setup.hospital("train")).status.success());
+    let metrics: TaskMetrics = read(root.join("out/metrics.json"));
+    assert_eq!(metrics.metrics["resumedAt"], 0);
+}
+
+#[test]
+fn evaluation_writes_a_mask_per_scan_and_the_platform_scores_them() {
+    let setup = Setup::new();
+    let root = setup.root_with_model("evaluate", "Evaluate");
+    let output = run(&root, &setup.hospital("eval"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let labels = setup.hospital("labels");
+    ok(&["score", "--root", text(&root), "--labels", text(&labels)]);
+    let score: ScoreFile = read(root.join("out/score.json"));
+    score.check().unwrap();
+    assert_eq!((score.cases, score.classes.len()), (1, 2));
+    let manifest: OutManifest = read(root.join("out/MANIFEST"));
+    assert!(manifest.files.iter().any(|file| file.path == "score.json"));
+
+    // A perfect prediction is scored 1, so the score speaks of the prediction and not of something else.
+    let out = setup.dir.path().join("perfect.json");
+    ok(&["score", "--predictions", text(&labels), "--labels", text(&labels), "--classes", "3", "--out", text(&out)]);
+    assert_eq!(read::<ScoreFile>(out).mean_dice(), Some(1.0));
+
+    // A model that keeps silent on a case must not do better by it.
+    let folder = root.join("out/predictions");
+    for entry in fs::read_dir(&folder).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let output = trainer(&["score", "--root", text(&root), "--labels", text(&labels)]);
+    assert_eq!(output.status.code(), Some(42));
+    let failure: Failure = read(root.join("out/failure.json"));
+    assert_eq!(failure.reason, "InvalidPredictions");
+}
+
+#[test]
+fn broken_data_exits_42_and_names_the_file() {
+    let setup = Setup::new();
+    let root = setup.root_with_model("broken", "Train");
+    let victim = setup.hospital("train/imagesTr/alder_002.nii.gz");
+    let content = fs::read(&victim).unwrap();
+    fs::write(&victim, &content[..content.len() / 2]).unwrap();
+    let output = run(&root, &setup.hospital("train"));
+    assert_eq!(output.status.code(), Some(42));
+    let failure: Failure = read(root.join("out/failure.json"));
+    assert_eq!(failure.reason, "InvalidData");
+    for part in ["alder_002.nii.gz", "truncated", "again"] {
+        assert!(failure.message.contains(part), "{} lacks {part}", failure.message);
+    }
+    assert!(String::from_utf8_lossy(&output.stderr).contains("alder_002.nii.gz"));
+    assert!(!root.join("out/MANIFEST").exists());
+}
+
+#[test]
+fn bad_configs_models_and_kinds_exit_42() {
+    let setup = Setup::new();
+    let data = setup.hospital("train");
+    let mut wrong = config();
+    wrong["batchSize"] = json!(0);
+    let root = setup.root("config", "Train", &wrong);
+    assert_eq!(run(&root, &data).status.code(), Some(42));
+    assert!(read::<Failure>(root.join("out/failure.json")).message.contains("batchSize"));
+
+    let root = setup.root_with_model("model", "Train");
+    let mut wider = config();
+    wider["network"]["width"] = json!(4);
+    let task = fs::read_to_string(root.join("task.json")).unwrap();
+    let mut task: Value = serde_json::from_str(&task).unwrap();
+    task["config"] = wider;
+    fs::write(root.join("task.json"), task.to_string()).unwrap();
+    assert_eq!(run(&root, &data).status.code(), Some(42));
+    assert_eq!(read::<Failure>(root.join("out/failure.json")).reason, "InvalidModel");
+
+    let root = setup.root_with_model("kind", "Evaluate");
+    let output = trainer(&["train", "--root", text(&root), "--data", text(&data)]);
+    assert_eq!(output.status.code(), Some(42));
+}
+
+/// Without its files a task may come back: the volume was not mounted yet.
+#[test]
+fn a_missing_task_file_is_transient() {
+    let dir = TempDir::new().unwrap();
+    assert_eq!(run(dir.path(), dir.path()).status.code(), Some(1));
+}
+
+#[test]
+fn the_same_seed_makes_the_same_model() {
+    let setup = Setup::new();
+    let model = |name: &str| fs::read(setup.root_with_model(name, "Train").join("model.safetensors")).unwrap();
+    assert!(model("a") == model("b"));
+}
+
+#[test]
+fn fit_learns_and_reports() {
+    let setup = Setup::new();
+    let out = setup.dir.path().join("fit");
+    let file = setup.dir.path().join("config.json");
+    fs::write(&file, config().to_string()).unwrap();
+    let data = setup.hospital("train");
+    ok(&[
+        "fit",
+        "--data",
+        text(&data),
+        "--out",
+        text(&out),
+        "--config",
+        text(&file),
+        "--rounds",
+        "3",
+        "--threads",
+        "2",
+    ]);
+    let report: Value = read(out.join("fit.json"));
+    let losses: Vec<f64> = serde_json::from_value(report["epochLosses"].clone()).unwrap();
+    assert_eq!(losses.len(), 6);
+    assert!(losses[5] < losses[0], "{losses:?}");
+    assert_eq!(report["summary"]["cases"], 1);
+    assert!(out.join("model.safetensors").exists());
+}
