@@ -1,7 +1,7 @@
 //! The hub is the attacker. Every test is one attack of the literature or of practice; it ends in a refusal with a
 //! reason, and what the hub saw up to then is the same whatever the victim's update was.
 mod common;
-use common::{FLOORS, Moment, ONE, Outcome, Plan, Trouble, World, round_spec, site_id};
+use common::{FLOORS, Moment, ONE, Outcome, Plan, TestRng, Trouble, World, round_spec, site_id};
 use consilium_secagg::advert::{AdvertList, Seeds};
 use consilium_secagg::client::{Client, ClientError, Guard};
 use consilium_secagg::history::{DifferenceRule, HistoryError};
@@ -19,8 +19,6 @@ use consilium_secagg::spec::Purpose;
 use consilium_secagg::survivors::{SurvivorError, SurvivorProof, SurvivorStatement};
 use consilium_secagg::unmask::{UnmaskError, pair_sign};
 use consilium_secagg::wire::{Message, WireError};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 
 /// The hospital that the hub is after.
 const VICTIM: usize = 1;
@@ -86,7 +84,7 @@ fn replacing_or_dropping_the_victims_own_advert_is_refused() {
         without.adverts.remove(VICTIM);
         assert_eq!(answer(world, &without).unwrap_err(), ClientError::OwnAdvert);
         // An earlier advert of the victim itself, correctly signed: only the fresh one counts.
-        let mut rng = StdRng::seed_from_u64(1);
+        let mut rng = TestRng::new(1);
         let old = Seeds::random(&mut rng);
         let (digest, site) = (world.attempt.digest(), site_id(VICTIM));
         let mut stale = list.clone();
@@ -101,7 +99,7 @@ fn invented_hospitals_are_refused() {
     attack(4, |world| {
         let mut hub = world.hub();
         let mut list = adverts(world, &mut hub);
-        let (mut rng, digest) = (StdRng::seed_from_u64(5), world.attempt.digest());
+        let (mut rng, digest) = (TestRng::new(5), world.attempt.digest());
         let sybil = SiteKey::generate(&mut rng);
         let site = consilium_secagg::ids::SiteId::new("site-002b").unwrap();
         list.adverts.insert(3, Seeds::random(&mut rng).advertise(&digest, &site, &sybil, &mut rng));
@@ -120,7 +118,7 @@ fn invented_hospitals_are_refused() {
 #[test]
 fn a_roster_that_governance_did_not_sign_is_refused() {
     let world = World::new(4, 5, 1);
-    let hub_key = SiteKey::generate(&mut StdRng::seed_from_u64(3));
+    let hub_key = SiteKey::generate(&mut TestRng::new(3));
     let mut entries: Vec<_> =
         world.sites.iter().map(|s| RosterEntry { site: s.id.clone(), key: s.key.public() }).collect();
     entries.push(RosterEntry { site: site_id(77), key: hub_key.public() });
@@ -179,7 +177,7 @@ fn different_base_models_make_no_session() {
         let error = world
             .act(0, Trouble::Nothing, |client, site, roster| {
                 let guard = Guard { roster, floors: &FLOORS, history: &site.history };
-                client.adverts(&list, &site.key, guard, &mut StdRng::seed_from_u64(1))
+                client.adverts(&list, &site.key, guard, &mut TestRng::new(1))
             })
             .unwrap_err();
         assert!(matches!(error, ClientError::Session(SessionError::WrongAttempt { .. })), "{error}");
@@ -419,7 +417,7 @@ fn fewer_than_t_shares_reconstruct_nothing() {
     let seeds = hub.close_unmasking();
     assert!(matches!(seeds, Err(HubError::OutOfOrder { .. })));
     let secret = Secret::new([3; 32]);
-    let shares = shamir::split(&secret, 4, 5, &mut StdRng::seed_from_u64(1)).unwrap();
+    let shares = shamir::split(&secret, 4, 5, &mut TestRng::new(1)).unwrap();
     let few: Vec<_> = (0..3u8).map(|i| (Party(i), &shares[usize::from(i)])).collect();
     assert_eq!(shamir::combine(&few, 4), Err(ShamirError::TooFew { got: 3, needed: 4 }));
     assert_ne!(shamir::combine(&few, 3).unwrap(), secret);

@@ -1,7 +1,7 @@
 //! What the hub sees is noise: masked chunks pass the tests that random bytes pass, plaintext fails them, and an
 //! inversion attack that reads an image out of a plain update reads nothing out of a masked one.
 mod common;
-use common::{Moment, World};
+use common::{Moment, TestRng, World};
 use consilium_secagg::ids::Party;
 use consilium_secagg::keys;
 use consilium_secagg::mask::{MaskSet, Sign};
@@ -9,8 +9,7 @@ use consilium_secagg::shares::SeedKind;
 use consilium_secagg::sum;
 use consilium_secagg::unmask::pair_sign;
 use consilium_secagg::wire::Message;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand_core::Rng;
 
 const BODY: usize = 1_500_000;
 const VICTIM: usize = 1;
@@ -56,7 +55,7 @@ fn body(world: &World, i: usize) -> Vec<u8> {
 fn masked_chunks_pass_and_plain_ones_fail() {
     let (world, _) = finished();
     let mut random = vec![0; BODY * 4];
-    StdRng::seed_from_u64(1).fill_bytes(&mut random);
+    TestRng::new(1).fill_bytes(&mut random);
     assert!(is_noise(&random), "the control itself: {:?}", scores(&random));
     for i in 0..3 {
         assert!(is_noise(&body(&world, i)), "site {i}: {:?}", scores(&body(&world, i)));
@@ -157,7 +156,7 @@ fn gradient_inversion_reads_the_image_from_plaintext_and_nothing_from_what_the_h
     let plain = read(&world.encoded(VICTIM)[1]);
     let masked = read(&sum::from_bytes(&body(&world, VICTIM)));
     let mut random = vec![0; update.len() * 4];
-    StdRng::seed_from_u64(9).fill_bytes(&mut random);
+    TestRng::new(9).fill_bytes(&mut random);
     let control = read(&sum::from_bytes(&random));
     assert!(plain > 0.999, "the attack must work on plaintext, else it shows nothing: {plain}");
     assert!(masked < 0.15 && control < 0.15, "masked {masked}, random bytes {control}");

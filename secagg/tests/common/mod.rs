@@ -11,13 +11,60 @@ use consilium_secagg::spec::{AttemptSpec, Purpose, RoundSpec, Weighting};
 use consilium_secagg::sum;
 use consilium_secagg::upload::elements_digest;
 use consilium_secagg::weight::Weight;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use consilium_secagg::wire::Message;
+use rand_core::{Infallible, Rng, TryCryptoRng, TryRng};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 pub const ONE: NonZeroUsize = NonZeroUsize::MIN;
 pub const FLOORS: Floors = Floors { min_contributors: 3, colluders: 0 };
+
+/// A random source that is the same for ever, whatever crate changes its generator: SHA-256 of seed and counter.
+/// The published vectors depend on it.
+#[derive(Debug, Clone)]
+pub struct TestRng {
+    seed: u64,
+    counter: u64,
+}
+
+impl TestRng {
+    pub fn new(seed: u64) -> Self {
+        Self { seed, counter: 0 }
+    }
+    /// A number in `0..below`.
+    pub fn below(&mut self, below: u64) -> u64 {
+        self.next_u64() % below
+    }
+    /// A number in [-1, 1).
+    pub fn unit(&mut self) -> f64 {
+        self.next_u32() as i32 as f64 / f64::from(1u32 << 31)
+    }
+}
+
+impl TryRng for TestRng {
+    type Error = Infallible;
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(self.try_next_u64()? as u32)
+    }
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
+        for part in out.chunks_mut(32) {
+            let mut hasher = Sha256::new();
+            hasher.update(self.seed.to_le_bytes());
+            hasher.update(self.counter.to_le_bytes());
+            self.counter += 1;
+            part.copy_from_slice(&hasher.finalize()[..part.len()]);
+        }
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for TestRng {}
 
 /// A hospital as its agent keeps it.
 pub struct Site {
@@ -30,7 +77,7 @@ pub struct Site {
     pub statistics: [f64; 2],
     /// Masked chunks as stored and sent.
     pub uploads: Vec<Vec<u8>>,
-    pub rng: StdRng,
+    pub rng: TestRng,
 }
 
 /// A federation of `n` hospitals and an attempt among them.
@@ -119,7 +166,7 @@ pub fn round_spec(n: usize, body: usize) -> RoundSpec {
 
 impl World {
     pub fn new(n: usize, body: usize, seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
+        let mut rng = TestRng::new(seed);
         let governors: Vec<_> = (0..3).map(|_| SiteKey::generate(&mut rng)).collect();
         let governance = Governance {
             federation: "federation".into(),
@@ -262,7 +309,7 @@ impl World {
         (survivors, sum)
     }
 
-    fn steps(&mut self, hub: &mut Hub, plan: &Plan, until: Moment) -> Result<(), HubError> {
+    pub fn steps(&mut self, hub: &mut Hub, plan: &Plan, until: Moment) -> Result<(), HubError> {
         let n = self.sites.len();
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeAdvert)) {
             if self.sites[i].client.is_none() {
@@ -288,6 +335,41 @@ impl World {
             return Ok(());
         }
         self.late_steps(hub, plan, until)
+    }
+
+    /// Everything that was sent, from what the clients remember and the hub collected.
+    pub fn messages(&self, hub: &Hub) -> serde_json::Value {
+        let (mut adverts, mut shares, mut uploads) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut agreements, mut replies) = (Vec::new(), Vec::new());
+        for (i, site) in self.sites.iter().enumerate() {
+            let Some(client) = &site.client else { continue };
+            let state = serde_json::to_value(client).unwrap();
+            let said = |what: &str| state["said"][what]["output"].clone();
+            adverts.push(state["advert"].clone());
+            let keep = |list: &mut Vec<serde_json::Value>, what: &str| {
+                if !said(what).is_null() {
+                    list.push(said(what));
+                }
+            };
+            keep(&mut shares, "shares");
+            keep(&mut agreements, "statement");
+            keep(&mut replies, "reply");
+            if !site.uploads.is_empty() {
+                let masked: Vec<_> = site.uploads.iter().map(hex::encode).collect();
+                uploads.push(serde_json::json!({"party": i, "masked": masked, "manifest": said("manifest")}));
+            }
+        }
+        let own = |m: Result<Vec<u8>, HubError>| m.map(hex::encode).ok();
+        serde_json::json!({
+            "adverts": adverts,
+            "sid": hub.session().map(|s| s.sid()),
+            "shares": shares,
+            "uploads": uploads,
+            "statement": own(hub.statement().map(Message::to_bytes)),
+            "agreements": agreements,
+            "proof": own(hub.survivor_proof().map(Message::to_bytes)),
+            "replies": replies,
+        })
     }
 
     fn late_steps(&mut self, hub: &mut Hub, plan: &Plan, until: Moment) -> Result<(), HubError> {
@@ -329,9 +411,9 @@ impl World {
 }
 
 impl Site {
-    fn new(i: usize, body: usize, rng: &mut StdRng) -> Self {
+    fn new(i: usize, body: usize, rng: &mut TestRng) -> Self {
         // One coordinate carries most of the norm: the extreme that clipping admits.
-        let mut update: Vec<f32> = (0..body).map(|_| rng.random_range(-0.01..0.01)).collect();
+        let mut update: Vec<f32> = (0..body).map(|_| (0.01 * rng.unit()) as f32).collect();
         if let Some(first) = update.first_mut() {
             *first = if i % 2 == 0 { 9.9 } else { -9.9 };
         }
@@ -340,11 +422,11 @@ impl Site {
             key: SiteKey::generate(rng),
             history: History::default(),
             client: None,
-            weight: Weight::from_examples(rng.random_range(1..2000), 1000, 1).unwrap(),
+            weight: Weight::from_examples(1 + rng.below(2000), 1000, 1).unwrap(),
             update,
-            statistics: [f64::from(rng.random_range(0..1000u32)), rng.random_range(-100.0..100.0)],
+            statistics: [rng.below(1000) as f64, 100.0 * rng.unit()],
             uploads: Vec::new(),
-            rng: StdRng::seed_from_u64(rng.random()),
+            rng: TestRng::new(rng.next_u64()),
         }
     }
 }
