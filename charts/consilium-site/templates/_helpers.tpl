@@ -1,0 +1,11 @@
+{{- define "consilium-site.labels" -}}
+app.kubernetes.io/name: consilium-agent
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: consilium
+{{- end }}
+{{- define "consilium-site.selector" -}}
+app.kubernetes.io/name: consilium-agent
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
