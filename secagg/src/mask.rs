@@ -172,7 +172,8 @@ const STEPS: [[u8; 16]; 64] = {
 fn set_counters<N: ArraySize>(counters: &mut Array<Block, N>, first: u128) {
     let width = counters.len();
     let blocks = Array::cast_slice_to_core_mut(counters.as_mut_slice());
-    if width % 4 == 0 && width <= STEPS.len() && width.is_power_of_two() && first % (width as u128) == 0 {
+    let whole_fours = (4..=STEPS.len()).contains(&width) && width.is_power_of_two();
+    if whole_fours && first.is_multiple_of(width as u128) {
         // The group begins on a multiple of its width, so counters differ in the low bits of the last byte alone: four
         // of them at a time, which is one instruction on a machine with wide registers.
         let base = [first.to_be_bytes(); 4];

@@ -258,8 +258,9 @@ pub fn encode_head(
     out[0] = weight.units();
     for (index, ((kind, value), q)) in statistics.iter().zip(&mut out[1..]).enumerate() {
         let (bound, scale) = kind.bound_and_scale(params);
-        let negative_count = matches!(kind, Statistic::Count { .. }) && *value < 0.0;
-        if !value.is_finite() || !(bound > 0.0 && value.abs() <= bound) || negative_count {
+        let least = if matches!(kind, Statistic::Count { .. }) { 0.0 } else { -bound };
+        // A NaN is in no range.
+        if !(least..=bound).contains(value) || !scale.is_finite() {
             return Err(RingError::Statistic { index, value: *value, bound });
         }
         *q = (value * scale + ROUND_MAGIC).to_bits() as u32;

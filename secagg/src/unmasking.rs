@@ -60,12 +60,21 @@ impl Unmasking {
         self.masks.len()
     }
 
-    /// The sum of one chunk: checks every upload against its manifest, adds them and takes the masks off.
-    ///
-    /// `uploads` are the survivors' chunks in the order of [`Unmasking::survivors`]; `sum` is overwritten.
+    /// Begins the sum of one chunk, to which uploads are added as they are read: memory of one chunk, however many
+    /// hospitals there are. `memory` is taken over, so that one allocation serves all chunks.
     ///
     /// # Errors
-    /// [`HubError`]; `sum` is then not to be used.
+    /// [`HubError::Layout`].
+    pub fn begin_chunk(&self, chunk: u32, mut memory: Vec<u32>) -> Result<ChunkSum<'_>, HubError> {
+        memory.clear();
+        memory.resize(self.layout.chunk_elements(chunk)?, 0);
+        Ok(ChunkSum { unmasking: self, chunk, sum: memory, added: 0 })
+    }
+
+    /// The sum of one chunk from all uploads at once, in the order of [`Unmasking::survivors`]; `sum` is overwritten.
+    ///
+    /// # Errors
+    /// [`HubError`]; `sum` is then empty.
     pub fn sum_chunk(
         &self,
         chunk: u32,
@@ -73,19 +82,10 @@ impl Unmasking {
         threads: NonZeroUsize,
         sum: &mut Vec<u32>,
     ) -> Result<(), HubError> {
-        let (range, elements) = (self.layout.elements_of(chunk)?, self.layout.chunk_elements(chunk)?);
-        if uploads.len() != self.survivors.len() {
-            return Err(HubError::Uploads { got: uploads.len(), expected: self.survivors.len() });
-        }
-        for ((site, digests), bytes) in self.survivors.iter().zip(uploads) {
-            if digests.get(chunk as usize) != Some(&chunk_digest(bytes)) {
-                return Err(HubError::ChunkDigest { site: site.clone(), chunk });
-            }
-        }
-        sum.clear();
-        sum.resize(elements, 0);
-        sum::add_all(sum, uploads)?;
-        self.take_off(range.start, sum, threads)
+        let mut chunk = self.begin_chunk(chunk, std::mem::take(sum))?;
+        chunk.add(uploads)?;
+        *sum = chunk.finish(threads)?;
+        Ok(())
     }
 
     /// Takes the masks off a sum that was made elsewhere: `sum` holds the elements of the whole vector from `offset`.
@@ -94,5 +94,55 @@ impl Unmasking {
     /// [`HubError::Misaligned`].
     pub fn take_off(&self, offset: u64, sum: &mut [u32], threads: NonZeroUsize) -> Result<(), HubError> {
         Ok(self.masks.apply_parallel(offset, sum, threads)?)
+    }
+}
+
+/// The sum of one chunk in the making. Until [`ChunkSum::finish`] it is as masked as any upload.
+#[derive(Debug)]
+pub struct ChunkSum<'a> {
+    unmasking: &'a Unmasking,
+    chunk: u32,
+    sum: Vec<u32>,
+    added: usize,
+}
+
+impl ChunkSum<'_> {
+    /// The hospitals whose chunks come next, in order.
+    pub fn missing(&self) -> impl Iterator<Item = &SiteId> {
+        self.unmasking.survivors().skip(self.added)
+    }
+
+    /// Checks the next survivors' chunks against their manifests and adds them; several at once is faster.
+    ///
+    /// # Errors
+    /// [`HubError`]; nothing was added then.
+    pub fn add(&mut self, uploads: &[&[u8]]) -> Result<(), HubError> {
+        let survivors = &self.unmasking.survivors;
+        let (got, expected) = (self.added + uploads.len(), survivors.len());
+        if got > expected {
+            return Err(HubError::Uploads { got, expected });
+        }
+        for ((site, digests), bytes) in survivors[self.added..].iter().zip(uploads) {
+            if digests.get(self.chunk as usize) != Some(&chunk_digest(bytes)) {
+                return Err(HubError::ChunkDigest { site: site.clone(), chunk: self.chunk });
+            }
+        }
+        sum::add_all(&mut self.sum, uploads)?;
+        self.added = got;
+        Ok(())
+    }
+
+    /// Takes the masks off, once all survivors' chunks are in.
+    ///
+    /// # Errors
+    /// [`HubError::Uploads`] when some are missing.
+    pub fn finish(mut self, threads: NonZeroUsize) -> Result<Vec<u32>, HubError> {
+        let (got, expected) = (self.added, self.unmasking.survivors.len());
+        if got != expected {
+            return Err(HubError::Uploads { got, expected });
+        }
+        let offset = self.unmasking.layout.elements_of(self.chunk)?.start;
+        self.unmasking.take_off(offset, &mut self.sum, threads)?;
+        Ok(self.sum)
     }
 }

@@ -1,5 +1,6 @@
 //! The hub is the attacker. Every test is one attack of the literature or of practice; it ends in a refusal with a
 //! reason, and what the hub saw up to then is the same whatever the victim's update was.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 mod common;
 use common::{FLOORS, Moment, ONE, Outcome, Plan, TestRng, Trouble, World, round_spec, site_id};
 use consilium_secagg::advert::{AdvertList, Seeds};

@@ -1,5 +1,6 @@
 //! What the hub sees is noise: masked chunks pass the tests that random bytes pass, plaintext fails them, and an
 //! inversion attack that reads an image out of a plain update reads nothing out of a masked one.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 mod common;
 use common::{Moment, TestRng, World};
 use consilium_secagg::ids::Party;

@@ -1,5 +1,6 @@
 //! The protocol as a whole: what comes out is the plain weighted mean within the stated bound, whoever vanishes, is
 //! killed or is asked twice; or the attempt is burned and nothing was revealed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 mod common;
 use common::{Moment, Outcome, Plan, Trouble, World, plain_mean};
 use consilium_secagg::hub::HubError;
@@ -78,6 +79,26 @@ fn the_hub_survives_a_restart_at_every_step() {
         let back: consilium_secagg::hub::Hub = serde_json::from_str(&serde_json::to_string(&hub).unwrap()).unwrap();
         assert_eq!(back, hub, "{until:?}");
     }
+}
+
+/// The hub may not hold all uploads of a chunk at once: adding them as they are read gives the same sum.
+#[test]
+fn chunks_can_be_added_as_they_are_read() {
+    let mut world = World::new(5, 300, 6);
+    let mut hub = world.hub();
+    world.advance(&mut hub, Moment::Never);
+    let (survivors, sum) = world.sum(&hub);
+    let unmasking = hub.unmasking().unwrap();
+    let mut chunk = unmasking.begin_chunk(1, vec![7; 3]).unwrap();
+    assert_eq!(chunk.missing().count(), 5);
+    for pair in survivors.chunks(2) {
+        let uploads: Vec<&[u8]> = pair.iter().map(|i| world.sites[*i].uploads[1].as_slice()).collect();
+        chunk.add(&uploads).unwrap();
+    }
+    let head = world.attempt.round.layout().unwrap().head();
+    assert_eq!(chunk.finish(common::ONE).unwrap(), sum[head..]);
+    let short = unmasking.begin_chunk(1, Vec::new()).unwrap().finish(common::ONE);
+    assert_eq!(short, Err(HubError::Uploads { got: 0, expected: 5 }));
 }
 
 /// Chunks that are not the signed ones never reach a sum.

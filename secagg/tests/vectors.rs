@@ -2,6 +2,7 @@
 //! test fails, the protocol changed for everyone who speaks it; that calls for a new version tag, not new vectors.
 //!
 //! `CONSILIUM_UPDATE_VECTORS=1 cargo test -p consilium-secagg --test vectors` writes them anew.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 mod common;
 use common::{Moment, Outcome, Plan, World, sign_roster};
 use consilium_secagg::mask::{MaskSet, Sign};

@@ -70,8 +70,9 @@ fn masks() {
     let mut acc: Vec<u32> = (0..16 * n as u32).collect();
     for peers in [3usize, 8, 32] {
         let mut set = MaskSet::new();
-        (0..peers)
-            .for_each(|i| set.push(if i % 2 == 0 { Sign::Plus } else { Sign::Minus }, &Secret::new([i as u8; 32])));
+        (0..peers).for_each(|i| {
+            set.push(if i.is_multiple_of(2) { Sign::Plus } else { Sign::Minus }, &Secret::new([i as u8; 32]))
+        });
         let (mut blocks, mut stream, mut read, mut fused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for r in 0..REPEATS {
             blocks.push(time(|| cipher_only(&cipher, &mut buffer, bytes * peers)));

@@ -415,7 +415,7 @@ impl Site {
         // One coordinate carries most of the norm: the extreme that clipping admits.
         let mut update: Vec<f32> = (0..body).map(|_| (0.01 * rng.unit()) as f32).collect();
         if let Some(first) = update.first_mut() {
-            *first = if i % 2 == 0 { 9.9 } else { -9.9 };
+            *first = if i.is_multiple_of(2) { 9.9 } else { -9.9 };
         }
         Self {
             id: site_id(i),
