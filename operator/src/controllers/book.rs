@@ -1,0 +1,238 @@
+//! What every hospital is asked to do, kept by piece of work, so that one change touches only the hospitals that it
+//! concerns. Pure; the shell publishes what [`Book::set`] says has changed.
+//!
+//! Nothing of it is written down: after a restart it is made again from the objects, and every tombstone is sent
+//! once more, which hospitals answer by no longer listing the work.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use consilium_federation::SiteName;
+use consilium_federation::assignment::{Item, ItemState};
+use consilium_federation::report::Report;
+
+/// Whose work an item is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A TrainingRound.
+    Round {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A ModelPromotion.
+    Promotion {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    item: Item,
+    owner: Owner,
+    /// Revision of the assignment that first held the tombstone.
+    sent: Option<u64>,
+}
+
+/// The work of all hospitals.
+#[derive(Debug, Default)]
+pub struct Book {
+    sites: BTreeMap<SiteName, BTreeMap<String, Slot>>,
+    acknowledged: BTreeMap<String, BTreeSet<SiteName>>,
+}
+
+impl Book {
+    /// Replaces the items of one piece of work. Answers which hospitals' lists changed.
+    pub fn set(&mut self, uid: &str, owner: &Owner, mut items: BTreeMap<SiteName, Item>) -> BTreeSet<SiteName> {
+        let mut changed = BTreeSet::new();
+        for (site, slots) in &mut self.sites {
+            match items.remove(site) {
+                Some(item) => match slots.get_mut(uid) {
+                    Some(slot) if slot.item == item => {}
+                    Some(slot) => {
+                        let sent = slot.sent.filter(|_| item.state == ItemState::Cancelled);
+                        *slot = Slot { item, owner: owner.clone(), sent };
+                        changed.insert(site.clone());
+                    }
+                    None => {
+                        slots.insert(uid.to_owned(), Slot { item, owner: owner.clone(), sent: None });
+                        changed.insert(site.clone());
+                    }
+                },
+                None => {
+                    if slots.remove(uid).is_some() {
+                        changed.insert(site.clone());
+                    }
+                }
+            }
+        }
+        for (site, item) in items {
+            let slot = Slot { item, owner: owner.clone(), sent: None };
+            self.sites.entry(site.clone()).or_default().insert(uid.to_owned(), slot);
+            changed.insert(site);
+        }
+        self.sites.retain(|_, slots| !slots.is_empty());
+        changed
+    }
+
+    /// Forgets a piece of work whose object is gone. Answers which hospitals' lists changed.
+    pub fn remove(&mut self, uid: &str) -> BTreeSet<SiteName> {
+        self.acknowledged.remove(uid);
+        let mut changed = BTreeSet::new();
+        for (site, slots) in &mut self.sites {
+            if slots.remove(uid).is_some() {
+                changed.insert(site.clone());
+            }
+        }
+        self.sites.retain(|_, slots| !slots.is_empty());
+        changed
+    }
+
+    /// One hospital's list, sorted by UID.
+    pub fn items(&self, site: &SiteName) -> Vec<Item> {
+        self.sites.get(site).into_iter().flat_map(BTreeMap::values).map(|slot| slot.item.clone()).collect()
+    }
+
+    /// Notes the revision in which this hospital's list went out.
+    pub fn sent(&mut self, site: &SiteName, revision: u64) {
+        for slot in self.sites.get_mut(site).into_iter().flat_map(BTreeMap::values_mut) {
+            if slot.item.state == ItemState::Cancelled && slot.sent.is_none() {
+                slot.sent = Some(revision);
+            }
+        }
+    }
+
+    /// Takes note of a report; answers the UIDs whose tombstones it acknowledges: the hospital works from an
+    /// assignment that holds the tombstone, and no longer lists the work.
+    pub fn heard(&mut self, site: &SiteName, report: &Report, epoch: &str) -> Vec<String> {
+        if report.hub_epoch != epoch {
+            return Vec::new();
+        }
+        let listed =
+            |uid: &str| report.rounds.iter().any(|r| r.uid == uid) || report.deployments.iter().any(|d| d.uid == uid);
+        let settled: Vec<String> = self
+            .sites
+            .get(site)
+            .into_iter()
+            .flatten()
+            .filter(|(uid, slot)| slot.sent.is_some_and(|sent| sent <= report.revision) && !listed(uid))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in &settled {
+            self.acknowledged.entry(uid.clone()).or_default().insert(site.clone());
+        }
+        settled
+    }
+
+    /// The hospitals that have acknowledged the tombstone of this work.
+    pub fn acknowledged(&self, uid: &str) -> BTreeSet<SiteName> {
+        self.acknowledged.get(uid).cloned().unwrap_or_default()
+    }
+
+    /// The work was taken up again: earlier acknowledgements mean nothing.
+    pub fn revive(&mut self, uid: &str, site: &SiteName) {
+        if let Some(sites) = self.acknowledged.get_mut(uid) {
+            sites.remove(site);
+        }
+    }
+
+    /// Whose work stands in this hospital's list.
+    pub fn owners(&self, site: &SiteName) -> BTreeSet<Owner> {
+        self.sites.get(site).into_iter().flat_map(BTreeMap::values).map(|slot| slot.owner.clone()).collect()
+    }
+
+    /// The hospitals with anything to do.
+    pub fn sites(&self) -> BTreeSet<SiteName> {
+        self.sites.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_federation::Digest;
+    use consilium_federation::assignment::{DeployWork, Work};
+    use consilium_federation::ladder::Stage;
+    use consilium_federation::report::{DeployReport, RolloutReason};
+
+    use super::*;
+
+    fn site(name: &str) -> SiteName {
+        name.parse().unwrap()
+    }
+
+    fn owner() -> Owner {
+        Owner::Promotion { namespace: "research".into(), name: "p".into() }
+    }
+
+    fn item(uid: &str, state: ItemState) -> Item {
+        let work = DeployWork {
+            release: "r".into(),
+            release_digest: Digest::of(b"r"),
+            model: Digest::of(b"m"),
+            stage: Stage::Shadow,
+            approvals: vec![],
+        };
+        Item { uid: uid.into(), state, work: Work::Deploy(work) }
+    }
+
+    fn items(uid: &str, state: ItemState, sites: &[&str]) -> BTreeMap<SiteName, Item> {
+        sites.iter().map(|s| (site(s), item(uid, state))).collect()
+    }
+
+    fn report(epoch: &str, revision: u64, listed: &[&str]) -> Report {
+        let deployment = |uid: &&str| DeployReport {
+            uid: (*uid).into(),
+            reason: RolloutReason::Serving,
+            serving: None,
+            message: None,
+        };
+        Report {
+            hub_epoch: epoch.into(),
+            revision,
+            agent_version: String::new(),
+            rounds: vec![],
+            deployments: listed.iter().map(deployment).collect(),
+        }
+    }
+
+    fn names(sites: &BTreeSet<SiteName>) -> Vec<&str> {
+        sites.iter().map(SiteName::as_str).collect()
+    }
+
+    #[test]
+    fn only_hospitals_whose_list_changed_are_published_to() {
+        let mut book = Book::default();
+        let active = |sites: &[&str]| items("u", ItemState::Active, sites);
+        assert_eq!(names(&book.set("u", &owner(), active(&["alder", "birch"]))), ["alder", "birch"]);
+        assert_eq!(names(&book.set("u", &owner(), active(&["alder", "birch"]))), [""; 0]);
+        assert_eq!(names(&book.set("u", &owner(), active(&["birch", "cedar"]))), ["alder", "cedar"]);
+        assert!(book.items(&site("alder")).is_empty());
+        assert_eq!(names(&book.remove("u")), ["birch", "cedar"]);
+    }
+
+    /// A cancelled task that its hospital has not heard of yet would run to its deadline as an orphan.
+    #[test]
+    fn a_tombstone_stays_until_a_report_from_an_assignment_that_held_it() {
+        let mut book = Book::default();
+        let alder = site("alder");
+        book.set("u", &owner(), items("u", ItemState::Active, &["alder"]));
+        book.sent(&alder, 7);
+        // Active work is never acknowledged away, even if the hospital does not list it yet.
+        assert!(book.heard(&alder, &report("e", 7, &[]), "e").is_empty());
+        book.set("u", &owner(), items("u", ItemState::Cancelled, &["alder"]));
+        // Not published yet: no report can speak of it.
+        assert!(book.heard(&alder, &report("e", 99, &[]), "e").is_empty());
+        book.sent(&alder, 8);
+        book.sent(&alder, 9);
+        for (epoch, revision, listed) in [("e", 7, &[][..]), ("e", 8, &["u"]), ("lost", 8, &[])] {
+            assert!(book.heard(&alder, &report(epoch, revision, listed), "e").is_empty(), "{epoch} {revision}");
+        }
+        assert_eq!(book.heard(&alder, &report("e", 8, &[]), "e"), ["u"]);
+        assert_eq!(names(&book.acknowledged("u")), ["alder"]);
+        book.revive("u", &alder);
+        assert!(book.acknowledged("u").is_empty());
+    }
+}

@@ -1,0 +1,234 @@
+//! What all controllers share.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use consilium_crds::{FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_federation::{Digest, SiteName};
+use ed25519_dalek::SigningKey;
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::book::{Book, Owner};
+use super::error::Error;
+use super::init::Delivered;
+use super::round::sums::Sums;
+use super::write::Written;
+use crate::gateway::Clock;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+
+/// Field manager of everything that the operator writes.
+pub const MANAGER: &str = "consilium-operator";
+/// Finalizer on what hospitals must be told to stop.
+pub const FINALIZER: &str = "consilium.health/cancel";
+/// Label with the name of the study on what the operator makes for it.
+pub const STUDY_LABEL: &str = "consilium.health/study";
+
+/// Settings of the controllers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace of Init tasks.
+    pub task_namespace: String,
+    /// Address that Init tasks dial, `https://IP:PORT`.
+    pub task_address: String,
+    /// Image of the courier that fetches and delivers.
+    pub courier_image: String,
+    /// The certificate (PEM) that Init tasks pin.
+    pub task_certificate: String,
+}
+
+/// The caches: what the API server last said.
+#[derive(Clone)]
+pub struct Caches {
+    /// TrustSites.
+    pub sites: Store<TrustSite>,
+    /// FederatedStudies.
+    pub studies: Store<FederatedStudy>,
+    /// TrainingRounds.
+    pub rounds: Store<TrainingRound>,
+    /// ModelReleases.
+    pub releases: Store<ModelRelease>,
+    /// ModelPromotions.
+    pub promotions: Store<ModelPromotion>,
+    /// Init Jobs.
+    pub jobs: Store<Job>,
+    /// Their pods.
+    pub pods: Store<Pod>,
+}
+
+/// Where to ask for a reconcile. Asking twice costs nothing: requests for one object are merged.
+#[derive(Clone)]
+pub struct Queues {
+    /// TrustSites.
+    pub sites: UnboundedSender<ObjectRef<TrustSite>>,
+    /// FederatedStudies.
+    pub studies: UnboundedSender<ObjectRef<FederatedStudy>>,
+    /// TrainingRounds.
+    pub rounds: UnboundedSender<ObjectRef<TrainingRound>>,
+    /// ModelReleases.
+    pub releases: UnboundedSender<ObjectRef<ModelRelease>>,
+    /// ModelPromotions.
+    pub promotions: UnboundedSender<ObjectRef<ModelPromotion>>,
+}
+
+/// Puts a request into a queue; a queue that is closed belongs to a process that ends.
+pub fn ask<T>(queue: &UnboundedSender<T>, what: T) {
+    let _ = queue.send(what);
+}
+
+/// What all controllers share.
+pub struct Context {
+    /// The API.
+    pub client: Client,
+    /// Hospitals.
+    pub hub: Hub,
+    /// Figures.
+    pub metrics: Metrics,
+    /// Events.
+    pub recorder: Recorder,
+    /// The hub's key: attests releases, and seeds the tokens of Init tasks.
+    pub key: SigningKey,
+    /// Settings.
+    pub settings: Settings,
+    /// Caches.
+    pub caches: Caches,
+    /// Queues.
+    pub queues: Queues,
+    /// Results of Init tasks that no study has written down yet.
+    pub delivered: Delivered,
+    /// Sums under way.
+    pub sums: Sums,
+    /// Rounds as last written, while the cache lags behind.
+    pub written: Written<TrainingRound>,
+    clock: Clock,
+    book: Mutex<Book>,
+    specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
+    cleaned: Mutex<BTreeSet<String>>,
+}
+
+/// Parts of a [`Context`] that come from outside.
+pub struct Parts {
+    /// The API.
+    pub client: Client,
+    /// Hospitals.
+    pub hub: Hub,
+    /// Figures.
+    pub metrics: Metrics,
+    /// The hub's key.
+    pub key: SigningKey,
+    /// Settings.
+    pub settings: Settings,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Context {
+    /// Puts the parts together.
+    pub fn new(parts: Parts, caches: Caches, queues: Queues) -> Arc<Self> {
+        let Parts { client, hub, metrics, key, settings, clock } = parts;
+        let recorder = Recorder::new(client.clone(), MANAGER.into());
+        Arc::new(Self {
+            client,
+            hub,
+            metrics,
+            recorder,
+            key,
+            settings,
+            caches,
+            queues,
+            delivered: Delivered::default(),
+            sums: Sums::default(),
+            written: Written::default(),
+            clock,
+            book: Mutex::default(),
+            specs: Mutex::default(),
+            cleaned: Mutex::default(),
+        })
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// The book of assignments. Never held over an await.
+    pub fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the book and publishes what changed, in one go, so that no older list overtakes a newer one.
+    pub fn publish(&self, change: impl FnOnce(&mut Book) -> BTreeSet<SiteName>) {
+        let mut book = self.book();
+        for site in change(&mut book) {
+            self.publish_site(&mut book, &site);
+        }
+    }
+
+    /// Publishes one hospital's list, also when it is empty: "nothing to do" differs from "not known yet".
+    pub fn publish_one(&self, site: &SiteName) {
+        self.publish(|_| BTreeSet::from([site.clone()]));
+    }
+
+    fn publish_site(&self, book: &mut Book, site: &SiteName) {
+        self.hub.publish(site, book.items(site));
+        if let Some(assignment) = self.hub.assignment(site) {
+            book.sent(site, assignment.revision);
+        }
+    }
+
+    /// The spec that a round was made from, by its digest.
+    ///
+    /// # Errors
+    /// When the store does not give it, or it is no study's spec.
+    pub async fn study_spec(&self, digest: Digest) -> Result<Arc<FederatedStudySpec>, Error> {
+        let locked = || self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spec) = locked().get(&digest) {
+            return Ok(spec.clone());
+        }
+        let bytes = self.hub.store().get_object(digest).await.map_err(Error::store("reading the study's spec"))?;
+        let spec: FederatedStudySpec = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Invalid(format!("object {digest} is not the spec of a study: {e}")))?;
+        let spec = Arc::new(spec);
+        let mut specs = locked();
+        // A bound, not a policy: the specs of live rounds come back by themselves.
+        if specs.len() >= 1024 {
+            specs.clear();
+        }
+        specs.insert(digest, spec.clone());
+        Ok(spec)
+    }
+
+    /// Asks for a reconcile of whatever stands in a book entry.
+    pub fn ask_owner(&self, owner: Owner) {
+        match owner {
+            Owner::Round { namespace, name } => ask(&self.queues.rounds, ObjectRef::new(&name).within(&namespace)),
+            Owner::Promotion { namespace, name } => {
+                ask(&self.queues.promotions, ObjectRef::new(&name).within(&namespace));
+            }
+        }
+    }
+
+    /// Whether this round's uploads were deleted since the start.
+    pub fn is_clean(&self, round_uid: &str) -> bool {
+        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).contains(round_uid)
+    }
+
+    /// Notes that this round's uploads were deleted.
+    pub fn mark_clean(&self, round_uid: &str) {
+        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).insert(round_uid.to_owned());
+    }
+
+    /// Forgets everything in memory about a round whose object is gone.
+    pub fn forget_round(&self, uid: &str) {
+        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.sums.forget(uid);
+        self.written.forget(uid);
+        self.publish(|book| book.remove(uid));
+    }
+}

@@ -1,0 +1,184 @@
+//! What went wrong in a reconcile, and therefore when to look again.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// A reconcile did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call to the Kubernetes API failed.
+    #[error("{what}: {source}")]
+    Kube {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The blob store did not answer as needed.
+    #[error("{what}: {source}")]
+    Store {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: StoreError,
+    },
+    /// Something else wrote first, or is still in the way.
+    #[error("{0}")]
+    Conflict(String),
+    /// What was read makes no sense; only an edit can mend it.
+    #[error("{0}")]
+    Invalid(String),
+    /// This program is wrong.
+    #[error("{0}; this is a defect of the operator, please report it")]
+    Bug(String),
+}
+
+/// The class of an error: it alone decides the requeue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Look again when the object changes.
+    Invalid,
+    /// Look again soon, then less and less often.
+    Transient,
+    /// Look again at once: the next read sees the other's write.
+    Conflict,
+    /// Look again rarely.
+    Bug,
+    /// The object is gone: nothing to do.
+    Gone,
+}
+
+impl Error {
+    /// Wraps a failed call to the API.
+    pub fn kube(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Kube { what, source: Box::new(source) }
+    }
+
+    /// Wraps a failed call to the store.
+    pub fn store(what: impl Into<String>) -> impl FnOnce(StoreError) -> Self {
+        let what = what.into();
+        move |source| Self::Store { what, source }
+    }
+
+    /// How to go on.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Kube { source, .. } => match &**source {
+                kube::Error::Api(status) => class_of_code(status.code),
+                kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => Class::Bug,
+                _ => Class::Transient,
+            },
+            Error::Store { source, .. } if source.is_transient() => Class::Transient,
+            Error::Store { .. } | Error::Bug(_) => Class::Bug,
+            Error::Conflict(_) => Class::Conflict,
+            Error::Invalid(_) => Class::Invalid,
+        }
+    }
+}
+
+const fn class_of_code(code: u16) -> Class {
+    match code {
+        404 => Class::Gone,
+        409 => Class::Conflict,
+        // What we sent breaks the schema: sending it again will not help.
+        400 | 422 => Class::Bug,
+        _ => Class::Transient,
+    }
+}
+
+/// Whether the API says that an object of this name is there already.
+pub fn already_exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
+}
+
+/// Whether the API says that there is no such object.
+pub fn not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+const SOON: Duration = Duration::from_millis(100);
+const SLOW: Duration = Duration::from_secs(300);
+const FIRST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long to wait after `failures` in a row of one class; `jitter` lies in 0..1. `None`: until a change.
+pub fn wait(class: Class, failures: u32, jitter: f64) -> Option<Duration> {
+    let spread = |d: Duration| d.mul_f64(0.5 + jitter.clamp(0.0, 1.0));
+    match class {
+        Class::Invalid | Class::Gone => None,
+        Class::Conflict => Some(spread(SOON)),
+        Class::Transient => Some(spread(FIRST.saturating_mul(1 << failures.min(10)).min(LONGEST))),
+        Class::Bug => Some(spread(SLOW)),
+    }
+}
+
+/// Failures in a row, by object.
+#[derive(Debug)]
+pub struct Failures<K>(Mutex<HashMap<K, u32>>);
+
+impl<K> Default for Failures<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Failures<K> {
+    /// Counts a failure; the number of those before it.
+    pub fn count(&self, key: K) -> u32 {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = map.entry(key).or_insert(0);
+        let before = *count;
+        *count = count.saturating_add(1);
+        before
+    }
+
+    /// Forgets an object's failures.
+    pub fn clear(&self, key: &K) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_decides_how_long_to_wait_and_back_off_grows_to_a_bound() {
+        assert_eq!(wait(Class::Invalid, 3, 0.5), None);
+        assert_eq!(wait(Class::Conflict, 30, 0.5), Some(SOON));
+        assert_eq!(wait(Class::Transient, 0, 0.5), Some(FIRST));
+        assert_eq!(wait(Class::Transient, 3, 0.5), Some(FIRST * 8));
+        assert_eq!(wait(Class::Transient, 4_000_000_000, 0.5), Some(LONGEST));
+        // Two hundred studies that failed at one instant must not come back at one instant.
+        assert_ne!(wait(Class::Transient, 3, 0.1), wait(Class::Transient, 3, 0.9));
+    }
+
+    #[test]
+    fn api_codes_map_to_what_helps() {
+        for (code, class) in [
+            (404, Class::Gone),
+            (409, Class::Conflict),
+            (422, Class::Bug),
+            (403, Class::Transient),
+            (429, Class::Transient),
+            (500, Class::Transient),
+        ] {
+            assert_eq!(class_of_code(code), class, "{code}");
+        }
+    }
+
+    #[test]
+    fn failures_count_by_object_and_are_forgotten_on_success() {
+        let failures = Failures::default();
+        assert_eq!((failures.count("a"), failures.count("a"), failures.count("b")), (0, 1, 0));
+        failures.clear(&"a");
+        assert_eq!(failures.count("a"), 0);
+    }
+}

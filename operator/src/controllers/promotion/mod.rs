@@ -1,0 +1,140 @@
+//! The ModelPromotion controller: offers a release at a stage to hospitals, and folds what they say of it.
+
+pub mod decide;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_crds::{ModelPromotion, ModelRelease};
+use consilium_federation::SiteName;
+use consilium_federation::report::DeployReport;
+use jiff::{SignedDuration, Timestamp};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+
+use super::book::Owner;
+use super::context::Context;
+use super::error::Error;
+use super::study::accept::{self, Sites};
+use super::{finalizer, write};
+use decide::Facts;
+
+/// How long hospitals may take to acknowledge that a promotion is gone.
+const LINGER: SignedDuration = SignedDuration::from_secs(60);
+
+/// What was read, owned.
+struct Read {
+    release: Option<Arc<ModelRelease>>,
+    sites: Sites,
+    reports: BTreeMap<SiteName, DeployReport>,
+    acknowledged: BTreeSet<SiteName>,
+}
+
+impl Read {
+    fn facts<'a>(&'a self, promotion: &'a ModelPromotion) -> Facts<'a> {
+        Facts {
+            promotion,
+            release: self.release.as_deref(),
+            sites: &self.sites,
+            reports: &self.reports,
+            acknowledged: &self.acknowledged,
+        }
+    }
+}
+
+/// One turn of a promotion.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn reconcile(promotion: Arc<ModelPromotion>, context: Arc<Context>) -> Result<Action, Error> {
+    let uid = promotion.uid().ok_or_else(|| Error::Bug("a ModelPromotion without a UID".into()))?;
+    let api: Api<ModelPromotion> = Api::namespaced(context.client.clone(), &promotion.namespace().unwrap_or_default());
+    let read = read(&context, &promotion, &uid);
+    let facts = read.facts(&promotion);
+    let now = context.now();
+    if promotion.metadata.deletion_timestamp.is_some() {
+        return clean_up(&context, &api, &facts, &uid, now).await;
+    }
+    if !finalizer::is_on(&*promotion) {
+        // Its change brings this object back here; nothing is offered before it can be taken back.
+        finalizer::add(&api, &*promotion).await?;
+        return Ok(Action::await_change());
+    }
+    let plan = decide::decide(&facts, now);
+    // The status names whom the offer goes to before it goes out: that is how a later turn knows whom to tell.
+    if promotion.status.as_ref() != Some(&plan.status) {
+        let wanted = ModelPromotion { status: Some(plan.status), ..(*promotion).clone() };
+        write::status(&api, &wanted).await?;
+        write::events(&context, &*promotion, plan.notes).await;
+    }
+    if let Some(items) = plan.items {
+        let owner = owner(&promotion);
+        context.publish(|book| {
+            for site in &promotion.spec.sites {
+                book.revive(&uid, site);
+            }
+            book.set(&uid, &owner, items)
+        });
+    }
+    Ok(Action::await_change())
+}
+
+/// Whose work it is in the book.
+pub fn owner(promotion: &ModelPromotion) -> Owner {
+    Owner::Promotion { namespace: promotion.namespace().unwrap_or_default(), name: promotion.name_any() }
+}
+
+/// What is known of a promotion from the caches and the hub.
+pub fn items_from_cache(
+    context: &Context,
+    promotion: &ModelPromotion,
+) -> BTreeMap<SiteName, consilium_federation::assignment::Item> {
+    let Some(uid) = promotion.uid() else { return BTreeMap::new() };
+    let read = read(context, promotion, &uid);
+    let facts = read.facts(promotion);
+    let deleting = promotion.metadata.deletion_timestamp.is_some();
+    if deleting || decide::accept(&facts).is_ok() { decide::items(&facts) } else { BTreeMap::new() }
+}
+
+fn read(context: &Context, promotion: &ModelPromotion, uid: &str) -> Read {
+    let namespace = promotion.namespace().unwrap_or_default();
+    let key = ObjectRef::<ModelRelease>::new(&promotion.spec.release.name).within(&namespace);
+    let known = promotion.status.iter().flat_map(|s| s.sites.iter().map(|s| &s.site));
+    let asked: BTreeSet<&SiteName> = promotion.spec.sites.iter().chain(known).collect();
+    let said = |site: &SiteName| {
+        let (report, _) = context.hub.report(site)?;
+        report.deployments.iter().find(|d| d.uid == uid).cloned()
+    };
+    Read {
+        release: context.caches.releases.get(&key),
+        sites: accept::sites(context.caches.sites.state().iter().map(|s| &**s)),
+        reports: asked.into_iter().filter_map(|site| Some((site.clone(), said(site)?))).collect(),
+        acknowledged: context.book().acknowledged(uid),
+    }
+}
+
+/// Tells the hospitals to stop, and lets the object go when they have acknowledged or had their time.
+async fn clean_up(
+    context: &Context,
+    api: &Api<ModelPromotion>,
+    facts: &Facts<'_>,
+    uid: &str,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    let promotion = facts.promotion;
+    let items = decide::items(facts);
+    let outstanding = !items.is_empty();
+    context.publish(|book| book.set(uid, &owner(promotion), items));
+    let since = promotion.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
+    let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
+    if let (true, true, Ok(pause)) = (outstanding, left.is_positive(), Duration::try_from(left)) {
+        return Ok(Action::requeue(pause));
+    }
+    finalizer::remove(api, promotion).await?;
+    context.publish(|book| book.remove(uid));
+    Ok(Action::await_change())
+}

@@ -1,0 +1,239 @@
+//! How a round goes on from what is known. Pure: the round machine of `federation` with facts folded in.
+
+use std::time::Duration;
+
+use consilium_crds::conditions::{Conditions, READY, STALLED, SUCCEEDED};
+use consilium_crds::{TrainingRound, TrainingRoundSpec, TrainingRoundStatus};
+use consilium_federation::Digest;
+use consilium_federation::SiteName;
+use consilium_federation::report::{Report, RoundReport};
+use consilium_federation::round::{
+    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteFact, needed, step, wake_at,
+};
+use consilium_federation::task::TaskKind;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::controllers::write::Note;
+
+/// Everything that was read for one turn.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// What each hospital last said of this round.
+    pub reports: Vec<(SiteName, RoundReport)>,
+    /// Hospitals whose upload for the open attempt is durable.
+    pub uploaded: Vec<SiteName>,
+    /// How the sum of an attempt ended.
+    pub sum: Option<SumOutcome>,
+    /// The round's object is being deleted, or its study is gone.
+    pub cancelled: bool,
+}
+
+/// How the sum of an attempt ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SumOutcome {
+    /// Which attempt.
+    pub attempt: u32,
+    /// The new model, or why there is none.
+    pub result: Result<Digest, String>,
+}
+
+/// The parts of a hospital's report that speak of this round.
+pub fn of_round<'a>(report: &'a Report, uid: &'a str) -> impl Iterator<Item = &'a RoundReport> {
+    report.rounds.iter().filter(move |r| r.uid == uid)
+}
+
+/// A round that begins now.
+pub fn begin(spec: &TrainingRoundSpec, now: Timestamp) -> RoundState {
+    RoundState::new(spec.participants.iter().cloned(), now, spec.deadline)
+}
+
+/// The members whose upload for the open attempt is worth looking for.
+pub fn awaited_uploads(state: &RoundState) -> Vec<SiteName> {
+    if state.step != RoundStep::Aggregating || state.protocol_step != Some(ProtocolStep::Upload) {
+        return Vec::new();
+    }
+    state.sites.iter().filter(|s| s.member && !s.done).map(|s| s.site.clone()).collect()
+}
+
+/// The state after everything that is known. The same facts twice give the same state.
+pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundPolicy) -> RoundState {
+    let attempt = state.attempt;
+    let mut events = Vec::new();
+    if facts.cancelled {
+        events.push(Event::Cancel);
+    }
+    let done = |site: &SiteName| Event::StepDone { site: site.clone(), attempt, step: ProtocolStep::Upload };
+    events.extend(facts.uploaded.iter().map(done));
+    events.extend(facts.reports.iter().flat_map(|(site, report)| said(site, report)));
+    events.extend(facts.sum.iter().map(|sum| match &sum.result {
+        Ok(model) => Event::Aggregated { attempt: sum.attempt, model: *model },
+        Err(message) => Event::AggregationFailed { attempt: sum.attempt, message: message.clone() },
+    }));
+    events.push(Event::Tick);
+    // Rejected means: says nothing new about where the round is.
+    events.into_iter().fold(state, |state, event| step(&state, event, now, policy).unwrap_or(state))
+}
+
+fn said(site: &SiteName, report: &RoundReport) -> Vec<Event> {
+    let fact = SiteFact { reason: report.reason, message: report.message.clone() };
+    let mut events = vec![Event::Site { site: site.clone(), kind: report.kind, fact }];
+    if let Some(evaluation) = report.evaluation.as_ref().filter(|_| report.kind == TaskKind::Evaluate) {
+        events.push(Event::Voted {
+            site: site.clone(),
+            vote: evaluation.vote,
+            sums: evaluation.sums,
+            published: evaluation.published.clone(),
+        });
+    }
+    events
+}
+
+/// The status for a state; `trouble` is what keeps the sum from ending.
+pub fn status(
+    round: &TrainingRound,
+    state: RoundState,
+    trouble: Option<&str>,
+    policy: &RoundPolicy,
+    now: Timestamp,
+) -> TrainingRoundStatus {
+    let known = round.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let mut conditions = Conditions::from_status(known, round.metadata.generation, now);
+    describe(&mut conditions, &state, trouble, policy);
+    TrainingRoundStatus {
+        observed_generation: round.metadata.generation,
+        contributors: state.contributor_names(),
+        round: Some(state),
+        conditions: conditions.into_list(),
+    }
+}
+
+fn describe(conditions: &mut Conditions, state: &RoundState, trouble: Option<&str>, policy: &RoundPolicy) {
+    let text = state.message.clone().unwrap_or_default();
+    conditions.clear(STALLED).set(READY, true, "Reconciling", "the round is driven by the operator");
+    if state.attempt > 0 {
+        let size = state.attempt_size;
+        let needs = needed(state, policy);
+        let message = format!("attempt {} was opened by {size} hospitals and needs {needs} of them", state.attempt);
+        conditions.set("QuorumReached", true, "AttemptOpened", message);
+    } else if !state.is_over() {
+        let missing = format!("{} hospitals must be ready to open an attempt", policy.quorum);
+        conditions.unknown("QuorumReached", "Training", missing);
+    } else {
+        conditions.set("QuorumReached", false, reason(state.outcome), &text);
+    }
+    match (state.model, state.is_over()) {
+        (Some(_), _) => {
+            let message = format!("the updates of {} hospitals are in the new model", state.contributors);
+            conditions.set("Aggregated", true, "Summed", message)
+        }
+        (None, true) => conditions.set("Aggregated", false, reason(state.outcome), &text),
+        (None, false) => match trouble {
+            Some(why) => conditions.unknown("Aggregated", "Retrying", why),
+            None => conditions.unknown("Aggregated", "Pending", "no attempt has been summed yet"),
+        },
+    };
+    if policy.gate.is_some() {
+        evaluated(conditions, state);
+    }
+    match state.outcome {
+        Some(Outcome::Completed) => conditions.set(SUCCEEDED, true, "Completed", "a new model stands"),
+        Some(outcome) => conditions.set(SUCCEEDED, false, reason(Some(outcome)), &text),
+        None => conditions.unknown(SUCCEEDED, "Running", format!("step {:?}", state.step)),
+    };
+}
+
+fn evaluated(conditions: &mut Conditions, state: &RoundState) {
+    match &state.gate {
+        Some(gate) if gate.passed => conditions.set("Evaluated", true, "GatePassed", "a release may be cut"),
+        Some(gate) => conditions.set("Evaluated", true, "GateShut", gate.message.as_deref().unwrap_or("")),
+        None if state.is_over() => conditions.set("Evaluated", false, reason(state.outcome), "there was no new model"),
+        None => conditions.unknown("Evaluated", "Pending", "the new model has not been scored yet"),
+    };
+}
+
+const fn reason(outcome: Option<Outcome>) -> &'static str {
+    match outcome {
+        Some(Outcome::Completed) => "Completed",
+        Some(Outcome::QuorumLost) => "QuorumLost",
+        Some(Outcome::AggregationFailed) => "AggregationFailed",
+        Some(Outcome::Cancelled) => "Cancelled",
+        None => "Running",
+    }
+}
+
+/// The status of a round whose study's spec cannot be had: the state stays as it is.
+pub fn stalled(round: &TrainingRound, why: &str, now: Timestamp) -> TrainingRoundStatus {
+    let mut status = round.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::from_status(&status.conditions, round.metadata.generation, now);
+    let message = format!("the spec {} of the study cannot be used: {why}", round.spec.spec_digest);
+    conditions.set(READY, false, "SpecUnreadable", &message).set(STALLED, true, "SpecUnreadable", &message);
+    status.observed_generation = round.metadata.generation;
+    status.conditions = conditions.into_list();
+    status
+}
+
+/// How long until something happens by itself; `None` when only an event can move the round.
+pub fn wake_in(state: &RoundState, now: Timestamp) -> Option<Duration> {
+    let first = wake_at(state)?;
+    // A grace that is over while a slow hospital is waited for leaves the deadline as the next point.
+    let next = [first, state.deadline].into_iter().find(|&at| at > now)?;
+    Duration::try_from(next.duration_since(now)).ok()
+}
+
+/// A stage of the round that has ended, and how long it took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ended {
+    /// Which.
+    pub step: RoundStep,
+    /// For how long.
+    pub took: SignedDuration,
+}
+
+/// What people should hear of the way from one state to the next, and the stage that ended.
+pub fn transition(
+    before: Option<&RoundState>,
+    after: &RoundState,
+    now: Timestamp,
+    policy: &RoundPolicy,
+) -> (Vec<Note>, Option<Ended>) {
+    let mut notes = Vec::new();
+    let Some(before) = before else {
+        notes.push(Note::normal("Offered", format!("the round is offered to {} hospitals", after.sites.len())));
+        return (notes, None);
+    };
+    if after.attempt > before.attempt {
+        let names: Vec<_> = after.sites.iter().filter(|s| s.member).map(|s| s.site.as_str()).collect();
+        let message = format!("attempt {} opened by {}", after.attempt, names.join(", "));
+        notes.push(Note::normal("AttemptOpened", message));
+    }
+    if before.step == RoundStep::Aggregating && after.step == RoundStep::Training {
+        let message = format!("attempt {} did not come through; hospitals keep their updates", before.attempt);
+        notes.push(Note::warning("AttemptBurned", message));
+    }
+    if before.model.is_none() && after.model.is_some() {
+        notes.push(Note::normal("Aggregated", format!("summed the updates of {} hospitals", after.contributors)));
+    }
+    if let (None, Some(gate)) = (&before.gate, &after.gate) {
+        notes.push(match &gate.message {
+            Some(why) => Note::normal("GateShut", why.clone()),
+            None => Note::normal("GatePassed", "the model may become a release"),
+        });
+    }
+    match after.outcome.filter(|_| before.outcome.is_none()) {
+        Some(Outcome::Completed) => notes.push(Note::normal("Completed", "a new model stands")),
+        Some(outcome) => {
+            let text = after.message.clone().unwrap_or_else(|| "the study was deleted".into());
+            notes.push(Note::warning(reason(Some(outcome)), text));
+        }
+        None => {}
+    }
+    let ended = (before.step != after.step).then(|| {
+        let began = match before.step {
+            RoundStep::Aggregating => before.deadline.saturating_sub(policy.step_limit).unwrap_or(now),
+            RoundStep::Evaluating => before.deadline.saturating_sub(policy.evaluation_limit).unwrap_or(now),
+            RoundStep::Training | RoundStep::Succeeded | RoundStep::Failed => before.started_at,
+        };
+        Ended { step: before.step, took: now.duration_since(began).max(SignedDuration::ZERO) }
+    });
+    (notes, ended)
+}

@@ -1,0 +1,61 @@
+//! What a round asks of each hospital. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use consilium_crds::TrainingRound;
+use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
+use consilium_federation::round::{RoundState, SiteWork, site_work};
+use consilium_federation::task::TaskKind;
+use consilium_federation::{SiteName, StudyKey};
+
+/// The items of a round for its participants. A round that is over or being deleted leaves tombstones, but for the
+/// hospitals that have acknowledged theirs. A round without a state has been offered to nobody yet.
+pub fn items(round: &TrainingRound, acknowledged: &BTreeSet<SiteName>) -> BTreeMap<SiteName, Item> {
+    let state = round.status.as_ref().and_then(|s| s.round.as_ref());
+    let (Some(state), Some(uid)) = (state, &round.metadata.uid) else { return BTreeMap::new() };
+    let deleting = round.metadata.deletion_timestamp.is_some();
+    let one = |entry: &consilium_federation::round::SiteState| {
+        let site = &entry.site;
+        let mut work = site_work(state, site)?;
+        if deleting {
+            work = SiteWork::Stop;
+        }
+        if work == SiteWork::Stop && acknowledged.contains(site) {
+            return None;
+        }
+        let item_state = if work == SiteWork::Stop { ItemState::Cancelled } else { ItemState::Active };
+        let work = Work::Round(round_work(round, state, work)?);
+        Some((site.clone(), Item { uid: uid.clone(), state: item_state, work }))
+    };
+    state.sites.iter().filter_map(one).collect()
+}
+
+fn round_work(round: &TrainingRound, state: &RoundState, work: SiteWork) -> Option<RoundWork> {
+    let spec = &round.spec;
+    let evaluating = match work {
+        SiteWork::Evaluate => true,
+        // What was asked for last, so that the tombstone names the same work.
+        SiteWork::Stop => state.model.is_some(),
+        SiteWork::Train | SiteWork::Attempt(..) | SiteWork::Wait => false,
+    };
+    let (kind, model) =
+        if evaluating { (TaskKind::Evaluate, state.model?) } else { (TaskKind::Train, spec.base_model) };
+    let (attempt, step) = match work {
+        SiteWork::Attempt(attempt, step) => (attempt, Some(step)),
+        SiteWork::Wait => (state.attempt, None),
+        SiteWork::Train | SiteWork::Evaluate | SiteWork::Stop => (0, None),
+    };
+    Some(RoundWork {
+        study: StudyKey::new(round.metadata.namespace.clone().unwrap_or_default(), spec.study.clone()),
+        study_uid: spec.study_uid.clone(),
+        spec_digest: spec.spec_digest,
+        round: spec.number,
+        kind,
+        model,
+        schema: spec.tensor_schema,
+        roster_size: spec.participants.len() as u32,
+        attempt,
+        step,
+        deadline: state.deadline,
+    })
+}

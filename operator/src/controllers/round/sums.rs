@@ -1,0 +1,122 @@
+//! Sums under way, at most one for each attempt of a round. A sum that is lost with the process is made again: it
+//! is a function of what lies in the store, and its result has the same digest.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use consilium_crds::TrainingRound;
+use consilium_federation::Digest;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::decide::SumOutcome;
+use crate::aggregation::{SumJob, aggregate};
+use crate::controllers::context::{Context, ask};
+use crate::controllers::error::{Class, wait};
+
+/// Sums that run at once: each is bound by hashing and the disk, not by how many there are.
+const AT_ONCE: usize = 2;
+
+/// Sums under way and done.
+#[derive(Debug)]
+pub struct Sums {
+    entries: Mutex<HashMap<(String, u32), Entry>>,
+    permits: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    task: AbortHandle,
+    result: Option<Result<Digest, String>>,
+    trouble: Option<String>,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { entries: Mutex::default(), permits: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+}
+
+impl Sums {
+    fn entries(&self) -> MutexGuard<'_, HashMap<(String, u32), Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the sum of this attempt ended, if it has.
+    pub fn outcome(&self, uid: &str, attempt: u32) -> Option<SumOutcome> {
+        let result = self.entries().get(&(uid.to_owned(), attempt))?.result.clone()?;
+        Some(SumOutcome { attempt, result })
+    }
+
+    /// What keeps the sum of this attempt from ending, if anything does.
+    pub fn trouble(&self, uid: &str, attempt: u32) -> Option<String> {
+        self.entries().get(&(uid.to_owned(), attempt))?.trouble.clone()
+    }
+
+    /// Stops and forgets all sums of a round.
+    pub fn forget(&self, uid: &str) {
+        self.entries().retain(|(round, _), entry| {
+            if round == uid {
+                entry.task.abort();
+            }
+            round != uid
+        });
+    }
+
+    /// Starts the sum of an attempt unless it runs or has ended; asks for the round's reconcile when it ends.
+    pub fn start(&self, context: &Arc<Context>, round: ObjectRef<TrainingRound>, job: SumJob) {
+        let key = (job.round_uid.clone(), job.attempt);
+        let mut entries = self.entries();
+        if entries.contains_key(&key) {
+            return;
+        }
+        let (context, permits) = (context.clone(), self.permits.clone());
+        let task = tokio::spawn({
+            let key = key.clone();
+            async move {
+                let result = sum(&context, &permits, &key, &job, &round).await;
+                context.sums.settle(&key, |entry| {
+                    entry.result = Some(result);
+                    entry.trouble = None;
+                });
+                ask(&context.queues.rounds, round);
+            }
+        });
+        entries.insert(key, Entry { task: task.abort_handle(), result: None, trouble: None });
+    }
+
+    fn settle(&self, key: &(String, u32), change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.entries().get_mut(key) {
+            change(entry);
+        }
+    }
+}
+
+/// Sums until there is a result; a store that does not answer is asked again.
+async fn sum(
+    context: &Arc<Context>,
+    permits: &Semaphore,
+    key: &(String, u32),
+    job: &SumJob,
+    round: &ObjectRef<TrainingRound>,
+) -> Result<Digest, String> {
+    // The semaphore is never closed; without a permit the sum would only be less polite.
+    let _permit = permits.acquire().await.ok();
+    let mut failures = 0;
+    loop {
+        match aggregate(context.hub.store(), job).await {
+            Ok(model) => return Ok(model),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(round = %round, attempt = job.attempt, %error, "the sum is tried again");
+                context.sums.settle(key, |entry| entry.trouble = Some(error.to_string()));
+                ask(&context.queues.rounds, round.clone());
+                let pause = wait(Class::Transient, failures, rand::random()).unwrap_or(Duration::from_secs(60));
+                failures += 1;
+                tokio::time::sleep(pause).await;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}

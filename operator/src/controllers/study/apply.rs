@@ -1,0 +1,188 @@
+//! What a study does to the outside.
+
+use std::sync::Arc;
+
+use consilium_crds::study::training_deadline;
+use consilium_crds::{FederatedStudy, ModelRelease, TrainingRound, TrainingRoundSpec};
+use consilium_federation::StudyKey;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Resource, ResourceExt};
+
+use super::carry;
+use super::decide::{Act, Facts, NewRound, Plan};
+use crate::controllers::context::{Context, FINALIZER, MANAGER, STUDY_LABEL};
+use crate::controllers::error::{Class, Error, already_exists, not_found};
+use crate::controllers::init::{self, job};
+use crate::controllers::release::cut;
+use crate::controllers::write;
+
+/// Acts, writes the status if it changed, records the Events. A failed act leaves the others undone but not the
+/// status unwritten: what is known is known.
+pub async fn apply(context: &Context, facts: &Facts, plan: Plan) -> Result<(), Error> {
+    let Plan { acts, status, notes } = plan;
+    let mut result = Ok(());
+    for act in &acts {
+        result = perform(context, facts, act).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    let study = &*facts.study;
+    if study.status.as_ref() != Some(&status) {
+        let namespace = study.namespace().unwrap_or_default();
+        let api: Api<FederatedStudy> = Api::namespaced(context.client.clone(), &namespace);
+        let model = status.model;
+        let wanted = FederatedStudy { status: Some(status), ..study.clone() };
+        write::status(&api, &wanted).await?;
+        if let (Some(_), Some(uid)) = (model, study.uid()) {
+            context.delivered.forget(&uid);
+        }
+    }
+    result?;
+    write::events(context, study, notes).await;
+    Ok(())
+}
+
+async fn perform(context: &Context, facts: &Facts, act: &Act) -> Result<(), Error> {
+    let study = &*facts.study;
+    let round = |number: u32| facts.rounds.iter().find(|r| r.spec.number == number);
+    match act {
+        Act::StoreSpec => store_spec(context, study).await,
+        Act::StartInit(number) => {
+            let owner = job::Owner {
+                study: StudyKey::new(study.namespace().unwrap_or_default(), study.name_any()),
+                uid: study.uid().unwrap_or_default(),
+                spec: study.spec.digest(),
+            };
+            init::start(context, &owner, &study.spec, *number).await
+        }
+        Act::EnsureCredential(job) => init::ensure_credential(context, job).await,
+        Act::DeleteJobs(names) => init::delete(context, names).await,
+        Act::Release { round: number } => match round(*number) {
+            Some(round) => release(context, facts, round).await,
+            None => Ok(()),
+        },
+        Act::Archive { round: number } => match round(*number) {
+            Some(round) => archive(context, round).await,
+            None => Ok(()),
+        },
+        Act::Start(new) => start(context, study, new).await,
+    }
+}
+
+async fn store_spec(context: &Context, study: &FederatedStudy) -> Result<(), Error> {
+    let stored = context.hub.store().put_json(&study.spec).await.map_err(Error::store("storing the study's spec"))?;
+    let expected = study.spec.digest();
+    if stored == expected {
+        Ok(())
+    } else {
+        Err(Error::Bug(format!("the spec was stored as {stored}, but its digest is {expected}")))
+    }
+}
+
+/// Makes a round. It is a snapshot that never changes, so it is created, not applied: one that is there already
+/// means that the cache lags behind.
+async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Result<(), Error> {
+    let manifest = context.hub.store().get_manifest(new.base_model).await;
+    let manifest = manifest.map_err(Error::store("reading the model that the round starts from"))?;
+    let tensor_schema =
+        context.hub.store().put_json(&manifest.tensors).await.map_err(Error::store("storing the tensor schema"))?;
+    let deadline = training_deadline(&study.spec, context.now()).map_err(|e| Error::Invalid(e.to_string()))?;
+    let spec = TrainingRoundSpec {
+        study: study.name_any(),
+        study_uid: study.uid().unwrap_or_default(),
+        spec_digest: study.spec.digest(),
+        number: new.number,
+        base_model: new.base_model,
+        tensor_schema,
+        participants: new.participants.clone(),
+        waited_for: new.waited_for.clone(),
+        quorum: study.spec.rounds.quorum,
+        deadline,
+    };
+    let round = object(study, spec, new);
+    let api: Api<TrainingRound> = Api::namespaced(context.client.clone(), &study.namespace().unwrap_or_default());
+    let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    match api.create(&params, &round).await {
+        Ok(_) => Ok(()),
+        Err(error) if already_exists(&error) => {
+            Err(Error::Conflict(format!("{} is there already; reading again", round.name_any())))
+        }
+        Err(error) => Err(Error::kube(format!("making {}", round.name_any()))(error)),
+    }
+}
+
+fn object(study: &FederatedStudy, spec: TrainingRoundSpec, new: &NewRound) -> TrainingRound {
+    let mut round = TrainingRound::new(&format!("{}-{}", study.name_any(), new.number), spec);
+    let meta = &mut round.metadata;
+    meta.namespace = study.namespace();
+    meta.labels = Some(job::study_label(&study.name_any()));
+    meta.annotations = Some([(carry::ANNOTATION.to_owned(), new.carry.to_text())].into());
+    meta.finalizers = Some(vec![FINALIZER.into()]);
+    meta.owner_references = Some(vec![OwnerReference {
+        api_version: FederatedStudy::api_version(&()).into_owned(),
+        kind: FederatedStudy::kind(&()).into_owned(),
+        name: study.name_any(),
+        uid: study.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
+    round
+}
+
+/// Cuts a release. Its name is taken when another study of the same name cut one; then the UID tells them apart.
+async fn release(context: &Context, facts: &Facts, round: &Arc<TrainingRound>) -> Result<(), Error> {
+    let study = &*facts.study;
+    let namespace = study.namespace().unwrap_or_default();
+    let snapshot = context.study_spec(round.spec.spec_digest).await?;
+    let spec = cut::cut(round, &snapshot, &context.key).map_err(Error::Bug)?;
+    let api: Api<ModelRelease> = Api::namespaced(context.client.clone(), &namespace);
+    let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    let short = format!("{}-r{}", study.name_any(), round.spec.number);
+    let uid: String = study.uid().unwrap_or_default().chars().take(8).collect();
+    for name in [short.clone(), format!("{short}-{uid}")] {
+        let mut release = ModelRelease::new(&name, spec.clone());
+        release.metadata.namespace = Some(namespace.clone());
+        release.metadata.labels = Some([(STUDY_LABEL.to_owned(), study.name_any())].into());
+        match api.create(&params, &release).await {
+            Ok(_) => {
+                let note = write::Note::normal("Released", format!("ModelRelease {name} was cut"));
+                write::events(context, study, vec![note]).await;
+                return Ok(());
+            }
+            Err(error) if already_exists(&error) => {
+                let known =
+                    context.caches.releases.find(|r| r.name_any() == name && r.namespace() == release.namespace());
+                match known {
+                    Some(known) if known.spec.study_uid != spec.study_uid => {}
+                    _ => return Err(Error::Conflict(format!("{name} is there already; reading again"))),
+                }
+            }
+            Err(error) => return Err(Error::kube(format!("cutting ModelRelease {name}"))(error)),
+        }
+    }
+    Err(Error::Invalid(format!("both {short} and {short}-{uid} are taken by releases of other studies; delete one")))
+}
+
+async fn archive(context: &Context, round: &TrainingRound) -> Result<(), Error> {
+    let name = round.name_any();
+    let value = serde_json::to_value(round).map_err(|e| Error::Bug(format!("{name} does not become JSON: {e}")))?;
+    let kept = context.hub.store().archive(&round.spec.study_uid, round.spec.number, &value).await;
+    if let Err(error) = kept.map_err(Error::store(format!("archiving {name}"))) {
+        // Archived before, and the object changed since (a tombstone was acknowledged): the first copy stands.
+        if error.class() == Class::Transient {
+            return Err(error);
+        }
+        tracing::warn!(round = name, %error, "the archive keeps its first copy");
+    }
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: round.uid(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    let api: Api<TrainingRound> = Api::namespaced(context.client.clone(), &round.namespace().unwrap_or_default());
+    match api.delete(&name, &params).await {
+        Err(error) if !not_found(&error) => Err(Error::kube(format!("deleting {name}, which is archived"))(error)),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}

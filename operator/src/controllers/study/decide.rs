@@ -1,0 +1,349 @@
+//! How a study goes on from what is known. Pure.
+
+use std::sync::Arc;
+
+use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUCCEEDED, status_of};
+use consilium_crds::{FederatedStudy, FederatedStudyStatus, ModelRelease, TrainingRound};
+use consilium_federation::round::{Outcome, RoundState};
+use consilium_federation::{Digest, SiteName};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::accept::{self, Refusal, Sites};
+use super::carry::Carry;
+use crate::controllers::init::decide::{self as init, Step, Try};
+use crate::controllers::write::Note;
+
+/// Everything that was read for one turn.
+pub struct Facts {
+    /// The study.
+    pub study: Arc<FederatedStudy>,
+    /// The hospitals that there are.
+    pub sites: Sites,
+    /// The study's own rounds, by number.
+    pub rounds: Vec<Arc<TrainingRound>>,
+    /// Rounds of an earlier study of this name are still there.
+    pub leftovers: bool,
+    /// The study's own releases.
+    pub releases: Vec<Arc<ModelRelease>>,
+    /// The spec is in the store.
+    pub spec_stored: bool,
+    /// Where the first model stands.
+    pub initial: Initial,
+}
+
+/// Where the first model stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Initial {
+    /// The study's status or a round names a model already; these Jobs of the Init task have ended.
+    Past {
+        /// Names of Jobs to delete.
+        ended: Vec<String>,
+    },
+    /// `spec.initialModel.digest`, and whether the store holds it.
+    Named {
+        /// The digest.
+        model: Digest,
+        /// In the store, with a manifest that parses.
+        stored: bool,
+    },
+    /// `spec.initialModel.seed`: the Init task.
+    Made {
+        /// What a task delivered.
+        delivered: Option<Digest>,
+        /// Its tries.
+        tries: Vec<Try>,
+        /// Jobs for another version of the spec.
+        stale: Vec<String>,
+    },
+}
+
+/// Something to do outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Act {
+    /// Put the spec into the store.
+    StoreSpec,
+    /// Make a Job of the Init task.
+    StartInit(u32),
+    /// See that a Job has its credential.
+    EnsureCredential(String),
+    /// Delete Jobs of the Init task.
+    DeleteJobs(Vec<String>),
+    /// Cut a release from this round.
+    Release {
+        /// Number of the round.
+        round: u32,
+    },
+    /// Archive and delete this round.
+    Archive {
+        /// Number of the round.
+        round: u32,
+    },
+    /// Make a round.
+    Start(NewRound),
+}
+
+/// A round to be made; the tensor schema comes from the model's manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewRound {
+    /// From 1.
+    pub number: u32,
+    /// Digest of the model to start from.
+    pub base_model: Digest,
+    /// The hospitals.
+    pub participants: Vec<SiteName>,
+    /// Those that are waited for.
+    pub waited_for: Vec<SiteName>,
+    /// What came before.
+    pub carry: Carry,
+}
+
+/// What to do, and what to say.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In this order.
+    pub acts: Vec<Act>,
+    /// Written after the acts.
+    pub status: FederatedStudyStatus,
+    /// Recorded after the status.
+    pub notes: Vec<Note>,
+}
+
+fn state(round: &TrainingRound) -> Option<&RoundState> {
+    round.status.as_ref()?.round.as_ref()
+}
+
+fn is_over(round: &TrainingRound) -> bool {
+    state(round).is_some_and(RoundState::is_over)
+}
+
+/// The newest model that a round made, or the one that the status remembers.
+pub fn newest_model(rounds: &[Arc<TrainingRound>], status: Option<&FederatedStudyStatus>) -> Option<Digest> {
+    let made = |round: &Arc<TrainingRound>| {
+        state(round).filter(|s| s.outcome == Some(Outcome::Completed)).and_then(|s| s.model)
+    };
+    rounds.iter().rev().find_map(made).or_else(|| status.and_then(|s| s.model))
+}
+
+/// Decides one turn.
+pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
+    let study = &facts.study;
+    let known = study.status.clone().unwrap_or_default();
+    let conditions = Conditions::from_status(&known.conditions, study.metadata.generation, now);
+    let mut plan = Planner { facts, acts: Vec::new(), notes: Vec::new(), conditions, model: None };
+    plan.model = newest_model(&facts.rounds, study.status.as_ref());
+    plan.releases();
+    plan.archive();
+    let latest = facts.rounds.last();
+    let number = latest.map(|r| r.spec.number).max(known.current_round).unwrap_or(0);
+    let carry = match latest.filter(|r| r.spec.number == number) {
+        Some(round) => Carry::before(round).after(state(round)),
+        None => Carry::from_status(&known),
+    };
+    plan.advance(number, &carry);
+    let status = FederatedStudyStatus {
+        observed_generation: study.metadata.generation,
+        spec_digest: Some(study.spec.digest()),
+        current_round: (number > 0).then_some(number),
+        rounds_succeeded: (number > 0).then_some(carry.succeeded),
+        model: plan.model,
+        latest_release: facts
+            .releases
+            .iter()
+            .max_by_key(|r| r.spec.round)
+            .map(|r| r.name_any())
+            .or(known.latest_release),
+        missed: carry.missed_list(),
+        conditions: plan.conditions.into_list(),
+    };
+    Plan { acts: plan.acts, status, notes: plan.notes }
+}
+
+struct Planner<'a> {
+    facts: &'a Facts,
+    acts: Vec<Act>,
+    notes: Vec<Note>,
+    conditions: Conditions,
+    model: Option<Digest>,
+}
+
+impl Planner<'_> {
+    fn releases(&mut self) {
+        let cut = |round: &&Arc<TrainingRound>| {
+            let passed = state(round)
+                .is_some_and(|s| s.outcome == Some(Outcome::Completed) && s.gate.as_ref().is_some_and(|g| g.passed));
+            passed && !self.facts.releases.iter().any(|r| r.spec.round == round.spec.number)
+        };
+        let acts: Vec<Act> =
+            self.facts.rounds.iter().filter(cut).map(|r| Act::Release { round: r.spec.number }).collect();
+        self.acts.extend(acts);
+    }
+
+    /// Finished rounds beyond the limit, oldest first; the newest round always stays.
+    fn archive(&mut self) {
+        let finished: Vec<_> = self.facts.rounds.iter().filter(|r| is_over(r)).collect();
+        let excess = finished.len().saturating_sub(self.facts.study.spec.rounds.history_limit.max(1) as usize);
+        let old = finished.into_iter().take(excess).filter(|r| r.metadata.deletion_timestamp.is_none());
+        self.acts.extend(old.map(|r| Act::Archive { round: r.spec.number }));
+    }
+
+    fn advance(&mut self, number: u32, carry: &Carry) {
+        let study = self.facts.study.clone();
+        let namespace = study.namespace().unwrap_or_default();
+        match accept::accept(&namespace, &study.spec, &self.facts.sites) {
+            Err(refusal) => self.refuse(&refusal),
+            Ok(members) => {
+                self.accepted(&members);
+                if self.initial() {
+                    self.next_round(number, carry, members);
+                }
+            }
+        }
+        self.succeeded(number, carry);
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) {
+        let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, ACCEPTED));
+        if before != Some("False") {
+            self.notes.push(Note::warning(refusal.reason, refusal.message.clone()));
+        }
+        self.conditions
+            .set(ACCEPTED, false, refusal.reason, &refusal.message)
+            .set(READY, false, refusal.reason, &refusal.message)
+            .set(STALLED, true, refusal.reason, &refusal.message)
+            .clear(RECONCILING);
+    }
+
+    fn accepted(&mut self, members: &[SiteName]) {
+        let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, ACCEPTED));
+        let message = format!("{} hospitals may take part", members.len());
+        if before != Some("True") {
+            self.notes.push(Note::normal("Accepted", message.clone()));
+        }
+        self.conditions.set(ACCEPTED, true, "Accepted", &message);
+        match accept::no_dropout_tolerance(&self.facts.study.spec, members.len() as u32) {
+            Some(warning) => self.conditions.set("NoDropoutTolerance", true, "AllNeeded", warning),
+            None => self.conditions.clear("NoDropoutTolerance"),
+        };
+        if !self.facts.spec_stored {
+            self.acts.push(Act::StoreSpec);
+        }
+    }
+
+    /// Sees to the first model; true when there is one.
+    fn initial(&mut self) -> bool {
+        match &self.facts.initial {
+            Initial::Past { ended } => {
+                if !ended.is_empty() {
+                    self.acts.push(Act::DeleteJobs(ended.clone()));
+                }
+                self.running();
+                true
+            }
+            Initial::Named { model, stored: true } => {
+                self.model = Some(*model);
+                self.running();
+                true
+            }
+            Initial::Named { model, stored: false } => {
+                let message = format!(
+                    "spec.initialModel.digest is {model}: the hub's store holds no model of that digest; make a new study \
+                     with the digest of a model that a round or a release of this hub names"
+                );
+                self.refuse(&Refusal { reason: "InvalidReference", message });
+                false
+            }
+            Initial::Made { delivered, tries, stale } => {
+                if !stale.is_empty() {
+                    self.acts.push(Act::DeleteJobs(stale.clone()));
+                }
+                let step = init::decide(*delivered, tries);
+                self.make(step)
+            }
+        }
+    }
+
+    fn make(&mut self, step: Step) -> bool {
+        match step {
+            Step::Take(model) => {
+                self.notes.push(Note::normal("InitialModel", format!("the first model is {model}")));
+                self.model = Some(model);
+                self.running();
+                return true;
+            }
+            Step::Wait { job } => {
+                self.preparing(&format!("Job {job} makes the first model"));
+                self.acts.push(Act::EnsureCredential(job));
+            }
+            Step::Start(number) => {
+                self.preparing("a Job makes the first model");
+                self.acts.push(Act::StartInit(number));
+            }
+            Step::GiveUp { reason, message } => {
+                let known = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
+                if known != Some("True") {
+                    self.notes.push(Note::warning(reason, message.clone()));
+                }
+                self.conditions.set(READY, false, reason, &message).set(STALLED, true, reason, &message);
+                self.conditions.clear(RECONCILING);
+            }
+        }
+        false
+    }
+
+    fn preparing(&mut self, message: &str) {
+        self.conditions
+            .set(READY, false, "PreparingModel", message)
+            .set(RECONCILING, true, "PreparingModel", message)
+            .clear(STALLED);
+    }
+
+    fn running(&mut self) {
+        self.conditions
+            .set(READY, true, "Reconciling", "the study is accepted and driven by the operator")
+            .clear(RECONCILING)
+            .clear(STALLED);
+    }
+
+    fn next_round(&mut self, number: u32, carry: &Carry, participants: Vec<SiteName>) {
+        let study = &self.facts.study;
+        let busy = self.facts.rounds.iter().any(|r| !is_over(r));
+        let Some(base_model) = self.model else { return };
+        if busy || number >= study.spec.rounds.max || study.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        if self.facts.leftovers {
+            let message = "waits until the rounds of a deleted study of the same name are gone";
+            self.conditions.set(RECONCILING, true, "WaitingForDeletion", message);
+            return;
+        }
+        let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
+        let number = number + 1;
+        self.notes.push(Note::normal("RoundStarted", format!("round {number} of {}", study.spec.rounds.max)));
+        self.acts.push(Act::Start(NewRound { number, base_model, participants, waited_for, carry: carry.clone() }));
+    }
+
+    fn succeeded(&mut self, number: u32, carry: &Carry) {
+        let max = self.facts.study.spec.rounds.max;
+        let running = self.facts.rounds.iter().any(|r| !is_over(r));
+        let counted = format!("{} of {number} rounds ended with a new model", carry.succeeded);
+        if number < max || running {
+            self.conditions.unknown(SUCCEEDED, "Running", format!("{number} of {max} rounds begun; {counted}"));
+            return;
+        }
+        let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, SUCCEEDED));
+        if carry.succeeded > 0 {
+            if before != Some("True") {
+                self.notes.push(Note::normal("MaxRounds", counted.clone()));
+            }
+            self.conditions.set(SUCCEEDED, true, "MaxRounds", counted);
+        } else {
+            let message =
+                format!("{counted}; see the messages of the TrainingRounds, and raise spec.rounds.max to go on");
+            if before != Some("False") {
+                self.notes.push(Note::warning("NoRoundSucceeded", message.clone()));
+            }
+            self.conditions.set(SUCCEEDED, false, "NoRoundSucceeded", message);
+        }
+    }
+}

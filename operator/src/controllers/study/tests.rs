@@ -1,0 +1,260 @@
+use std::sync::Arc;
+
+use consilium_crds::conditions::{READY, RECONCILING, STALLED, SUCCEEDED, status_of};
+use consilium_crds::{FederatedStudyStatus, TrainingRound};
+use consilium_federation::round::{Outcome, RoundState, RoundStep};
+use consilium_federation::{Digest, SiteName};
+use ed25519_dalek::SigningKey;
+use kube::ResourceExt;
+
+use super::accept::{SiteFacts, Sites};
+use super::carry::{ANNOTATION, Carry};
+use super::decide::{Act, Facts, Initial, Plan, decide};
+use crate::controllers::init::decide::{Try, TryState};
+use crate::controllers::testing::{SITES, at, completed, name, release, round, study};
+
+fn all_accepted() -> Sites {
+    SITES.map(|n| (name(n), SiteFacts { accepted: true, namespaces: vec!["research".into()] })).into()
+}
+
+fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
+    Facts {
+        study: Arc::new(study()),
+        sites: all_accepted(),
+        rounds: rounds.into_iter().map(Arc::new).collect(),
+        leftovers: false,
+        releases: vec![],
+        spec_stored: true,
+        initial,
+    }
+}
+
+fn past() -> Initial {
+    Initial::Past { ended: vec![] }
+}
+
+fn made(delivered: Option<Digest>, tries: Vec<Try>) -> Initial {
+    Initial::Made { delivered, tries, stale: vec![] }
+}
+
+fn with_status(mut facts: Facts, status: FederatedStudyStatus) -> Facts {
+    let mut study = (*facts.study).clone();
+    study.status = Some(status);
+    facts.study = Arc::new(study);
+    facts
+}
+
+fn ended(number: u32, outcome: Outcome) -> TrainingRound {
+    let mut state = completed(format!("m{number}").as_bytes());
+    state.outcome = Some(outcome);
+    if outcome != Outcome::Completed {
+        state.step = RoundStep::Failed;
+        state.model = None;
+        state.gate = None;
+    }
+    round(number, Some(state))
+}
+
+fn running(number: u32) -> TrainingRound {
+    round(number, Some(RoundState::new(SITES.map(name), at(0), at(3600))))
+}
+
+fn condition<'a>(plan: &'a Plan, type_: &str) -> Option<&'a str> {
+    status_of(&plan.status.conditions, type_)
+}
+
+fn started(plan: &Plan) -> Option<(u32, Digest)> {
+    plan.acts.iter().find_map(|act| match act {
+        Act::Start(new) => Some((new.number, new.base_model)),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_first_model_is_made_before_the_first_round() {
+    let plan = decide(&facts(vec![], made(None, vec![])), at(0));
+    assert_eq!(plan.acts, [Act::StartInit(1)]);
+    assert_eq!(condition(&plan, READY), Some("False"));
+    assert_eq!(condition(&plan, RECONCILING), Some("True"));
+    let waiting = Try { number: 1, job: "j".into(), state: TryState::Active };
+    let plan = decide(&facts(vec![], made(None, vec![waiting.clone()])), at(0));
+    assert_eq!(plan.acts, [Act::EnsureCredential("j".into())]);
+    let plan = decide(&facts(vec![], made(Some(Digest::of(b"first")), vec![waiting])), at(0));
+    assert_eq!(started(&plan), Some((1, Digest::of(b"first"))));
+    assert_eq!(plan.status.model, Some(Digest::of(b"first")));
+    assert_eq!((condition(&plan, READY), condition(&plan, RECONCILING)), (Some("True"), None));
+}
+
+#[test]
+fn the_spec_is_stored_before_anything_refers_to_it() {
+    let mut facts = facts(vec![], made(Some(Digest::of(b"first")), vec![]));
+    facts.spec_stored = false;
+    let plan = decide(&facts, at(0));
+    assert_eq!(plan.acts[0], Act::StoreSpec);
+    assert!(matches!(plan.acts[1], Act::Start(_)));
+}
+
+/// A study that waits for a person must say so to kstatus and to the person.
+#[test]
+fn a_failed_init_and_a_model_that_is_not_there_stall_the_study() {
+    let failed = Try {
+        number: 1,
+        job: "j".into(),
+        state: TryState::Failed { invalid: true, message: "network.width is 0".into() },
+    };
+    let named = Initial::Named { model: Digest::of(b"x"), stored: false };
+    for (initial, part) in [(made(None, vec![failed]), "network.width is 0"), (named, "spec.initialModel.digest")] {
+        let plan = decide(&facts(vec![], initial), at(0));
+        assert!(started(&plan).is_none());
+        assert_eq!((condition(&plan, READY), condition(&plan, STALLED)), (Some("False"), Some("True")));
+        assert!(plan.notes.iter().any(|n| n.warning && n.message.contains(part)), "{:?}", plan.notes);
+        assert!(plan.status.conditions.iter().any(|c| c.message.contains(part)));
+    }
+}
+
+/// The next round starts from the newest model, whatever the last round came to.
+#[test]
+fn rounds_follow_one_another_and_a_lost_one_costs_no_model() {
+    // (rounds, the round that starts and what from)
+    let model = |n: u32| Digest::of(format!("m{n}").as_bytes());
+    let cases = [
+        (vec![running(1)], None),
+        (vec![ended(1, Outcome::Completed)], Some((2, model(1)))),
+        // No state yet: offered to nobody, but under way.
+        (vec![round(1, None)], None),
+        // The plan is two rounds.
+        (vec![ended(1, Outcome::Completed), ended(2, Outcome::Completed)], None),
+    ];
+    for (rounds, expected) in cases {
+        let numbers: Vec<_> = rounds.iter().map(|r| r.spec.number).collect();
+        assert_eq!(started(&decide(&facts(rounds, past()), at(0))), expected, "{numbers:?}");
+    }
+    let first = Digest::of(b"first");
+    let known = FederatedStudyStatus { model: Some(first), ..FederatedStudyStatus::default() };
+    let lost = with_status(facts(vec![ended(1, Outcome::QuorumLost)], past()), known);
+    let plan = decide(&lost, at(0));
+    assert_eq!((started(&plan), plan.status.model), (Some((2, first)), Some(first)));
+}
+
+#[test]
+fn nothing_starts_while_a_deleted_study_of_the_same_name_leaves_or_this_one_is_not_accepted() {
+    let mut busy = facts(vec![], made(Some(Digest::of(b"first")), vec![]));
+    busy.leftovers = true;
+    assert_eq!(started(&decide(&busy, at(0))), None);
+    let mut refused = facts(vec![ended(1, Outcome::Completed)], past());
+    refused.sites.remove(&name("alder"));
+    let plan = decide(&refused, at(0));
+    assert_eq!(started(&plan), None);
+    assert_eq!((condition(&plan, READY), condition(&plan, STALLED)), (Some("False"), Some("True")));
+    // What is known of finished rounds is not forgotten by a bad edit.
+    assert_eq!((plan.status.current_round, plan.status.rounds_succeeded), (Some(1), Some(1)));
+}
+
+/// Counts must be right after any restart, archive or repeat.
+#[test]
+fn successes_and_slow_hospitals_are_counted_once() {
+    let mut late = ended(1, Outcome::Completed);
+    let carry = Carry { succeeded: 5, missed: [(name("birch"), 1)].into() };
+    late.annotations_mut().insert(ANNOTATION.into(), carry.to_text());
+    let state = late.status.as_mut().unwrap().round.as_mut().unwrap();
+    state.sites[1].contributed = false;
+    let seen = facts(vec![late], past());
+    for _ in 0..2 {
+        let plan = decide(&seen, at(0));
+        assert_eq!(plan.status.rounds_succeeded, Some(6));
+        let missed: Vec<_> = plan.status.missed.iter().map(|m| (m.name.as_str(), m.rounds)).collect();
+        assert_eq!(missed, [("birch", 2)]);
+        let waited: Vec<SiteName> = plan
+            .acts
+            .iter()
+            .flat_map(|a| match a {
+                Act::Start(new) => new.waited_for.clone(),
+                _ => vec![],
+            })
+            .collect();
+        assert_eq!(waited, [name("birch")]);
+    }
+}
+
+#[test]
+fn a_round_that_someone_deleted_does_not_make_its_number_come_twice() {
+    let known = FederatedStudyStatus {
+        current_round: Some(1),
+        rounds_succeeded: Some(1),
+        model: Some(Digest::of(b"m1")),
+        ..FederatedStudyStatus::default()
+    };
+    let plan = decide(&with_status(facts(vec![], past()), known), at(0));
+    assert_eq!(started(&plan), Some((2, Digest::of(b"m1"))));
+    assert_eq!(plan.status.rounds_succeeded, Some(1));
+}
+
+#[test]
+fn a_release_is_cut_once_for_each_round_whose_gate_passed() {
+    let shut = {
+        let mut round = ended(2, Outcome::Completed);
+        round.status.as_mut().unwrap().round.as_mut().unwrap().gate.as_mut().unwrap().passed = false;
+        round
+    };
+    let mut facts = facts(vec![ended(1, Outcome::Completed), shut], past());
+    let cuts = |facts: &Facts| {
+        let acts = decide(facts, at(0)).acts;
+        acts.iter().filter(|a| matches!(a, Act::Release { round: 1 })).count()
+    };
+    assert_eq!(cuts(&facts), 1);
+    facts.releases = vec![Arc::new(release("hippocampus-r1", &SigningKey::from_bytes(&[1; 32])))];
+    assert_eq!(cuts(&facts), 0);
+    assert_eq!(decide(&facts, at(0)).status.latest_release.as_deref(), Some("hippocampus-r1"));
+}
+
+/// Old rounds leave etcd, oldest first, after their release was cut; the one under way never does.
+#[test]
+fn finished_rounds_beyond_the_limit_are_archived_after_their_release() {
+    let plan = decide(&facts(vec![ended(1, Outcome::Completed), ended(2, Outcome::Completed)], past()), at(0));
+    let order: Vec<_> = plan.acts.iter().filter(|a| !matches!(a, Act::Start(_))).cloned().collect();
+    assert_eq!(order, [Act::Release { round: 1 }, Act::Release { round: 2 }, Act::Archive { round: 1 }]);
+    let plan = decide(&facts(vec![ended(1, Outcome::QuorumLost), running(2)], past()), at(0));
+    assert!(!plan.acts.iter().any(|a| matches!(a, Act::Archive { .. })), "{:?}", plan.acts);
+}
+
+#[test]
+fn the_end_is_told_by_succeeded_and_not_by_ready() {
+    let lost = |n| ended(n, Outcome::QuorumLost);
+    for (rounds, expected, reason) in [
+        (vec![running(1)], "Unknown", "Running"),
+        (vec![ended(1, Outcome::Completed), running(2)], "Unknown", "Running"),
+        (vec![lost(1), lost(2)], "False", "NoRoundSucceeded"),
+    ] {
+        let known = FederatedStudyStatus { model: Some(Digest::of(b"f")), ..FederatedStudyStatus::default() };
+        let plan = decide(&with_status(facts(rounds, past()), known), at(0));
+        assert_eq!(condition(&plan, SUCCEEDED), Some(expected));
+        assert_eq!(condition(&plan, READY), Some("True"));
+        let found = plan.status.conditions.iter().find(|c| c.type_ == SUCCEEDED).unwrap();
+        assert_eq!(found.reason, reason);
+    }
+    let mut last = ended(2, Outcome::Completed);
+    last.annotations_mut().insert(ANNOTATION.into(), Carry { succeeded: 1, ..Carry::default() }.to_text());
+    let plan = decide(&facts(vec![last], past()), at(0));
+    assert_eq!((condition(&plan, SUCCEEDED), plan.status.rounds_succeeded), (Some("True"), Some(2)));
+}
+
+/// A reconcile that finds nothing new must not write, or every write would bring the next one.
+#[test]
+fn the_same_facts_give_the_same_status_and_no_second_event() {
+    for initial in [made(None, vec![]), past()] {
+        let first = decide(&facts(vec![running(1)], initial.clone()), at(0));
+        let again = decide(&with_status(facts(vec![running(1)], initial), first.status.clone()), at(100));
+        assert_eq!(again.status, first.status);
+        assert_eq!(again.notes, []);
+    }
+}
+
+#[test]
+fn three_hospitals_are_warned_that_none_may_drop_out() {
+    let mut few = facts(vec![running(1)], past());
+    let mut study = study();
+    study.spec.sites.pop();
+    few.study = Arc::new(study);
+    assert_eq!(condition(&decide(&few, at(0)), "NoDropoutTolerance"), Some("True"));
+    assert_eq!(condition(&decide(&facts(vec![running(1)], past()), at(0)), "NoDropoutTolerance"), None);
+}
