@@ -28,7 +28,7 @@ use crate::values;
     validation = Rule::new("self.metadata.name == 'default'")
         .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\" and must be \"default\": a hospital has one policy'".into())),
     validation = Rule::new("self.spec.studies.all(s, s.approval != 'PerRound' || has(s.approvedThroughRound))")
-        .message(Message::Expression("'spec.studies: ' + self.spec.studies.filter(s, s.approval == 'PerRound' && !has(s.approvedThroughRound))[0].study + ' has approval PerRound and no approvedThroughRound: write the last round to approve, 0 for none yet'".into()))
+        .message("spec.studies: a study with approval PerRound has no approvedThroughRound: write the last round to approve, 0 for none yet")
         .field_path(".spec.studies"),
     validation = Rule::new("self.spec.studies.all(s, !has(s.approvedThroughRound) || oldSelf.spec.studies.all(o, o.study != s.study || o.uid != s.uid || !has(o.approvedThroughRound) || s.approvedThroughRound >= o.approvedThroughRound))")
         .message("spec.studies: an approvedThroughRound is lower than it was and can only grow; write approval: Denied to withdraw")

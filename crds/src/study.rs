@@ -31,10 +31,10 @@ use crate::values::{self, ValueError};
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,47}[a-z0-9])?$')")
         .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\": use at most 49 lower-case letters, digits and \"-\", no dots, since rounds and releases are named after it'".into())),
     validation = Rule::new("self.spec.rounds.quorum <= self.spec.sites.size()")
-        .message(Message::Expression("'spec.rounds.quorum is ' + string(self.spec.rounds.quorum) + ', but spec.sites names only ' + string(self.spec.sites.size()) + ': lower the quorum or name more sites'".into()))
+        .message("spec.rounds.quorum must be at most the number of spec.sites: lower the quorum or name more sites")
         .field_path(".spec.rounds.quorum"),
     validation = Rule::new("self.spec.aggregation.secure.minContributors <= self.spec.rounds.quorum")
-        .message(Message::Expression("'spec.aggregation.secure.minContributors is ' + string(self.spec.aggregation.secure.minContributors) + ', but spec.rounds.quorum is ' + string(self.spec.rounds.quorum) + ': a quorum below the floor could never be summed; lower the one or raise the other'".into()))
+        .message("spec.aggregation.secure.minContributors must be at most spec.rounds.quorum, else a quorum could never be summed: lower the one or raise the other")
         .field_path(".spec.aggregation.secure.minContributors"),
     validation = Rule::new("has(self.spec.initialModel.seed) != has(self.spec.initialModel.digest)")
         .message(Message::Expression("'spec.initialModel has ' + (has(self.spec.initialModel.seed) ? 'both' : 'neither') + ' of seed and digest: write seed to make a new model, or digest to start from one in the store'".into()))
@@ -43,7 +43,7 @@ use crate::values::{self, ValueError};
         .message("spec.initialModel cannot be changed: make a new study to start from another model")
         .field_path(".spec.initialModel"),
     validation = Rule::new("self.spec.rounds.max >= oldSelf.spec.rounds.max")
-        .message(Message::Expression("'spec.rounds.max is ' + string(self.spec.rounds.max) + ' and was ' + string(oldSelf.spec.rounds.max) + ': it can only grow; make a new study to plan fewer rounds'".into()))
+        .message("spec.rounds.max can only grow: make a new study to plan fewer rounds")
         .field_path(".spec.rounds.max"),
     printcolumn(name = "Round", type_ = "integer", json_path = ".status.currentRound"),
     printcolumn(name = "Max", type_ = "integer", json_path = ".spec.rounds.max"),

@@ -105,7 +105,9 @@ async fn install(api: &Api, findings: &mut Findings) -> BTreeMap<String, Place> 
     for crd in schema::all() {
         let object = serde_json::to_value(&crd).expect("JSON");
         let name = crd.metadata.name.clone().unwrap_or_default();
-        findings.accepted(&format!("definition {name}"), &api.create(DEFINITIONS, &object).await);
+        let created = api.create(DEFINITIONS, &object).await;
+        assert!(created.accepted(), "definition {name}: {}", created.message());
+        findings.held += 1;
         let namespace = if crd.spec.scope == "Namespaced" { "/namespaces/default" } else { "" };
         let collection = format!("/apis/consilium.health/v1alpha1{namespace}/{}", crd.spec.names.plural);
         established(api, &format!("{DEFINITIONS}/{name}"), &collection).await;
