@@ -1,1 +1,182 @@
-fn main() {}
+//! The binary `consilium-inference`; see the library for what belongs here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use consilium_federation::digest::Digest;
+use consilium_inference::ask::{Question, ask};
+use consilium_inference::batcher::Batcher;
+use consilium_inference::metrics::Metrics;
+use consilium_inference::protocol::Identity;
+use consilium_inference::release::{Allowed, load, verify};
+use consilium_inference::server::{Served, router};
+use tch::Device;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit code for a release that must not be served; trying again does not help.
+const EXIT_INVALID: u8 = 42;
+
+/// Serves one released model by the Open Inference Protocol v2 (REST).
+#[derive(Debug, Parser)]
+#[command(name = "consilium-inference", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a release against its digests and serve it; exits with 42 if they differ
+    Serve(ServeArgs),
+    /// Send one scan to a server and print what came back
+    Ask(AskArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Folder of release.json, manifest.json and model.safetensors
+    #[arg(long, default_value = "/consilium")]
+    root: PathBuf,
+    /// Name that clients call the model by: that of its release
+    #[arg(long)]
+    name: String,
+    /// Digest that release.json must have
+    #[arg(long)]
+    release_digest: Digest,
+    /// Digest that the model must have
+    #[arg(long)]
+    model_digest: Digest,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// CPU threads [default: all cores]
+    #[arg(long)]
+    threads: Option<u16>,
+    /// Requests that may wait; more are turned away with 503
+    #[arg(long, default_value_t = 32)]
+    queue: usize,
+    /// The largest volume, in voxels
+    #[arg(long, default_value_t = 1 << 26)]
+    max_voxels: usize,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// The server, http://host:port
+    #[arg(long)]
+    url: String,
+    /// The model's name
+    #[arg(long)]
+    model: String,
+    /// The scan, .nii or .nii.gz
+    #[arg(long)]
+    image: PathBuf,
+    /// The true mask: also print the Dice of each class
+    #[arg(long)]
+    label: Option<PathBuf>,
+    /// Where to write the answer's mask
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: the runtime cannot start: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match cli.command {
+        Command::Serve(args) => {
+            tracing_subscriber::fmt().json().with_env_filter(filter()).with_writer(std::io::stderr).init();
+            runtime.block_on(serve(&args))
+        }
+        Command::Ask(args) => runtime.block_on(ask_once(args)),
+    }
+}
+
+fn filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into())
+}
+
+async fn serve(args: &ServeArgs) -> ExitCode {
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(i32::from(threads.max(1)));
+    }
+    let allowed = Allowed { root: args.root.clone(), release: args.release_digest, model: args.model_digest };
+    let device = Device::cuda_if_available();
+    let loaded = verify(&allowed).and_then(|release| load(&allowed, &release, device).map(|net| (release, net)));
+    let (release, segmenter) = match loaded {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
+        tile = ?release.tile(), device = ?device, "verified and loaded");
+    match listen(args, segmenter).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn listen(
+    args: &ServeArgs,
+    segmenter: consilium_imaging::torch::Segmenter,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let metrics = Metrics::new()?;
+    let batcher = Batcher::start(segmenter, args.queue, metrics.clone())?;
+    let version: String = args.model_digest.hex().chars().take(12).collect();
+    let identity = Identity { name: args.name.clone(), version, digest: args.model_digest.to_string() };
+    let served = Served { identity, batcher, metrics, max_voxels: args.max_voxels };
+    let listener = tokio::net::TcpListener::bind(args.listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = async move {
+        terminate.recv().await;
+        tracing::info!("SIGTERM: requests under way are answered, then this process ends");
+    };
+    axum::serve(listener, router(served)).with_graceful_shutdown(stop).await?;
+    Ok(())
+}
+
+async fn ask_once(args: AskArgs) -> ExitCode {
+    let question = Question { url: args.url, model: args.model, image: args.image, label: args.label, out: args.out };
+    match ask(&question).await {
+        Ok(said) if args.json => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Ok(said) => {
+            println!("model {} ({})", text(&said["model"]), text(&said["modelDigest"]));
+            println!(
+                "voxels by class {}, answered in {:.0} ms",
+                said["voxels"],
+                said["milliseconds"].as_f64().unwrap_or_default()
+            );
+            if let Some(dice) = said.get("dice") {
+                println!("dice by class {dice}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn text(value: &serde_json::Value) -> &str {
+    value.as_str().unwrap_or("?")
+}

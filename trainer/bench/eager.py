@@ -90,7 +90,6 @@ def main():
     net.load_state_dict(weights)
     if args.layout == "channels-last":
         images = images.contiguous(memory_format=torch.channels_last_3d)
-        net = net.to(memory_format=torch.channels_last_3d)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
     seconds, losses = [], []
     for _ in range(args.steps):

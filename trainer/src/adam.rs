@@ -42,7 +42,8 @@ impl Adam {
         Ok(true)
     }
 
-    /// One step with the gradients divided by `grad_scale`.
+    /// One step with the gradients divided by `grad_scale`. The operations and their order are those of
+    /// `torch.optim.Adam`, so that both give the same bits.
     pub fn step(&mut self, rate: f64, grad_scale: f64) -> Result<(), TchError> {
         self.steps += 1;
         let t = self.steps as f64;
@@ -56,9 +57,9 @@ impl Adam {
                 }
                 let _ = m.f_lerp_(&gradient, 1.0 - BETA1)?;
                 let _ = v.f_mul_scalar_(BETA2)?;
-                let _ = v.f_add_(&gradient.f_square()?.f_mul_scalar(1.0 - BETA2)?)?;
+                let _ = v.f_addcmul_(&gradient.f_mul_scalar(1.0 - BETA2)?, &gradient)?;
                 let spread = v.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(EPSILON)?;
-                let _ = parameter.f_sub_(&m.f_div(&spread)?.f_mul_scalar(rate / correction1)?)?;
+                let _ = parameter.f_addcdiv_(&m.f_mul_scalar(-rate / correction1)?, &spread)?;
             }
             Ok(())
         })

@@ -2,7 +2,7 @@
 //! seconds and not a queue's worth of waiting.
 
 use consilium_imaging::preprocess::divisible;
-use consilium_imaging::torch::UNet3dConfig;
+use consilium_imaging::torch::{Network, UNet3dConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainerError;
@@ -33,23 +33,6 @@ pub struct TrainerConfig {
     /// Axes along which volumes are mirrored at random while training.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirror: Vec<Axis>,
-}
-
-/// The network by kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum Network {
-    /// A 3D U-Net with instance norm.
-    UNet3D {
-        /// Channels at full resolution.
-        #[serde(default = "eight")]
-        width: u32,
-        /// Halvings.
-        #[serde(default = "three")]
-        levels: u32,
-        /// Classes, background included.
-        classes: u8,
-    },
 }
 
 /// Arithmetic of the forward pass; weights and sums are always 32-bit.
@@ -91,12 +74,6 @@ const fn one() -> u32 {
 const fn two() -> usize {
     2
 }
-const fn three() -> u32 {
-    3
-}
-const fn eight() -> u32 {
-    8
-}
 const fn default_rate() -> f64 {
     2e-3
 }
@@ -128,15 +105,7 @@ impl TrainerConfig {
         let fail = |field: &str, value: String, rule: &str| {
             Err(TrainerError::Config(format!("config.{field} is {value}: it must be {rule}")))
         };
-        if !(1..=256).contains(&net.width) {
-            return fail("network.width", net.width.to_string(), "from 1 to 256");
-        }
-        if !(1..=6).contains(&net.levels) {
-            return fail("network.levels", net.levels.to_string(), "from 1 to 6");
-        }
-        if net.classes < 2 {
-            return fail("network.classes", net.classes.to_string(), "at least 2 (background and one structure)");
-        }
+        self.network.check().map_err(TrainerError::Config)?;
         if let Some(shape) = self.shape
             && (!divisible(shape, net.levels) || shape.iter().any(|side| *side > 1024))
         {
@@ -157,8 +126,7 @@ impl TrainerConfig {
 
     /// The network's shape for `imaging`.
     pub fn network(&self) -> UNet3dConfig {
-        let Network::UNet3D { width, levels, classes } = self.network;
-        UNet3dConfig { width, levels, classes }
+        self.network.unet()
     }
 }
 

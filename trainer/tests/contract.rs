@@ -187,6 +187,13 @@ fn evaluation_writes_a_mask_per_scan_and_the_platform_scores_them() {
     let manifest: OutManifest = read(root.join("out/MANIFEST"));
     assert!(manifest.files.iter().any(|file| file.path == "score.json"));
 
+    // Beside a trainer that gave up, the evaluator must end and not wait for ever.
+    let failed = setup.root("failed", "Evaluate", &config());
+    fs::create_dir_all(failed.join("out")).unwrap();
+    fs::write(failed.join("out/FAILED"), "").unwrap();
+    let output = trainer(&["score", "--root", text(&failed), "--labels", text(&labels), "--wait"]);
+    assert_eq!(output.status.code(), Some(1));
+
     // A perfect prediction is scored 1, so the score speaks of the prediction and not of something else.
     let out = setup.dir.path().join("perfect.json");
     ok(&["score", "--predictions", text(&labels), "--labels", text(&labels), "--classes", "3", "--out", text(&out)]);

@@ -3,11 +3,13 @@
 //! Tensors are `[batch, channel, z, y, x]`. Every call that can fail returns [`tch::TchError`] instead of panicking, so
 //! that running out of a GPU's memory is an error the caller can tell apart.
 
+mod config;
 mod loss;
 mod unet;
 mod weights;
 mod window;
 
+pub use config::Network;
 pub use loss::dice_cross_entropy;
 pub use unet::{UNet3d, UNet3dConfig};
 pub use weights::{WeightsError, load_weights, named_parameters, save_weights};

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use consilium_imaging::phantom::{PHANTOM_CLASSES, Profile, phantom};
 use consilium_imaging::preprocess::{divisible, z_score};
-use consilium_imaging::torch::{named_parameters, to_label_tensor, to_tensor};
+use consilium_imaging::torch::{Network, named_parameters, to_label_tensor, to_tensor};
 use serde_json::json;
 use tch::{Device, TchError, Tensor};
 
 use super::set_threads;
 use crate::cli::BenchArgs;
-use crate::config::{Network, Precision, TrainerConfig};
+use crate::config::{Precision, TrainerConfig};
 use crate::engine::Engine;
 use crate::error::TrainerError;
 

@@ -1,0 +1,164 @@
+//! A release on disk, checked against the digests it was allowed under before a byte of it is used.
+//!
+//! The folder holds what the agent hands out: `release.json` (the ModelRelease's spec as canonical JSON), `manifest.json`
+//! (the model's manifest) and `model.safetensors`. The chain is: the agent names the release's digest and the model's →
+//! `release.json` has the first and names the second → `manifest.json` has the second and lists the chunks → the weights
+//! have the chunks' digests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use consilium_federation::digest::Digest;
+use consilium_federation::model::{ModelError, ModelManifest, parse_safetensors_header};
+use consilium_imaging::preprocess::divisible;
+use consilium_imaging::torch::{Network, Segmenter, UNet3d, WeightsError, load_weights};
+use serde::Deserialize;
+use tch::{Device, TchError, nn};
+
+/// Tile for releases whose config fixes no shape.
+const DEFAULT_TILE: [usize; 3] = [64, 64, 64];
+/// Tiles that go through the network at once.
+const TILES_AT_ONCE: usize = 4;
+
+/// A release that is not served. All of these are permanent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// A file is missing or unreadable.
+    #[error("{}: cannot be read: {reason}; the pod's fetch container must have run", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// `release.json` is not the release that was allowed.
+    #[error(
+        "release.json has the digest {found}, this server was told to serve {expected}; it was changed or belongs to another release and is not served"
+    )]
+    WrongRelease {
+        /// The digest it has.
+        found: Digest,
+        /// The digest that was allowed.
+        expected: Digest,
+    },
+    /// The release names another model.
+    #[error("release.json names the model {found}, this server was told to serve {expected}; nothing is served")]
+    WrongModel {
+        /// The model it names.
+        found: Digest,
+        /// The model that was allowed.
+        expected: Digest,
+    },
+    /// `release.json` cannot be used.
+    #[error("release.json: {0}; nothing is served")]
+    BadRelease(String),
+    /// The manifest or the weights differ.
+    #[error("{}: {source}; nothing is served", file.display())]
+    BadModel {
+        /// The file.
+        file: PathBuf,
+        /// What differs.
+        source: ModelError,
+    },
+    /// The weights do not fit the network that the release names.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+}
+
+/// What a server was told to serve.
+#[derive(Debug, Clone)]
+pub struct Allowed {
+    /// Folder of the three files.
+    pub root: PathBuf,
+    /// Digest of `release.json`.
+    pub release: Digest,
+    /// Digest of the model.
+    pub model: Digest,
+}
+
+/// The part of a release's spec that a server needs; the rest is lineage and evidence.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Release {
+    /// The study, `namespace/name`.
+    pub study: String,
+    /// The round.
+    pub round: u32,
+    /// Digest of the model's manifest.
+    pub model: Digest,
+    /// The trainer's configuration.
+    config: Config,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Config {
+    network: Network,
+    #[serde(default)]
+    shape: Option<[usize; 3]>,
+}
+
+impl Release {
+    /// The network that the model is for.
+    pub fn network(&self) -> Network {
+        self.config.network
+    }
+
+    /// Shape x, y, z of a tile.
+    pub fn tile(&self) -> [usize; 3] {
+        self.config.shape.unwrap_or(DEFAULT_TILE)
+    }
+}
+
+/// Checks the whole chain of digests and gives the release. Nothing of the model is interpreted before its digest holds.
+pub fn verify(allowed: &Allowed) -> Result<Release, ReleaseError> {
+    let bytes = read(&allowed.root.join("release.json"))?;
+    let found = Digest::of(&bytes);
+    if found != allowed.release {
+        return Err(ReleaseError::WrongRelease { found, expected: allowed.release });
+    }
+    let release: Release = serde_json::from_slice(&bytes).map_err(|e| ReleaseError::BadRelease(e.to_string()))?;
+    if release.model != allowed.model {
+        return Err(ReleaseError::WrongModel { found: release.model, expected: allowed.model });
+    }
+    release.network().check().map_err(ReleaseError::BadRelease)?;
+    if !divisible(release.tile(), release.network().unet().levels) {
+        return Err(ReleaseError::BadRelease(format!("config.shape {:?} cannot be halved", release.tile())));
+    }
+    let file = allowed.root.join("manifest.json");
+    let manifest =
+        ModelManifest::parse(&read(&file)?, allowed.model).map_err(|source| ReleaseError::BadModel { file, source })?;
+    let file = weights_file(&allowed.root);
+    verify_weights(&manifest, &read(&file)?).map_err(|source| ReleaseError::BadModel { file, source })?;
+    Ok(release)
+}
+
+/// The weights' payload and its tensors must be the manifest's: a header that names the same numbers differently would
+/// make another model of them.
+fn verify_weights(manifest: &ModelManifest, bytes: &[u8]) -> Result<(), ModelError> {
+    let (schema, payload) = parse_safetensors_header(bytes)?;
+    if schema != manifest.tensors {
+        return Err(ModelError::Manifest("its tensors are not those of the manifest".into()));
+    }
+    manifest.verify(&bytes[payload..])
+}
+
+/// Builds the network of a verified release and loads the weights.
+pub fn load(allowed: &Allowed, release: &Release, device: Device) -> Result<Segmenter, ReleaseError> {
+    let unet = release.network().unet();
+    let store = nn::VarStore::new(device);
+    let net = UNet3d::new(&store.root(), unet)?;
+    load_weights(&store, &weights_file(&allowed.root))?;
+    Ok(Segmenter::new(net, device, release.tile(), TILES_AT_ONCE, unet.classes)?)
+}
+
+fn weights_file(root: &Path) -> PathBuf {
+    root.join("model.safetensors")
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, ReleaseError> {
+    fs::read(file).map_err(|e| ReleaseError::Unreadable { file: file.to_owned(), reason: e.to_string() })
+}

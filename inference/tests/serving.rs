@@ -1,0 +1,195 @@
+//! A release on disk through to an answer, and every way in which it may not be served. If one of these slipped, a
+//! hospital would run a model that nobody signed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{Request, StatusCode};
+use axum::{Router, response::Response};
+use consilium_federation::digest::{Digest, canonical_json};
+use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_header};
+use consilium_imaging::phantom::{Profile, phantom};
+use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
+use consilium_inference::batcher::Batcher;
+use consilium_inference::metrics::Metrics;
+use consilium_inference::protocol::{HEADER_LENGTH, Identity, ask, read_answer};
+use consilium_inference::release::{Allowed, ReleaseError, load, verify};
+use consilium_inference::server::{Served, router};
+use serde_json::{Value, json};
+use tch::{Device, nn};
+use tempfile::TempDir;
+use tower::ServiceExt;
+
+const NETWORK: Network = Network::UNet3D { width: 2, levels: 2, classes: 3 };
+
+/// Writes a release as the agent hands it out.
+fn release(dir: &Path) -> Allowed {
+    tch::manual_seed(5);
+    let store = nn::VarStore::new(Device::Cpu);
+    let _net = UNet3d::new(&store.root(), NETWORK.unet()).unwrap();
+    let file = dir.join("model.safetensors");
+    save_weights(&named_parameters(&store), &file).unwrap();
+    let bytes = fs::read(&file).unwrap();
+    let (schema, payload) = parse_safetensors_header(&bytes).unwrap();
+    let chunks = bytes[payload..].chunks(CHUNK_BYTES).map(Digest::of).collect();
+    let manifest = ModelManifest::new(schema, chunks).unwrap();
+    fs::write(dir.join("manifest.json"), manifest.to_bytes()).unwrap();
+    let spec = json!({
+        "study": "research/phantoms", "studyUID": "u", "round": 2, "model": manifest.digest(),
+        "config": { "network": NETWORK, "shape": [16, 16, 12], "epochsPerRound": 1 }, "contributors": ["alder"],
+    });
+    write_release(dir, &spec, manifest.digest())
+}
+
+fn write_release(dir: &Path, spec: &Value, model: Digest) -> Allowed {
+    let bytes = canonical_json(spec);
+    fs::write(dir.join("release.json"), &bytes).unwrap();
+    Allowed { root: dir.to_owned(), release: Digest::of(&bytes), model }
+}
+
+fn server(allowed: &Allowed) -> Router {
+    let release = verify(allowed).unwrap();
+    let segmenter = load(allowed, &release, Device::Cpu).unwrap();
+    let metrics = Metrics::new().unwrap();
+    let batcher = Batcher::start(segmenter, 4, metrics.clone()).unwrap();
+    let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest: allowed.model.to_string() };
+    router(Served { identity, batcher, metrics, max_voxels: 100_000 })
+}
+
+async fn get(router: &Router, path: &str) -> Response {
+    router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap()
+}
+
+async fn body(response: Response) -> Bytes {
+    to_bytes(response.into_body(), usize::MAX).await.unwrap()
+}
+
+#[test]
+fn a_whole_release_is_accepted_and_a_changed_one_is_not() {
+    let dir = TempDir::new().unwrap();
+    let allowed = release(dir.path());
+    let found = verify(&allowed).unwrap();
+    assert_eq!((found.round, found.tile(), found.network()), (2, [16, 16, 12], NETWORK));
+
+    let other = Digest::of(b"another");
+    let told = Allowed { release: other, ..allowed.clone() };
+    assert!(matches!(verify(&told), Err(ReleaseError::WrongRelease { expected, .. }) if expected == other));
+    let told = Allowed { model: other, ..allowed.clone() };
+    assert!(matches!(verify(&told), Err(ReleaseError::WrongModel { expected, .. }) if expected == other));
+
+    // One flipped bit in the last weight.
+    let file = dir.path().join("model.safetensors");
+    let good = fs::read(&file).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&file, &bad).unwrap();
+    let message = verify(&allowed).unwrap_err().to_string();
+    assert!(message.contains("model.safetensors") && message.contains("digest"), "{message}");
+
+    // The same numbers under other names would be another network.
+    let text = String::from_utf8_lossy(&good[8..]).into_owned();
+    let end = 8 + text.find("}}").unwrap();
+    let mut renamed = good.clone();
+    let at = renamed[..end].windows(8).position(|w| w == b"encoder0").unwrap();
+    renamed[at..at + 8].copy_from_slice(b"encoderX");
+    fs::write(&file, &renamed).unwrap();
+    assert!(verify(&allowed).unwrap_err().to_string().contains("tensors are not those of the manifest"));
+
+    fs::remove_file(&file).unwrap();
+    assert!(matches!(verify(&allowed), Err(ReleaseError::Unreadable { .. })));
+}
+
+#[test]
+fn a_release_for_another_network_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let allowed = release(dir.path());
+    let mut spec: Value = serde_json::from_slice(&fs::read(dir.path().join("release.json")).unwrap()).unwrap();
+    spec["config"]["network"]["width"] = json!(3);
+    let told = write_release(dir.path(), &spec, allowed.model);
+    let found = verify(&told).unwrap();
+    assert!(load(&told, &found, Device::Cpu).unwrap_err().to_string().contains("shape"));
+    spec["config"]["network"]["width"] = json!(0);
+    let told = write_release(dir.path(), &spec, allowed.model);
+    assert!(verify(&told).unwrap_err().to_string().contains("width"));
+}
+
+/// The pod must end with 42, so that the agent reports it once and does not restart it for ever.
+#[test]
+fn the_binary_exits_with_42_and_says_why() {
+    let dir = TempDir::new().unwrap();
+    let allowed = release(dir.path());
+    let output = Command::new(env!("CARGO_BIN_EXE_consilium-inference"))
+        .args(["serve", "--name", "m", "--listen", "127.0.0.1:0", "--root"])
+        .arg(dir.path())
+        .args(["--release-digest", &allowed.release.to_string()])
+        .args(["--model-digest", &Digest::of(b"another").to_string()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(42));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing is served"));
+}
+
+#[tokio::test]
+async fn health_metadata_and_names() {
+    let dir = TempDir::new().unwrap();
+    let router = server(&release(dir.path()));
+    for path in [
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/livez",
+        "/readyz",
+        "/v2/models/phantoms-r2/ready",
+        "/v2/models/phantoms-r2/versions/v",
+        "/v2/models/phantoms-r2/versions/v/ready",
+    ] {
+        assert_eq!(get(&router, path).await.status(), StatusCode::OK, "{path}");
+    }
+    let metadata: Value = serde_json::from_slice(&body(get(&router, "/v2/models/phantoms-r2").await).await).unwrap();
+    assert_eq!(
+        (&metadata["inputs"][0]["name"], &metadata["outputs"][0]["datatype"]),
+        (&json!("volume"), &json!("UINT8"))
+    );
+    for path in ["/v2/models/other", "/v2/models/phantoms-r2/versions/9"] {
+        let response = get(&router, path).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
+        assert!(String::from_utf8_lossy(&body(response).await).contains("not served here"));
+    }
+}
+
+#[tokio::test]
+async fn a_scan_comes_back_as_a_mask_of_its_shape_and_is_counted() {
+    let dir = TempDir::new().unwrap();
+    let router = server(&release(dir.path()));
+    let (volume, _) = phantom(1, 1, [19, 16, 11], &Profile::of_hospital(0));
+    let (request, length) = ask(&volume);
+    let post = |bytes: Vec<u8>, length: usize| {
+        Request::post("/v2/models/phantoms-r2/infer").header(HEADER_LENGTH, length).body(Body::from(bytes)).unwrap()
+    };
+    // Four at once, so that some share a batch.
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(tokio::spawn(router.clone().oneshot(post(request.clone(), length))));
+    }
+    let mut masks = Vec::new();
+    for answer in answers {
+        let response = answer.await.unwrap().unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let length = response.headers()[HEADER_LENGTH].to_str().unwrap().parse().ok();
+        masks.push(read_answer(&body(response).await, length, &volume.grid).unwrap());
+    }
+    assert!(masks.iter().all(|mask| mask.labels.len() == volume.voxels.len()));
+
+    let response = router.clone().oneshot(post(b"{}".to_vec(), 2)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let text = String::from_utf8(body(get(&router, "/metrics").await).await.to_vec()).unwrap();
+    for line in [
+        "consilium_inference_requests_total{result=\"ok\"} 4",
+        "consilium_inference_requests_total{result=\"invalid\"} 1",
+        "consilium_inference_queued_requests 0",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
