@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use serde_json::Value;
 
 use super::{
-    API_SERVICE, Cluster, HUB, Paths, SERVICES, Site, cgroup,
+    API_SERVICE, Cluster, DNS, HUB, Paths, SERVICES, Site, cgroup,
     component::{self, Component, wait_for},
     config, down, firewall,
     net::{self, Netns},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cache,
-    error::{IoContext, Result},
+    error::{Error, IoContext, Result},
     images::{self, Image},
     tools::{self, Tools},
 };
@@ -87,24 +87,12 @@ pub(super) fn start(
         || alive(&all),
         || cluster.kubectl(&["wait", "--for=condition=Ready", &node, "--timeout=3s"]),
     )?;
+    // The condition may be one from before a restart; that the kubelet answers now is not.
+    let kubelet = format!("/api/v1/nodes/{}/proxy/healthz", site.name);
+    wait_for(&what("the kubelet"), PATIENCE, &paths, || alive(&all), || cluster.kubectl(&["get", "--raw", &kubelet]))?;
     node::ensure_hardware(&cluster, site.role)?;
     ensure_dns(&cluster, system)?;
-    wait_for(
-        &what("cluster DNS"),
-        PATIENCE,
-        &paths,
-        || alive(&all),
-        || {
-            cluster.kubectl(&[
-                "-n",
-                "kube-system",
-                "wait",
-                "--for=condition=Available",
-                "deployment/coredns",
-                "--timeout=3s",
-            ])
-        },
-    )?;
+    wait_for(&what("cluster DNS"), PATIENCE, &paths, || alive(&all), || dns(&cluster, &netns, tools))?;
     Ok(cluster)
 }
 
@@ -244,6 +232,20 @@ fn ensure_dns(cluster: &Cluster, system: &[Image]) -> Result<()> {
     }
     cluster.apply_yaml(&manifest)?;
     cache::write_atomically(&applied, manifest.as_bytes())
+}
+
+/// Asks whether DNS is up and whether the node's proxy leads to it: the first may be a condition from before a restart.
+fn dns(cluster: &Cluster, netns: &Netns, tools: &Tools) -> Result<String> {
+    let wait = ["-n", "kube-system", "wait", "--for=condition=Available", "deployment/coredns", "--timeout=3s"];
+    cluster.kubectl(&wait)?;
+    let answer = component::ask(netns, &tools.program("probe"), &["reach", &format!("tcp={DNS}:53")])?;
+    if answer.contains(" connected ") {
+        return Ok(answer);
+    }
+    Err(Error::Malformed {
+        path: format!("the address of cluster DNS, {DNS}").into(),
+        problem: answer.trim().to_owned(),
+    })
 }
 
 fn write_json(path: &std::path::Path, value: &Value) -> Result<()> {
