@@ -199,7 +199,15 @@ fn the_perimeter_holds() {
     ];
     expect("another pod", &reach(alder, &image, "ward", &targets(&others)), &others);
 
-    let host = [(gateway.clone(), "refused"), (tcp(inference, 8080), "connected"), (tcp(alder.ip, 6443), "connected")];
+    let host = [
+        (gateway.clone(), "refused"),
+        (tcp("10.88.0.254", 80), "refused"),
+        (tcp(inference, 8080), "connected"),
+        (tcp(alder.ip, 6443), "connected"),
+        // The API server reaches webhooks by their Services.
+        (tcp("10.96.0.1", 443), "connected"),
+        (tcp("10.96.0.10", 53), "connected"),
+    ];
     expect("the node", &reach_from(&mut alder.command("probe"), &targets(&host)), &host);
 
     let outside = [

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path, process::Command
 
 use serde::Deserialize;
 
-use super::{AGENT_SUBNET, GATEWAY_PORT, HUB, Role, TASK_PORT, TASK_SERVICE, TASK_SUBNET, net::Netns};
+use super::{
+    AGENT_SUBNET, GATEWAY_PORT, HUB, POD_SUBNETS, Role, Site, TASK_PORT, TASK_SERVICE, TASK_SUBNET, net::Netns,
+};
 use crate::{
     error::{Error, IoContext, Result},
     process,
@@ -22,10 +24,11 @@ pub struct Counter {
 }
 
 /// The rules of one cluster as `nft -f` reads them.
-pub(super) fn rules(role: Role) -> String {
-    let definitions: [(&str, String); 6] = [
+pub(super) fn rules(ip: Ipv4Addr, role: Role) -> String {
+    let definitions: [(&str, String); 7] = [
         ("hub", Ipv4Addr::to_string(&HUB)),
         ("gateway_port", GATEWAY_PORT.to_string()),
+        ("inside", format!("{{ {ip}, {POD_SUBNETS} }}")),
         ("tasks", TASK_SUBNET.to_owned()),
         ("agent", AGENT_SUBNET.to_owned()),
         ("task_service", TASK_SERVICE.to_string()),
@@ -42,8 +45,8 @@ pub(super) fn rules(role: Role) -> String {
 
 /// Loads the rules unless exactly these are loaded (`record` is where the last loaded ones are kept), since loading them
 /// sets the counters to nought.
-pub(super) fn ensure(netns: &Netns, role: Role, record: &Path) -> Result<()> {
-    let rules = rules(role);
+pub(super) fn ensure(netns: &Netns, site: &Site, record: &Path) -> Result<()> {
+    let rules = rules(site.ip, site.role);
     let loaded = process::output(netns.command("nft").args(["list", "table", "inet", "consilium"])).is_ok();
     if loaded && fs::read_to_string(record).is_ok_and(|last| last == rules) {
         return Ok(());
@@ -79,14 +82,17 @@ fn parse_counters(output: &str) -> serde_json::Result<BTreeMap<String, Counter>>
 mod tests {
     use super::*;
 
+    const SELF: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 2);
+
     /// The lines that keep scans in a hospital: were one lost in an edit, everything would still seem to work.
     #[test]
     fn a_hospital_lets_nothing_in_and_only_the_agent_out() {
-        let rules = rules(Role::Hospital);
+        let rules = rules(SELF, Role::Hospital);
         for line in [
             "define hub = 172.31.77.1",
             "define gateway_port = 30443",
             "define agent = 10.88.2.0/24",
+            "define inside = { 172.31.77.2, 10.88.0.0/22 }",
             "counter name outside_to_inside_dropped drop",
             "ip saddr $agent ip daddr $hub tcp dport $gateway_port counter name agent_to_hub accept",
             "counter name pod_to_outside_rejected goto refuse",
@@ -100,7 +106,7 @@ mod tests {
     /// A hospital must not be able to reach the hub's API server even if its own firewall is off.
     #[test]
     fn the_hub_lets_in_the_gateway_port_alone() {
-        let rules = rules(Role::Hub);
+        let rules = rules(SELF, Role::Hub);
         assert!(rules.contains("ct original proto-dst $gateway_port counter name hospital_to_gateway accept"));
         assert!(!rules.contains("agent_to_hub"));
     }
@@ -109,7 +115,7 @@ mod tests {
     #[test]
     fn counters_are_declared() {
         for role in [Role::Hub, Role::Hospital] {
-            let rules = rules(role);
+            let rules = rules(SELF, role);
             for name in rules.split("counter name ").skip(1).filter_map(|rest| rest.split_whitespace().next()) {
                 assert!(rules.contains(&format!("counter {name} {{}}")), "counter {name} is used and not declared");
             }

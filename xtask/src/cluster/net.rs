@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use super::POD_SUBNETS;
 use crate::{error::Result, process};
 
 /// Where `ip netns` keeps its namespaces.
@@ -99,6 +100,12 @@ pub(super) fn create(cluster: &str, address: Ipv4Addr) -> Result<Netns> {
     // counts, not by a missing route.
     ip(&["-n", name, "route", "add", "default", "via", WAN_ADDRESS])?;
     Ok(netns)
+}
+
+/// An address of a pod that is gone leads nowhere, and never out by the default route.
+pub(super) fn ensure_routes(cluster: &str) -> Result<()> {
+    let netns = Netns::of(cluster);
+    ip(&["-n", netns.name(), "route", "replace", "unreachable", POD_SUBNETS])
 }
 
 /// Takes a namespace away, and with it its links and rules. Quiet when it is not there.

@@ -36,7 +36,8 @@ pub(super) fn prepare(site: &Site, tools: &Tools, hierarchies: &cgroup::Hierarch
     }
     let json = serde_json::to_vec_pretty(site).unwrap_or_default();
     cache::write_atomically(&paths.site(), &json)?;
-    firewall::ensure(&Netns::of(&site.name), site.role, &paths.run.join("rules.nft"))
+    net::ensure_routes(&site.name)?;
+    firewall::ensure(&Netns::of(&site.name), site, &paths.run.join("rules.nft"))
 }
 
 /// Starts what does not run and returns when the node and DNS are ready.
