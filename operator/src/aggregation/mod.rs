@@ -1,0 +1,221 @@
+//! The sum of an attempt and the model that follows from it, chunk by chunk.
+//!
+//! A chunk of every contributor is read tile by tile, hashed and added while it is in cache, so nothing is read
+//! twice and memory is a few chunks, whatever the number of hospitals or parameters. The arithmetic is ring integers
+//! up to the mean and one f32 addition per parameter after it: a hub that computes it again gets the same digest.
+
+mod error;
+mod sum;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use bytes::Bytes;
+use consilium_federation::model::ModelManifest;
+use consilium_federation::{Digest, SiteName};
+use consilium_secagg::layout::Layout;
+use consilium_secagg::ring::{RingParams, WeightSum};
+use tokio::runtime::Handle;
+
+use crate::store::{BlobStore, UploadKey};
+
+pub use error::AggregateError;
+pub use sum::{CHUNK_BUFFER_BYTES, Summer};
+
+/// Chunks that are summed side by side: two cores hash twice as fast, and while one chunk waits for the volume to make
+/// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`].
+const LANES: usize = 4;
+
+/// What to sum, and what the sum is added to.
+#[derive(Clone, Debug)]
+pub struct SumJob {
+    /// UID of the TrainingRound.
+    pub round_uid: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// The hospitals whose uploads are complete.
+    pub contributors: Vec<SiteName>,
+    /// Digest of the model that they started from.
+    pub base_model: Digest,
+    /// The number of hospitals that the ring's scale was made for.
+    pub roster_size: u32,
+    /// L2 clip norm of an update.
+    pub clip: f64,
+}
+
+/// One contributor's upload: who, where, and the digests of its chunks.
+struct Upload {
+    key: UploadKey,
+    chunks: Vec<Digest>,
+}
+
+/// Everything that the lanes share.
+struct Plan {
+    store: BlobStore,
+    uploads: Vec<Upload>,
+    base: ModelManifest,
+    layout: Layout,
+    ring: RingParams,
+    next: AtomicU32,
+    stopped: AtomicBool,
+}
+
+/// A new chunk: its number, its digest, and the squared norm of the mean in it.
+type Done = (u32, Digest, f64);
+
+/// Sums the uploads of an attempt, adds the weighted mean to the base model and stores the result; answers its
+/// digest. Doing it again gives the same.
+///
+/// # Errors
+/// [`AggregateError`]; those that are not transient name the hospital and the chunk at fault.
+pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Digest, AggregateError> {
+    let plan = Arc::new(plan(store, job).await?);
+    // Whoever drops this future (the study was deleted) stops the lanes too.
+    let stop = StopOnDrop(plan.clone());
+    let handle = Handle::current();
+    let weights = {
+        let (plan, handle) = (plan.clone(), handle.clone());
+        blocking(move || plan.weights(&handle)).await?
+    };
+    let lanes: Vec<_> = (0..LANES)
+        .map(|_| {
+            let (plan, handle) = (plan.clone(), handle.clone());
+            tokio::task::spawn_blocking(move || plan.lane(&handle, weights))
+        })
+        .collect();
+    let mut done = Vec::new();
+    let mut failed = None;
+    for lane in lanes {
+        match lane.await.unwrap_or(Err(AggregateError::Stopped)) {
+            Ok(chunks) => done.extend(chunks),
+            // The first lane's reason; the other one was only told to stop.
+            Err(error) => failed = failed.filter(|f| !matches!(f, AggregateError::Stopped)).or(Some(error)),
+        }
+    }
+    drop(stop);
+    match failed {
+        Some(error) => Err(error),
+        None => finish(store, &plan, weights, done).await,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AggregateError> + Send + 'static,
+) -> Result<T, AggregateError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| AggregateError::Stopped)?
+}
+
+async fn plan(store: &BlobStore, job: &SumJob) -> Result<Plan, AggregateError> {
+    let distinct: BTreeSet<&SiteName> = job.contributors.iter().collect();
+    if distinct.is_empty() || distinct.len() != job.contributors.len() || distinct.len() > job.roster_size as usize {
+        let (found, roster) = (job.contributors.len(), job.roster_size);
+        return Err(AggregateError::Contributors { found, roster });
+    }
+    let base = store.get_manifest(job.base_model).await?;
+    let layout = Layout::new(0, base.elements())?;
+    let ring = RingParams::new(job.roster_size as usize, job.clip)?;
+    let mut uploads = Vec::new();
+    for site in distinct {
+        let key = UploadKey { round_uid: job.round_uid.clone(), attempt: job.attempt, site: site.clone() };
+        let chunks = store.upload_chunks(&key).await?;
+        if chunks.len() != layout.chunks() as usize {
+            let (found, expected) = (chunks.len(), layout.chunks());
+            return Err(AggregateError::ChunkCount { site: site.clone(), found, expected });
+        }
+        uploads.push(Upload { key, chunks });
+    }
+    let (next, stopped) = (AtomicU32::new(1), AtomicBool::new(false));
+    Ok(Plan { store: store.clone(), uploads, base, layout, ring, next, stopped })
+}
+
+impl Plan {
+    /// The sum of weights, from the head chunks.
+    fn weights(&self, handle: &Handle) -> Result<WeightSum, AggregateError> {
+        let mut summer = Summer::new();
+        let head = self.sum(handle, &mut summer, 0)?;
+        Ok(self.ring.decode_weights(head[0], self.uploads.len())?)
+    }
+
+    /// Takes chunk after chunk until there are none left.
+    fn lane(&self, handle: &Handle, weights: WeightSum) -> Result<Vec<Done>, AggregateError> {
+        let mut summer = Summer::new();
+        let mut done = Vec::new();
+        loop {
+            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= self.layout.chunks() {
+                return Ok(done);
+            }
+            let result = self.new_chunk(handle, &mut summer, weights, chunk);
+            if result.is_err() {
+                self.stopped.store(true, Ordering::Relaxed);
+            }
+            done.push(result?);
+        }
+    }
+
+    /// Body chunk `chunk` of the new model: base plus mean.
+    fn new_chunk(
+        &self,
+        handle: &Handle,
+        summer: &mut Summer,
+        weights: WeightSum,
+        chunk: u32,
+    ) -> Result<Done, AggregateError> {
+        let sum = self.sum(handle, summer, chunk)?;
+        // Safety: the caller takes chunks from 1 up, and the manifest has one for each body chunk of the layout.
+        let index = chunk as usize - 1;
+        let base = handle.block_on(self.store.get_object(self.base.chunks[index]))?;
+        self.base.verify_chunk(index, &base)?;
+        let (bytes, squares) = sum::add_mean(&self.ring, sum, weights, &base)
+            .map_err(|offset| AggregateError::NotFinite { parameter: index as u64 * (1 << 20) + offset as u64 })?;
+        drop(base);
+        Ok((chunk, handle.block_on(self.store.put_object(Bytes::from(bytes)))?, squares))
+    }
+
+    /// The ring sum of one chunk over all contributors.
+    fn sum<'a>(&self, handle: &Handle, summer: &'a mut Summer, chunk: u32) -> Result<&'a [u32], AggregateError> {
+        summer.start(self.layout.chunk_elements(chunk)?);
+        for upload in &self.uploads {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(AggregateError::Stopped);
+            }
+            let at = |source| AggregateError::Chunk { site: upload.key.site.clone(), chunk, source };
+            let reader = handle.block_on(self.store.open_chunk(&upload.key, &upload.chunks, chunk));
+            let reader = reader.map_err(|error| error::ChunkError::from_store(error).map_or_else(|e| e.into(), at))?;
+            summer.add(reader, upload.chunks[chunk as usize]).map_err(at)?;
+        }
+        Ok(summer.sum())
+    }
+}
+
+/// Checks what can be checked of the whole and names the model.
+async fn finish(
+    store: &BlobStore,
+    plan: &Plan,
+    weights: WeightSum,
+    mut done: Vec<Done>,
+) -> Result<Digest, AggregateError> {
+    // In the order of the chunks, so that the norm does not depend on which lane was faster.
+    done.sort_unstable_by_key(|(chunk, ..)| *chunk);
+    let norm = done.iter().map(|(.., squares)| squares).sum::<f64>().sqrt();
+    let rounding = plan.ring.mean_error_bound(plan.uploads.len(), u64::from(weights.units()));
+    let allowed = plan.ring.clip() * (1.0 + 1e-5) + rounding * (plan.layout.body() as f64).sqrt();
+    if norm > allowed {
+        return Err(AggregateError::Norm { norm, clip: plan.ring.clip() });
+    }
+    let chunks = done.into_iter().map(|(_, digest, _)| digest).collect();
+    let manifest = ModelManifest::new(plan.base.tensors.clone(), chunks)?;
+    Ok(store.put_object(manifest.to_bytes().into()).await?)
+}
+
+struct StopOnDrop(Arc<Plan>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+use std::io::Read;
+
+use consilium_federation::model::{CHUNK_ELEMENTS, Tensor, TensorSchema};
+use consilium_secagg::ring::encode_head;
+use consilium_secagg::sum::to_bytes;
+use consilium_secagg::weight::Weight;
+
+use super::sum::Summer;
+use super::*;
+use crate::store::StoreError;
+
+const CLIP: f64 = 10.0;
+const ROSTER: u32 = 4;
+/// Two body chunks, the second one short.
+const BODY: usize = CHUNK_ELEMENTS + 1000;
+
+/// Numbers in (-1, 1) that are the same in every run.
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+struct Case {
+    folder: tempfile::TempDir,
+    store: BlobStore,
+    job: SumJob,
+    base: Vec<f32>,
+    updates: Vec<(Weight, Vec<f32>)>,
+}
+
+impl Case {
+    /// Three hospitals of a roster of four; `scale` stretches their updates (norm about 600 at 1.0).
+    async fn new(scale: f32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(folder.path()).await.unwrap();
+        let base = noise(7, BODY);
+        let mut chunks = Vec::new();
+        for part in floats(&base).chunks(4 << 20) {
+            chunks.push(store.put_object(Bytes::copy_from_slice(part)).await.unwrap());
+        }
+        let schema = TensorSchema(vec![Tensor { name: "w".into(), shape: vec![BODY as u64] }]);
+        let manifest = ModelManifest::new(schema, chunks).unwrap();
+        let base_model = store.put_object(manifest.to_bytes().into()).await.unwrap();
+        let contributors: Vec<SiteName> = ["alder", "birch", "cedar"].map(|n| n.parse().unwrap()).into();
+        let job =
+            SumJob { round_uid: "r-1".into(), attempt: 1, contributors, base_model, roster_size: ROSTER, clip: CLIP };
+        let updates = [(1, 1 << 20), (2, 1 << 19), (3, 12_345)].map(|(seed, units)| {
+            let update = noise(seed, BODY).into_iter().map(|v| v * scale).collect();
+            (Weight::from_units(units).unwrap(), update)
+        });
+        let case = Self { folder, store, job, base, updates: updates.into() };
+        for (site, (weight, update)) in case.job.contributors.iter().zip(&case.updates) {
+            case.upload(site, *weight, update).await;
+        }
+        case
+    }
+
+    async fn upload(&self, site: &SiteName, weight: Weight, update: &[f32]) {
+        let ring = RingParams::new(ROSTER as usize, CLIP).unwrap();
+        let mut head = vec![0; 16];
+        encode_head(&ring, weight, &[], &mut head).unwrap();
+        let mut body = vec![0; update.len()];
+        ring.encode(weight, update, &mut body).unwrap();
+        let chunks: Vec<Vec<u8>> =
+            std::iter::once(&head[..]).chain(body.chunks(CHUNK_ELEMENTS)).map(to_bytes).collect();
+        let key = UploadKey { round_uid: "r-1".into(), attempt: 1, site: site.clone() };
+        let digests: Vec<Digest> = chunks.iter().map(|c| Digest::of(c)).collect();
+        for index in self.store.begin_upload(&key, &digests).await.unwrap() {
+            self.store.put_chunk(&key, index, chunks[index as usize].clone().into()).await.unwrap();
+        }
+    }
+
+    async fn model(&self, model: Digest) -> Vec<f32> {
+        let manifest = self.store.get_manifest(model).await.unwrap();
+        let mut values = Vec::new();
+        for (index, chunk) in manifest.chunks.iter().enumerate() {
+            let bytes = self.store.get_object(*chunk).await.unwrap();
+            manifest.verify_chunk(index, &bytes).unwrap();
+            values.extend(bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())));
+        }
+        values
+    }
+
+    /// The file of one chunk of one hospital.
+    fn chunk_file(&self, site: &str, chunk: u32) -> std::path::PathBuf {
+        let folder = self.folder.path().join("rounds/r-1/1/upload").join(site);
+        let manifest = std::fs::read_dir(folder).unwrap().flatten().find(|e| e.path().is_dir()).unwrap();
+        manifest.path().join(chunk.to_string())
+    }
+}
+
+const SMALL: f32 = 0.01;
+
+/// What a researcher gets must be the weighted mean of what the hospitals trained, within the bound that is promised.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_model_is_base_plus_the_plain_weighted_mean() {
+    let case = Case::new(SMALL).await;
+    let new = case.model(aggregate(&case.store, &case.job).await.unwrap()).await;
+    assert_eq!(new.len(), BODY);
+    let total: f64 = case.updates.iter().map(|(w, _)| w.as_f64()).sum();
+    let units = case.updates.iter().map(|(w, _)| u64::from(w.units())).sum();
+    let bound = RingParams::new(ROSTER as usize, CLIP).unwrap().mean_error_bound(3, units);
+    let mut worst = 0f64;
+    for (i, (new, base)) in new.iter().zip(&case.base).enumerate() {
+        let mean = case.updates.iter().map(|(w, u)| w.as_f64() * f64::from(u[i])).sum::<f64>() / total;
+        let expected = f64::from(*base) + mean;
+        // Twice the rounding of f32: of the mean, and of the addition.
+        let allowed = bound + f64::from(f32::EPSILON) * (mean.abs() + expected.abs());
+        assert!((f64::from(*new) - expected).abs() <= allowed, "parameter {i}");
+        worst = worst.max(mean.abs());
+    }
+    assert!(worst > 1e3 * bound, "the updates must be large enough for the test to mean anything");
+}
+
+/// A hub that is killed after the sum and before it is written down must name the same model again.
+#[tokio::test(flavor = "multi_thread")]
+async fn computed_again_it_is_the_same_model() {
+    let case = Case::new(SMALL).await;
+    let first = aggregate(&case.store, &case.job).await.unwrap();
+    assert_eq!(aggregate(&case.store, &case.job).await.unwrap(), first);
+    let mut other = case.job.clone();
+    other.contributors.reverse();
+    let store = BlobStore::open(case.folder.path()).await.unwrap();
+    assert_eq!(aggregate(&store, &other).await.unwrap(), first);
+    other.contributors.pop();
+    assert_ne!(aggregate(&store, &other).await.unwrap(), first, "who contributed must matter");
+}
+
+/// An administrator must learn whose chunk it was, and a damaged one must not reach the model.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_chunk_is_refused_by_hospital_and_number() {
+    let case = Case::new(SMALL).await;
+    let file = case.chunk_file("birch", 2);
+    let whole = std::fs::read(&file).unwrap();
+    let spoilt: [(&str, Vec<u8>); 3] = [
+        ("digest", whole.iter().enumerate().map(|(i, b)| b ^ u8::from(i == 3000)).collect()),
+        ("bytes", whole[..3000].to_vec()),
+        ("bytes", [&whole[..], &[0]].concat()),
+    ];
+    for (word, bytes) in spoilt {
+        std::fs::write(&file, bytes).unwrap();
+        let error = aggregate(&case.store, &case.job).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("chunk 2 of birch") && text.contains(word), "{text}");
+        assert!(!error.is_transient(), "the attempt must be burned, not tried for ever");
+    }
+    std::fs::remove_file(&file).unwrap();
+    let text = aggregate(&case.store, &case.job).await.unwrap_err().to_string();
+    assert!(text.contains("chunk 2 of birch") && text.contains("no longer"), "{text}");
+    std::fs::write(&file, &whole).unwrap();
+    aggregate(&case.store, &case.job).await.unwrap();
+}
+
+/// One hospital that does not clip could replace the model; the sum alone shows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mean_longer_than_the_clip_norm_is_refused() {
+    let case = Case::new(0.1).await;
+    let error = aggregate(&case.store, &case.job).await.unwrap_err();
+    assert!(matches!(error, AggregateError::Norm { norm, .. } if norm > CLIP), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_make_no_sense_are_refused() {
+    let case = Case::new(SMALL).await;
+    let with = |edit: fn(&mut SumJob)| {
+        let (store, mut job) = (case.store.clone(), case.job.clone());
+        edit(&mut job);
+        async move { aggregate(&store, &job).await.unwrap_err() }
+    };
+    assert!(matches!(with(|j| j.contributors.clear()).await, AggregateError::Contributors { found: 0, .. }));
+    assert!(matches!(with(|j| j.roster_size = 2).await, AggregateError::Contributors { .. }));
+    let twice = with(|j| j.contributors[1] = j.contributors[0].clone()).await;
+    assert!(matches!(twice, AggregateError::Contributors { found: 3, .. }));
+    assert!(matches!(with(|j| j.attempt = 2).await, AggregateError::Store(StoreError::NotBegun { .. })));
+    assert!(matches!(with(|j| j.clip = -1.0).await, AggregateError::Ring(_)));
+}
+
+/// Bytes that never exist as a whole, and how they were asked for.
+struct Counting {
+    left: usize,
+    largest: usize,
+    read: usize,
+}
+
+impl Read for Counting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = buffer.len().min(self.left);
+        buffer[..n].fill(1);
+        self.left -= n;
+        self.read += n;
+        self.largest = self.largest.max(n);
+        Ok(n)
+    }
+}
+
+/// The hub's memory must not grow with the number of hospitals: a chunk is read once, in small pieces.
+#[test]
+fn a_chunk_is_read_once_and_never_held() {
+    const BYTES: usize = CHUNK_ELEMENTS * 4;
+    let digest = Digest::of(&vec![1; BYTES]);
+    let mut summer = Summer::new();
+    summer.start(CHUNK_ELEMENTS);
+    for site in 1..=200u32 {
+        let mut chunk = Counting { left: BYTES, largest: 0, read: 0 };
+        summer.add(&mut chunk, digest).unwrap();
+        assert_eq!(chunk.read, BYTES, "site {site}");
+        assert!(chunk.largest <= 128 << 10, "site {site} was read in pieces of {}", chunk.largest);
+    }
+    assert!(summer.sum().iter().all(|&v| v == 0x0101_0101u32.wrapping_mul(200)));
+    assert_eq!(summer.sum().len(), CHUNK_ELEMENTS);
+}

@@ -1,0 +1,86 @@
+//! Who calls, from the certificate of the connection.
+
+use consilium_federation::SiteName;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// What stands before the site's name in the certificate's only URI.
+pub const SPIFFE_PREFIX: &str = "spiffe://consilium/site/";
+
+/// A certificate of the right CA that names no hospital.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// None at all.
+    #[error("the connection shows no client certificate; use the certificate that was issued to this hospital")]
+    NoCertificate,
+    /// Not X.509.
+    #[error("the client certificate cannot be read; use the certificate that was issued to this hospital")]
+    Unreadable,
+    /// Not exactly one URI.
+    #[error("the client certificate names {found} URIs, expected exactly one: {SPIFFE_PREFIX}<site>")]
+    Uris {
+        /// How many.
+        found: usize,
+    },
+    /// A URI of another kind, or a name that is none.
+    #[error("the client certificate names {uri:?}, expected {SPIFFE_PREFIX}<site> with an RFC 1123 label")]
+    NotASite {
+        /// The URI, cut to 100 characters.
+        uri: String,
+    },
+}
+
+/// A caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// Which hospital.
+    pub(super) site: SiteName,
+    /// When its certificate ends, Unix time in seconds.
+    pub(super) expires: i64,
+}
+
+/// Reads the caller from a certificate in DER form. That the CA signed it and that it has not ended was checked in
+/// the handshake.
+pub(super) fn caller(certificate: &[u8]) -> Result<Caller, IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
+    let names = parsed.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+    let uris: Vec<&str> = names
+        .iter()
+        .flat_map(|extension| &extension.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    // With two, which one counts would be up to the reader.
+    let [uri] = uris[..] else { return Err(IdentityError::Uris { found: uris.len() }) };
+    let site = uri.strip_prefix(SPIFFE_PREFIX).and_then(|name| name.parse().ok());
+    let site = site.ok_or_else(|| IdentityError::NotASite { uri: uri.chars().take(100).collect() })?;
+    Ok(Caller { site, expires: parsed.validity().not_after.timestamp() })
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    fn certificate(uris: &[&str]) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec!["alder".to_owned()]).unwrap();
+        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    /// A name that two readers understand differently would let one hospital act as another.
+    #[test]
+    fn only_exactly_one_site_uri_is_an_identity() {
+        let site = |uris: &[&str]| caller(&certificate(uris)).map(|c| c.site.to_string());
+        assert_eq!(site(&["spiffe://consilium/site/alder"]).unwrap(), "alder");
+        assert_eq!(site(&[]), Err(IdentityError::Uris { found: 0 }));
+        let two = ["spiffe://consilium/site/alder", "spiffe://consilium/site/birch"];
+        assert_eq!(site(&two), Err(IdentityError::Uris { found: 2 }));
+        for other in ["spiffe://consilium/site/", "spiffe://consilium/site/a/b", "spiffe://other/site/alder"] {
+            assert_eq!(site(&[other]), Err(IdentityError::NotASite { uri: other.into() }));
+        }
+        assert_eq!(caller(b"junk"), Err(IdentityError::Unreadable));
+    }
+}

@@ -1,0 +1,129 @@
+//! The only door to the hub: gRPC over mutual TLS, one service.
+//!
+//! Who calls is read from the client certificate and from nothing else; whether it may call is asked again on every
+//! call, and what it may read or send follows from the work that it was given.
+
+mod gate;
+mod identity;
+mod service;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_proto::MAX_MESSAGE_BYTES;
+use consilium_proto::v1::hub_server::HubServer;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+
+pub use identity::{IdentityError, SPIFFE_PREFIX};
+
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How often the gateway asks a silent connection whether it still lives.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long it waits for the answer: with the interval, a killed hospital is noticed within 20 s (the budget is 30).
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that a hospital may send ahead of being read, in a connection: bounds memory with 200 hospitals sending.
+const WINDOW_BYTES: u32 = 256 << 10;
+/// Calls that one hospital may have open at a time.
+const MAX_STREAMS: u32 = 32;
+
+/// The gateway's certificate and key, and the CA that signs the hospitals' certificates, all PEM.
+#[derive(Clone)]
+pub struct GatewayTls {
+    /// Certificate chain of the gateway.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// CA of the hospitals' certificates.
+    pub client_ca: Vec<u8>,
+}
+
+/// The gateway cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A file of the TLS folder.
+    #[error("{} cannot be read: {cause}; the Secret consilium-gateway-tls must hold tls.crt, tls.key and ca.crt", file.display())]
+    File {
+        /// Which file.
+        file: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Certificate, key or listener.
+    #[error("the gateway cannot serve: {}; check tls.crt, tls.key and ca.crt of the gateway", describe(.0))]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// An error with what caused it, because tonic's own text says only "transport error".
+fn describe(error: &tonic::transport::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+impl GatewayTls {
+    /// Reads `tls.crt`, `tls.key` and `ca.crt` of a folder.
+    ///
+    /// # Errors
+    /// [`GatewayError::File`] naming the one that cannot be read.
+    pub fn read(folder: &Path) -> Result<Self, GatewayError> {
+        let read = |name: &str| {
+            let file = folder.join(name);
+            std::fs::read(&file).map_err(|cause| GatewayError::File { file, cause })
+        };
+        Ok(Self { certificate: read("tls.crt")?, key: read("tls.key")?, client_ca: read("ca.crt")? })
+    }
+}
+
+/// Serves hospitals until `shutdown`; open watches are closed then.
+///
+/// # Errors
+/// [`GatewayError::Transport`] when the certificates cannot be used or the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    tls: GatewayTls,
+    hub: Hub,
+    metrics: Metrics,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<(), GatewayError> {
+    // A client without a certificate of this CA does not get past the handshake.
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(&tls.certificate, &tls.key))
+        .client_ca_root(Certificate::from_pem(&tls.client_ca))
+        .timeout(HANDSHAKE_TIMEOUT);
+    let service = HubServer::new(service::Gateway::new(hub, metrics, clock, shutdown.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .tcp_nodelay(true)
+        .layer(gate::UploadGate::default())
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! The five calls of the hub's service.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use consilium_federation::assignment::Assignment;
+use consilium_federation::model::ModelManifest;
+use consilium_federation::report::Report;
+use consilium_federation::{Digest, SiteName};
+use consilium_proto::v1;
+use consilium_proto::v1::hub_server::Hub as HubService;
+use consilium_secagg::layout::Layout;
+use futures::Stream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+
+use super::Clock;
+use super::identity::{IdentityError, caller};
+use crate::hub::{Connection, Hub};
+use crate::metrics::{Metrics, Refusal};
+use crate::store::{BlobStore, StoreError, UploadKey};
+
+/// The service; one for all connections.
+pub(super) struct Gateway {
+    hub: Hub,
+    store: BlobStore,
+    metrics: Metrics,
+    clock: Clock,
+    shutdown: CancellationToken,
+}
+
+impl Gateway {
+    pub(super) fn new(hub: Hub, metrics: Metrics, clock: Clock, shutdown: CancellationToken) -> Self {
+        Self { store: hub.store().clone(), hub, metrics, clock, shutdown }
+    }
+
+    /// Who calls, if it may.
+    fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
+        let certificates = request.peer_certs();
+        let leaf = certificates.as_ref().and_then(|chain| chain.first());
+        let caller = leaf.ok_or(IdentityError::NoCertificate).and_then(|leaf| caller(leaf)).map_err(|error| {
+            self.metrics.refused(Refusal::NoIdentity);
+            Status::unauthenticated(error.to_string())
+        })?;
+        if !self.hub.is_accepted(&caller.site) {
+            self.metrics.refused(Refusal::NotAccepted);
+            return Err(not_accepted(&caller.site));
+        }
+        self.hub.contact(&caller.site, (self.clock)());
+        self.metrics.certificate_expiry(&caller.site, caller.expires);
+        Ok(caller.site)
+    }
+
+    /// Runs one call and counts it.
+    async fn observe<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let start = Instant::now();
+        let result = call.await;
+        let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        self.metrics.request(method, code, start.elapsed());
+        if let Err(status) = &result {
+            tracing::info!(method, code = ?status.code(), message = status.message(), "a call was not served");
+        }
+        result.map(Response::new)
+    }
+
+    fn not_assigned(&self, message: String) -> Status {
+        self.metrics.refused(Refusal::NotAssigned);
+        Status::failed_precondition(message)
+    }
+
+    /// The upload that a hospital may send now, and the model that its layout follows from.
+    async fn upload(
+        &self,
+        site: &SiteName,
+        round_uid: &str,
+        attempt: u32,
+    ) -> Result<(UploadKey, Arc<ModelManifest>), Status> {
+        let work = self.hub.upload_work(site, round_uid, attempt).ok_or_else(|| {
+            let round: String = round_uid.chars().take(63).collect();
+            self.not_assigned(format!(
+                "no upload is asked of {site} for round {round}, attempt {attempt}; look at the assignment again"
+            ))
+        })?;
+        let model = self.hub.manifest(work.model).await.map_err(status)?;
+        Ok((UploadKey { round_uid: round_uid.to_owned(), attempt, site: site.clone() }, model))
+    }
+
+    async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<v1::GetObjectReply, Status> {
+        let site = self.site(&request)?;
+        let text = request.into_inner().digest;
+        let digest: Digest =
+            text.parse().map_err(|error| Status::invalid_argument(format!("field digest: {error}")))?;
+        // The same answer for what is not there and what is not for this hospital: others' work is not to be probed.
+        if !self.hub.may_read(&site, digest).await.map_err(status)? {
+            self.metrics.refused(Refusal::NotAssigned);
+            return Err(Status::not_found(format!("no active work of {site} leads to the object {digest}")));
+        }
+        let content = self.store.get_object(digest).await.map_err(status)?;
+        self.metrics.downloaded(&site, content.len());
+        Ok(v1::GetObjectReply { content })
+    }
+
+    async fn begin_upload(&self, request: Request<v1::BeginUploadRequest>) -> Result<v1::BeginUploadReply, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let (key, model) = self.upload(&site, &request.round_uid, request.attempt).await?;
+        let expected = layout(&model)?.chunks() as usize;
+        if request.chunks.len() != expected {
+            let found = request.chunks.len();
+            let rule = format!("field chunks has {found} digests, the round's model needs {expected} (head and body)");
+            return Err(Status::invalid_argument(rule));
+        }
+        let chunks: Vec<Digest> = request
+            .chunks
+            .iter()
+            .map(|text| text.parse().map_err(|error| Status::invalid_argument(format!("field chunks: {error}"))))
+            .collect::<Result<_, _>>()?;
+        let missing = self.store.begin_upload(&key, &chunks).await.map_err(status)?;
+        if missing.is_empty() {
+            self.hub.changed(&site);
+        }
+        Ok(v1::BeginUploadReply { missing })
+    }
+
+    async fn put_chunk(&self, request: Request<v1::PutChunkRequest>) -> Result<v1::PutChunkReply, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let (key, model) = self.upload(&site, &request.round_uid, request.attempt).await?;
+        let expected =
+            layout(&model)?.chunk_bytes(request.index).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let bytes = request.content.len();
+        if bytes != expected {
+            let rule = format!("chunk {} has {bytes} bytes, the model's layout asks for {expected}", request.index);
+            return Err(Status::invalid_argument(rule));
+        }
+        let complete = self.store.put_chunk(&key, request.index, request.content).await.map_err(status)?;
+        self.metrics.uploaded(&site, bytes);
+        if complete {
+            self.hub.changed(&site);
+        }
+        Ok(v1::PutChunkReply { complete })
+    }
+
+    fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
+        let site = self.site(&request)?;
+        let report = Report::try_from(request.into_inner())?;
+        self.hub.put_report(&site, report, (self.clock)());
+        Ok(v1::ReportReply {})
+    }
+}
+
+#[tonic::async_trait]
+impl HubService for Gateway {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Assignment, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.observe("Watch", async {
+            let site = self.site(&request)?;
+            tracing::info!(%site, agent = %request.get_ref().agent_version.escape_debug(), "a hospital watches");
+            let watch = Watch {
+                accepted: self.hub.accepted(),
+                desired: self.hub.subscribe(&site),
+                connection: self.hub.connect(&site),
+                shutdown: self.shutdown.clone(),
+                site,
+                look: true,
+            };
+            Ok(Box::pin(futures::stream::unfold(Some(watch), next)) as Self::WatchStream)
+        })
+        .await
+    }
+
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
+        self.observe("Report", async { self.report(request) }).await
+    }
+
+    async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {
+        self.observe("GetObject", self.get_object(request)).await
+    }
+
+    async fn begin_upload(
+        &self,
+        request: Request<v1::BeginUploadRequest>,
+    ) -> Result<Response<v1::BeginUploadReply>, Status> {
+        self.observe("BeginUpload", self.begin_upload(request)).await
+    }
+
+    async fn put_chunk(&self, request: Request<v1::PutChunkRequest>) -> Result<Response<v1::PutChunkReply>, Status> {
+        self.observe("PutChunk", self.put_chunk(request)).await
+    }
+}
+
+/// One open watch. Dropping it with the stream says that the hospital is gone.
+struct Watch {
+    site: SiteName,
+    accepted: watch::Receiver<Arc<std::collections::BTreeSet<SiteName>>>,
+    desired: watch::Receiver<Option<Arc<Assignment>>>,
+    shutdown: CancellationToken,
+    /// The desired state is to be looked at: at the start, and after each change.
+    look: bool,
+    #[allow(dead_code, reason = "held for its Drop")]
+    connection: Connection,
+}
+
+/// The next message of a watch; an error is its last.
+async fn next(watch: Option<Watch>) -> Option<(Result<v1::Assignment, Status>, Option<Watch>)> {
+    let mut watch = watch?;
+    loop {
+        if !watch.accepted.borrow_and_update().contains(&watch.site) {
+            let status = not_accepted(&watch.site);
+            return Some((Err(status), None));
+        }
+        let look = std::mem::take(&mut watch.look);
+        let desired = if look { watch.desired.borrow_and_update().clone() } else { None };
+        if let Some(assignment) = desired {
+            return Some((Ok(v1::Assignment::from(&*assignment)), Some(watch)));
+        }
+        tokio::select! {
+            () = watch.shutdown.cancelled() => {
+                return Some((Err(Status::unavailable("the hub restarts; connect again")), None));
+            }
+            // Their senders live as long as the hub, so neither ends before it.
+            changed = watch.accepted.changed() => changed.ok()?,
+            changed = watch.desired.changed() => {
+                changed.ok()?;
+                watch.look = true;
+            }
+        }
+    }
+}
+
+fn not_accepted(site: &SiteName) -> Status {
+    Status::permission_denied(format!(
+        "{site} is not accepted at this hub; its administrators set spec.accepted of the TrustSite {site}"
+    ))
+}
+
+fn layout(model: &ModelManifest) -> Result<Layout, Status> {
+    Layout::new(0, model.elements()).map_err(|error| Status::failed_precondition(error.to_string()))
+}
+
+fn status(error: StoreError) -> Status {
+    let text = error.to_string();
+    match error {
+        StoreError::NoSpace { .. } => Status::resource_exhausted(text),
+        StoreError::Conflict { .. } => Status::already_exists(text),
+        StoreError::NotBegun { .. } => Status::failed_precondition(text),
+        StoreError::Missing { .. } => Status::not_found(text),
+        StoreError::Corrupt { .. } | StoreError::Torn { .. } | StoreError::Model(_) => Status::data_loss(text),
+        StoreError::Name { .. }
+        | StoreError::ChunkCount { .. }
+        | StoreError::NoSuchChunk { .. }
+        | StoreError::ChunkDigest { .. } => Status::invalid_argument(text),
+        StoreError::Folder { .. } | StoreError::Io { .. } | StoreError::FreeSpace(_) | StoreError::Stopped => {
+            // Paths of the hub's volume are for its own logs.
+            tracing::error!(error = %text, "the store failed");
+            Status::unavailable("the hub's store failed; try again later")
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! What gateway and controllers share: the desired state of each hospital, and what each hospital last said.
+//!
+//! Nothing here is written down: after a restart the controllers publish anew and every hospital reports anew.
+//! Time comes in as an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
+use consilium_federation::model::ModelManifest;
+use consilium_federation::report::Report;
+use consilium_federation::round::ProtocolStep;
+use consilium_federation::{Digest, SiteName};
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+
+use crate::metrics::Metrics;
+use crate::store::{BlobStore, StoreError};
+
+/// Changes that a slow listener may lag behind before it is told to look at everything.
+const CHANGES: usize = 4096;
+
+/// Shared by gateway and controllers; a clone is the same hub.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    store: BlobStore,
+    metrics: Metrics,
+    epoch: String,
+    boot: u64,
+    counter: AtomicU64,
+    sites: Mutex<BTreeMap<SiteName, Site>>,
+    manifests: Mutex<BTreeMap<Digest, Arc<ModelManifest>>>,
+    accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
+    changes: broadcast::Sender<SiteName>,
+}
+
+struct Site {
+    desired: watch::Sender<Option<Arc<Assignment>>>,
+    report: Option<(Arc<Report>, Timestamp)>,
+    streams: usize,
+    last_contact: Option<Timestamp>,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self { desired: watch::Sender::new(None), report: None, streams: 0, last_contact: None }
+    }
+}
+
+/// A hospital's open watch; dropping it says that the hospital is gone.
+pub struct Connection {
+    hub: Hub,
+    site: SiteName,
+}
+
+impl Hub {
+    /// A hub over a store, in its next boot: revisions grow over restarts because `boot` does.
+    ///
+    /// `boot` comes from [`BlobStore::next_boot`].
+    pub fn new(store: BlobStore, boot: u64, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner {
+            epoch: store.epoch().to_owned(),
+            store,
+            metrics,
+            boot,
+            counter: AtomicU64::new(0),
+            sites: Mutex::default(),
+            manifests: Mutex::default(),
+            accepted: watch::Sender::new(Arc::default()),
+            changes: broadcast::Sender::new(CHANGES),
+        }))
+    }
+
+    /// The store that this hub journals in.
+    pub fn store(&self) -> &BlobStore {
+        &self.0.store
+    }
+
+    /// Publishes what one hospital is to do; its watchers get it if it differs from what they have.
+    ///
+    /// Call it only from synced caches: until the first call a hospital is told nothing at all, because an
+    /// assignment that lacks an item is not the same as none. Returns whether anything changed.
+    pub fn publish(&self, site: &SiteName, items: Vec<Item>) -> bool {
+        let changed = {
+            let mut sites = self.sites();
+            let desired = &sites.entry(site.clone()).or_default().desired;
+            desired.send_if_modified(|known| {
+                if known.as_ref().is_some_and(|known| known.items == items) {
+                    return false;
+                }
+                let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
+                *known = Some(Arc::new(Assignment { hub_epoch: self.0.epoch.clone(), revision, items }));
+                true
+            })
+        };
+        if changed {
+            self.forget_unused_manifests();
+        }
+        changed
+    }
+
+    /// The desired state of one hospital as it changes; `None` until the first [`Self::publish`].
+    pub fn subscribe(&self, site: &SiteName) -> watch::Receiver<Option<Arc<Assignment>>> {
+        self.sites().entry(site.clone()).or_default().desired.subscribe()
+    }
+
+    /// The desired state of one hospital now.
+    pub fn assignment(&self, site: &SiteName) -> Option<Arc<Assignment>> {
+        self.sites().get(site).and_then(|s| s.desired.borrow().clone())
+    }
+
+    /// Replaces the set of hospitals that may call. One that is no longer in it is cut off at once, and what it
+    /// said is forgotten.
+    pub fn set_accepted(&self, accepted: BTreeSet<SiteName>) {
+        let revoked: Vec<SiteName> = self.0.accepted.borrow().difference(&accepted).cloned().collect();
+        let changed = self.0.accepted.send_if_modified(|known| {
+            let differs = **known != accepted;
+            if differs {
+                *known = Arc::new(accepted);
+            }
+            differs
+        });
+        if !changed {
+            return;
+        }
+        self.0.metrics.accepted(self.0.accepted.borrow().len());
+        for site in revoked {
+            if let Some(entry) = self.sites().get_mut(&site) {
+                entry.report = None;
+                entry.last_contact = None;
+            }
+            self.0.metrics.forget_site(&site);
+            self.changed(&site);
+        }
+    }
+
+    /// Whether a hospital may call.
+    pub fn is_accepted(&self, site: &SiteName) -> bool {
+        self.0.accepted.borrow().contains(site)
+    }
+
+    /// The accepted hospitals as they change.
+    pub fn accepted(&self) -> watch::Receiver<Arc<BTreeSet<SiteName>>> {
+        self.0.accepted.subscribe()
+    }
+
+    /// Takes a hospital's report in place of its last one.
+    pub fn put_report(&self, site: &SiteName, report: Report, now: Timestamp) {
+        let differs = {
+            let mut sites = self.sites();
+            let entry = sites.entry(site.clone()).or_default();
+            let differs = entry.report.as_ref().is_none_or(|(known, _)| **known != report);
+            entry.report = Some((Arc::new(report), now));
+            differs
+        };
+        if differs {
+            self.changed(site);
+        }
+    }
+
+    /// What a hospital last said, and when it came in.
+    pub fn report(&self, site: &SiteName) -> Option<(Arc<Report>, Timestamp)> {
+        self.sites().get(site).and_then(|s| s.report.clone())
+    }
+
+    /// A watch of this hospital is open.
+    pub fn connected(&self, site: &SiteName) -> bool {
+        self.sites().get(site).is_some_and(|s| s.streams > 0)
+    }
+
+    /// When the hospital last called.
+    pub fn last_contact(&self, site: &SiteName) -> Option<Timestamp> {
+        self.sites().get(site).and_then(|s| s.last_contact)
+    }
+
+    /// Names of hospitals of which something changed: its report, its connection, an upload, its acceptance.
+    ///
+    /// A listener that lags (`RecvError::Lagged`) must look at all of them.
+    pub fn changes(&self) -> broadcast::Receiver<SiteName> {
+        self.0.changes.subscribe()
+    }
+
+    /// Whether an object is one that the hospital's active work leads to: the study's spec, the model's manifest,
+    /// its chunks, the tensor schema, a release.
+    ///
+    /// # Errors
+    /// When a model's manifest cannot be read from the store.
+    pub async fn may_read(&self, site: &SiteName, digest: Digest) -> Result<bool, StoreError> {
+        let Some(assignment) = self.assignment(site) else { return Ok(false) };
+        let active = || assignment.items.iter().filter(|item| item.state == ItemState::Active);
+        let named = |item: &Item| match &item.work {
+            Work::Round(r) => [r.spec_digest, r.model, r.schema].contains(&digest),
+            Work::Deploy(d) => [d.release_digest, d.model].contains(&digest),
+        };
+        if active().any(named) {
+            return Ok(true);
+        }
+        let models: BTreeSet<Digest> = active().map(model_of).collect();
+        for model in models {
+            if self.manifest(model).await?.chunks.contains(&digest) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A model's manifest, kept in memory while some assignment names it.
+    ///
+    /// # Errors
+    /// When it cannot be read from the store.
+    pub async fn manifest(&self, model: Digest) -> Result<Arc<ModelManifest>, StoreError> {
+        if let Some(known) = lock(&self.0.manifests).get(&model) {
+            return Ok(known.clone());
+        }
+        let manifest = Arc::new(self.0.store.get_manifest(model).await?);
+        lock(&self.0.manifests).insert(model, manifest.clone());
+        Ok(manifest)
+    }
+
+    /// The work for which this hospital may upload now: an active item of this round whose open attempt is this
+    /// one and whose step is the upload.
+    pub fn upload_work(&self, site: &SiteName, round_uid: &str, attempt: u32) -> Option<RoundWork> {
+        let assignment = self.assignment(site)?;
+        assignment.items.iter().find_map(|item| match &item.work {
+            Work::Round(work)
+                if item.uid == round_uid
+                    && item.state == ItemState::Active
+                    && work.attempt == attempt
+                    && work.step == Some(ProtocolStep::Upload) =>
+            {
+                Some(work.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Notes that a hospital called.
+    pub fn contact(&self, site: &SiteName, now: Timestamp) {
+        self.sites().entry(site.clone()).or_default().last_contact = Some(now);
+        self.0.metrics.contact(site, now);
+    }
+
+    /// Notes that a hospital's watch is open for as long as the result lives.
+    pub fn connect(&self, site: &SiteName) -> Connection {
+        self.sites().entry(site.clone()).or_default().streams += 1;
+        self.0.metrics.connected(site, true);
+        self.changed(site);
+        Connection { hub: self.clone(), site: site.clone() }
+    }
+
+    /// Tells the controllers to look at what concerns this hospital.
+    pub fn changed(&self, site: &SiteName) {
+        // No listener is no fault: the controllers look at everything when they start.
+        let _ = self.0.changes.send(site.clone());
+    }
+
+    fn forget_unused_manifests(&self) {
+        let used: BTreeSet<Digest> = self
+            .sites()
+            .values()
+            .filter_map(|s| s.desired.borrow().clone())
+            .flat_map(|a| a.items.iter().map(model_of).collect::<Vec<_>>())
+            .collect();
+        lock(&self.0.manifests).retain(|model, _| used.contains(model));
+    }
+
+    fn sites(&self) -> MutexGuard<'_, BTreeMap<SiteName, Site>> {
+        lock(&self.0.sites)
+    }
+}
+
+fn model_of(item: &Item) -> Digest {
+    match &item.work {
+        Work::Round(round) => round.model,
+        Work::Deploy(deploy) => deploy.model,
+    }
+}
+
+/// A panic elsewhere leaves whole values behind: every critical section here is a few assignments.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let gone = {
+            let mut sites = self.hub.sites();
+            let entry = sites.entry(self.site.clone()).or_default();
+            entry.streams = entry.streams.saturating_sub(1);
+            entry.streams == 0
+        };
+        if gone {
+            self.hub.0.metrics.connected(&self.site, false);
+            self.hub.changed(&self.site);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::broadcast::error::TryRecvError;
+
+    use super::*;
+
+    fn site() -> SiteName {
+        "alder".parse().unwrap()
+    }
+
+    async fn hub(folder: &tempfile::TempDir) -> Hub {
+        let store = BlobStore::open(folder.path()).await.unwrap();
+        let boot = store.next_boot().await.unwrap();
+        Hub::new(store, boot, Metrics::new())
+    }
+
+    fn report(revision: u64) -> Report {
+        let (hub_epoch, agent_version) = (String::new(), String::new());
+        Report { hub_epoch, revision, agent_version, rounds: vec![], deployments: vec![] }
+    }
+
+    /// An agent refuses a revision below the one it has, so a restarted hub must begin above all it ever sent.
+    #[tokio::test]
+    async fn revisions_grow_over_restarts_and_the_epoch_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = hub(&folder).await;
+        assert!(first.assignment(&site()).is_none());
+        assert!(first.publish(&site(), vec![]));
+        assert!(!first.publish(&site(), vec![]));
+        let before = first.assignment(&site()).unwrap();
+        let second = hub(&folder).await;
+        second.publish(&site(), vec![]);
+        let after = second.assignment(&site()).unwrap();
+        assert_eq!(after.hub_epoch, before.hub_epoch);
+        assert!(after.revision > before.revision);
+    }
+
+    /// The controllers act on changes: a heartbeat that says nothing new must not wake all rounds of a hospital.
+    #[tokio::test]
+    async fn a_report_that_says_nothing_new_wakes_nobody_but_is_contact() {
+        let hub = hub(&tempfile::tempdir().unwrap()).await;
+        let mut changes = hub.changes();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        hub.put_report(&site(), report(1), at(1));
+        assert_eq!(changes.try_recv().unwrap(), site());
+        hub.put_report(&site(), report(1), at(2));
+        assert_eq!(changes.try_recv(), Err(TryRecvError::Empty));
+        assert_eq!(hub.report(&site()).unwrap().1, at(2));
+        hub.put_report(&site(), report(2), at(3));
+        assert_eq!(changes.try_recv().unwrap(), site());
+    }
+
+    /// An agent that reconnects before its old connection is given up is not gone.
+    #[tokio::test]
+    async fn a_hospital_is_connected_while_any_watch_is_open() {
+        let hub = hub(&tempfile::tempdir().unwrap()).await;
+        let (old, new) = (hub.connect(&site()), hub.connect(&site()));
+        drop(old);
+        assert!(hub.connected(&site()));
+        drop(new);
+        assert!(!hub.connected(&site()));
+    }
+}

@@ -1,0 +1,341 @@
+//! What an SRE sees of the hub: every `consilium_*` metric of the operator, registered in one place.
+//!
+//! Base units; labels are closed enums, plus the `site` of accepted hospitals, removed with them. Never a round or a
+//! pod. [`describe`] is the source of the table in the docs.
+
+use std::time::Duration;
+
+use consilium_federation::SiteName;
+use consilium_federation::round::Outcome;
+use jiff::Timestamp;
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Upper bounds of request and reconcile durations, seconds.
+const QUICK: &[f64] = &[0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds of stage durations, seconds: from an exchange of messages to half a day of training.
+const LONG: &[f64] = &[0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0];
+
+/// All metrics of the operator; a clone is the same set.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    refused: IntCounterVec,
+    connected: IntGaugeVec,
+    last_contact: GaugeVec,
+    certificate_expiry: GaugeVec,
+    uploaded: IntCounterVec,
+    downloaded: IntCounterVec,
+    accepted: IntGauge,
+    reconciles: IntCounterVec,
+    reconcile_seconds: HistogramVec,
+    stage_seconds: HistogramVec,
+    rounds: IntCounterVec,
+}
+
+/// One line of the docs' table of metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Name, with its unit.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// What it counts.
+    pub help: String,
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$value_doc])* $value),+ }
+
+        impl $name {
+            /// The label's value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$value => stringify!($value)),+ }
+            }
+        }
+    };
+}
+
+label!(
+    /// A controller, by the kind that it reconciles.
+    Controller {
+        /// TrustSite.
+        TrustSite,
+        /// FederatedStudy.
+        Study,
+        /// TrainingRound.
+        Round,
+        /// ModelRelease.
+        Release,
+        /// ModelPromotion.
+        Promotion,
+    }
+);
+label!(
+    /// How a reconcile ended: the class that decides when it runs again.
+    ReconcileResult {
+        /// Nothing is left to do.
+        Ok,
+        /// The object is wrong; it waits for a change.
+        Invalid,
+        /// Something else failed; it is tried again with back-off.
+        Transient,
+        /// Someone else wrote first; it is tried again soon.
+        Conflict,
+        /// It should not have happened.
+        Bug,
+    }
+);
+label!(
+    /// A stage of a round.
+    RoundStage {
+        /// Hospitals train.
+        Training,
+        /// Updates are summed.
+        Aggregating,
+        /// Hospitals score the new model.
+        Evaluating,
+    }
+);
+label!(
+    /// Why the gateway refused a call before looking at it.
+    Refusal {
+        /// The certificate names no hospital.
+        NoIdentity,
+        /// The hospital is not (or no longer) accepted.
+        NotAccepted,
+        /// The call concerns work that the hospital was not given.
+        NotAssigned,
+    }
+);
+
+/// Registers metrics and remembers how they are described.
+#[derive(Default)]
+struct Builder {
+    registry: Registry,
+    described: Vec<Described>,
+}
+
+impl Builder {
+    // Safety: names, labels and buckets are constants of this file; a test makes all of them.
+    #[allow(clippy::expect_used)]
+    fn add<C: Collector + Clone + 'static>(&mut self, kind: &'static str, made: prometheus::Result<C>) -> C {
+        let metric = made.expect("the metric is well-formed");
+        self.registry.register(Box::new(metric.clone())).expect("the metric's name is new");
+        self.described.extend(metric.desc().into_iter().map(|desc| Described {
+            name: desc.fq_name.clone(),
+            kind,
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        }));
+        metric
+    }
+
+    fn counter(&mut self, name: &str, labels: &[&str], help: &str) -> IntCounterVec {
+        self.add("counter", IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn int_gauge(&mut self, name: &str, labels: &[&str], help: &str) -> IntGaugeVec {
+        self.add("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&mut self, name: &str, labels: &[&str], help: &str) -> GaugeVec {
+        self.add("gauge", GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&mut self, name: &str, labels: &[&str], buckets: &[f64], help: &str) -> HistogramVec {
+        self.add("histogram", HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+}
+
+/// Every metric of the operator, for the docs.
+pub fn describe() -> Vec<Described> {
+    build().1
+}
+
+fn build() -> (Metrics, Vec<Described>) {
+    let mut b = Builder::default();
+    let build_info = b.int_gauge("consilium_build_info", &["component", "version"], "Always 1; what is running.");
+    build_info.with_label_values(&["operator", env!("CARGO_PKG_VERSION")]).set(1);
+    let site = &["site"][..];
+    let metrics = Metrics {
+        requests: b.counter(
+            "consilium_gateway_requests_total",
+            &["method", "code"],
+            "Calls of hospitals, by gRPC method and status code.",
+        ),
+        request_seconds: b.histogram(
+            "consilium_gateway_request_duration_seconds",
+            &["method"],
+            QUICK,
+            "Time to answer a call; for Watch, to open it.",
+        ),
+        refused: b.counter(
+            "consilium_gateway_refused_total",
+            &["reason"],
+            "Calls refused because of who called or for which work.",
+        ),
+        connected: b.int_gauge("consilium_site_connected", site, "1 while a watch of the hospital is open, else 0."),
+        last_contact: b.gauge(
+            "consilium_site_last_contact_timestamp_seconds",
+            site,
+            "When the hospital last called, Unix time.",
+        ),
+        certificate_expiry: b.gauge(
+            "consilium_site_certificate_expiry_timestamp_seconds",
+            site,
+            "When the certificate that the hospital last showed ends, Unix time.",
+        ),
+        uploaded: b.counter("consilium_uploads_bytes_total", site, "Bytes of chunks taken from the hospital."),
+        downloaded: b.counter("consilium_downloads_bytes_total", site, "Bytes of objects given to the hospital."),
+        accepted: b.add("gauge", IntGauge::new("consilium_sites_accepted", "Hospitals that may call.")),
+        reconciles: b.counter(
+            "consilium_reconcile_total",
+            &["controller", "result"],
+            "Reconciles, by controller and by the class of their end.",
+        ),
+        reconcile_seconds: b.histogram(
+            "consilium_reconcile_duration_seconds",
+            &["controller"],
+            QUICK,
+            "Time of one reconcile.",
+        ),
+        stage_seconds: b.histogram(
+            "consilium_round_stage_duration_seconds",
+            &["stage"],
+            LONG,
+            "Time that a round spent in a stage, observed when it leaves it.",
+        ),
+        rounds: b.counter("consilium_rounds_finished_total", &["outcome"], "Rounds that ended, by outcome."),
+        registry: b.registry.clone(),
+    };
+    (metrics, b.described)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A fresh set, all at zero.
+    pub fn new() -> Self {
+        build().0
+    }
+
+    /// The Prometheus text format (version 0.0.4).
+    pub fn text(&self) -> String {
+        // Encoding into a string fails only for a metric family without metrics, which `gather` leaves out.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// A call of a hospital was answered.
+    pub fn request(&self, method: &'static str, code: tonic::Code, took: Duration) {
+        self.requests.with_label_values(&[method, &format!("{code:?}")]).inc();
+        self.request_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+
+    /// A call was refused because of who called or for which work.
+    pub fn refused(&self, reason: Refusal) {
+        self.refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// A watch of a hospital opened, or its last one closed.
+    pub fn connected(&self, site: &SiteName, connected: bool) {
+        self.connected.with_label_values(&[site.as_str()]).set(connected.into());
+    }
+
+    /// A hospital called.
+    pub fn contact(&self, site: &SiteName, now: Timestamp) {
+        self.last_contact.with_label_values(&[site.as_str()]).set(now.as_millisecond() as f64 / 1e3);
+    }
+
+    /// A hospital showed a certificate that ends then (Unix time, seconds).
+    pub fn certificate_expiry(&self, site: &SiteName, at: i64) {
+        self.certificate_expiry.with_label_values(&[site.as_str()]).set(at as f64);
+    }
+
+    /// Bytes of a chunk were taken from a hospital.
+    pub fn uploaded(&self, site: &SiteName, bytes: usize) {
+        self.uploaded.with_label_values(&[site.as_str()]).inc_by(bytes as u64);
+    }
+
+    /// Bytes of an object were given to a hospital.
+    pub fn downloaded(&self, site: &SiteName, bytes: usize) {
+        self.downloaded.with_label_values(&[site.as_str()]).inc_by(bytes as u64);
+    }
+
+    /// How many hospitals may call.
+    pub fn accepted(&self, sites: usize) {
+        self.accepted.set(sites as i64);
+    }
+
+    /// Removes the series of a hospital that may no longer call.
+    pub fn forget_site(&self, site: &SiteName) {
+        let label = &[site.as_str()];
+        // A series that was never made cannot be removed, which is as good.
+        let _ = self.connected.remove_label_values(label);
+        let _ = self.last_contact.remove_label_values(label);
+        let _ = self.certificate_expiry.remove_label_values(label);
+        let _ = self.uploaded.remove_label_values(label);
+        let _ = self.downloaded.remove_label_values(label);
+    }
+
+    /// A reconcile ended.
+    pub fn reconciled(&self, controller: Controller, result: ReconcileResult, took: Duration) {
+        self.reconciles.with_label_values(&[controller.as_str(), result.as_str()]).inc();
+        self.reconcile_seconds.with_label_values(&[controller.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// A round left a stage after this time in it.
+    pub fn stage(&self, stage: RoundStage, took: Duration) {
+        self.stage_seconds.with_label_values(&[stage.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// A round ended.
+    pub fn round_finished(&self, outcome: Outcome) {
+        self.rounds.with_label_values(&[&format!("{outcome:?}")]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Alerts and dashboards are written against these names; a name without the prefix or a unit escapes them.
+    #[test]
+    fn every_metric_is_prefixed_described_and_labelled_from_a_closed_set() {
+        let allowed = ["method", "code", "reason", "site", "controller", "result", "stage", "outcome"];
+        for metric in describe() {
+            assert!(metric.name.starts_with("consilium_") && !metric.help.is_empty(), "{metric:?}");
+            assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{metric:?}");
+            let info = metric.name == "consilium_build_info";
+            assert!(info || metric.labels.iter().all(|l| allowed.contains(&l.as_str())), "{metric:?}");
+        }
+    }
+
+    /// Without this a hospital that left would be shown, and alerted on, for ever.
+    #[test]
+    fn the_series_of_a_hospital_go_with_it() {
+        let metrics = Metrics::new();
+        let site: SiteName = "alder".parse().unwrap();
+        metrics.connected(&site, true);
+        metrics.contact(&site, Timestamp::UNIX_EPOCH);
+        metrics.certificate_expiry(&site, 5);
+        metrics.uploaded(&site, 3);
+        metrics.downloaded(&site, 3);
+        assert_eq!(metrics.text().matches("site=\"alder\"").count(), 5);
+        metrics.forget_site(&site);
+        assert!(!metrics.text().contains("alder"));
+    }
+}

@@ -1,0 +1,109 @@
+//! The hub's journal: immutable objects on a volume, created only if absent and durable before a call returns.
+//!
+//! ```text
+//! epoch                                         identity of this store
+//! boots/<n>                                     one per start of the hub
+//! objects/<2 hex>/<64 hex>                      content-addressed: specs, schemas, manifests, model chunks
+//! rounds/<uid>/<attempt>/upload/<site>/manifest
+//! rounds/<uid>/<attempt>/upload/<site>/<manifest digest>/<chunk>
+//! rounds/<uid>/<attempt>/upload/<site>/complete
+//! archive/<study uid>/<round>                   rounds that have left the API
+//! torn/…                                        what failed its own digest, kept for a person to look at
+//! ```
+//! There and equal: success. There and torn: set aside and rewritten. There and different: [`StoreError::Conflict`].
+
+mod error;
+mod journal;
+mod objects;
+mod uploads;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use object_store::local::LocalFileSystem;
+
+pub use error::StoreError;
+pub use uploads::{ChunkReader, UploadKey};
+
+/// Free bytes that an upload must leave on the volume, so that sums and journals still fit.
+pub const RESERVED_BYTES: u64 = 64 << 20;
+
+/// Says how many bytes are free on the volume.
+pub type FreeSpace = Arc<dyn Fn() -> std::io::Result<u64> + Send + Sync>;
+
+/// A store on a folder; a clone is the same store.
+#[derive(Clone)]
+pub struct BlobStore(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    files: LocalFileSystem,
+    epoch: String,
+    free_space: FreeSpace,
+    uploads: Mutex<uploads::Open>,
+    /// Many chunks at a time, or one look at which are missing.
+    upload_turns: tokio::sync::RwLock<()>,
+}
+
+impl BlobStore {
+    /// Opens the store in a folder, making it when it is empty.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, read or written.
+    pub async fn open(root: &Path) -> Result<Self, StoreError> {
+        let folder = root.to_owned();
+        let free_space = Arc::new(move || {
+            let volume = rustix::fs::statvfs(&folder)?;
+            Ok(volume.f_bavail * volume.f_frsize)
+        });
+        Self::open_with(root, free_space).await
+    }
+
+    /// As [`Self::open`], with another measure of the free space.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_with(root: &Path, free_space: FreeSpace) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(root).map_err(|cause| StoreError::Folder { folder: root.to_owned(), cause })?;
+        sweep_half_written(&root.join("objects"));
+        let files = LocalFileSystem::new_with_prefix(root)
+            .map_err(|cause| StoreError::Io { what: "opening", path: root.display().to_string(), cause })?
+            .with_fsync(true);
+        let epoch = journal::epoch(&files, rand::random()).await?;
+        let (uploads, upload_turns) = Default::default();
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, upload_turns })))
+    }
+
+    /// Identity of this store, made once: a hub that lost its store has another.
+    pub fn epoch(&self) -> &str {
+        &self.0.epoch
+    }
+
+    /// A number above all that earlier starts of the hub got, from 1.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub async fn next_boot(&self) -> Result<u64, StoreError> {
+        journal::next_boot(&self.0.files).await
+    }
+}
+
+/// Names that come from outside become part of a path, so they hold nothing that a path gives a meaning to.
+fn check_name(what: &'static str, value: &str) -> Result<(), StoreError> {
+    let fits = (1..=63).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if fits { Ok(()) } else { Err(StoreError::name(what, value)) }
+}
+
+/// Removes what a killed hub left half-written: files that `object_store` stages as `name#number`, which no listing
+/// shows and nothing refers to. A failure costs only space.
+fn sweep_half_written(objects: &Path) {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for file in entries(objects).flat_map(|folder| entries(&folder.path()).collect::<Vec<_>>()) {
+        if file.file_name().to_string_lossy().contains('#') {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

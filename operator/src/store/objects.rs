@@ -1,0 +1,85 @@
+//! Content-addressed objects, and models as manifests of them.
+
+use bytes::Bytes;
+use consilium_federation::Digest;
+use consilium_federation::digest::canonical_json;
+use consilium_federation::model::ModelManifest;
+use object_store::path::Path;
+use serde::Serialize;
+
+use super::{BlobStore, StoreError, check_name, journal};
+
+fn path_of(digest: Digest) -> Path {
+    let hex = digest.hex();
+    Path::from(format!("objects/{}/{hex}", &hex[..2]))
+}
+
+/// Hashes off the async threads: a full chunk takes milliseconds.
+pub(super) async fn digest_of(bytes: Bytes) -> Result<Digest, StoreError> {
+    if bytes.len() <= 64 << 10 {
+        return Ok(Digest::of(&bytes));
+    }
+    tokio::task::spawn_blocking(move || Digest::of(&bytes)).await.map_err(|_| StoreError::Stopped)
+}
+
+impl BlobStore {
+    /// Stores bytes under their digest, durably; a second time is a no-op.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub async fn put_object(&self, bytes: Bytes) -> Result<Digest, StoreError> {
+        let digest = digest_of(bytes.clone()).await?;
+        // What is there with other bytes cannot have this digest, so it is torn.
+        journal::put(&self.0.files, &path_of(digest), bytes, |_| false).await?;
+        Ok(digest)
+    }
+
+    /// The bytes with this digest, verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Corrupt`], or the volume.
+    pub async fn get_object(&self, digest: Digest) -> Result<Bytes, StoreError> {
+        let path = path_of(digest);
+        let missing = || StoreError::Missing { path: path.to_string() };
+        let bytes = journal::read(&self.0.files, &path).await?.ok_or_else(missing)?;
+        let found = digest_of(bytes.clone()).await?;
+        if found != digest {
+            return Err(StoreError::Corrupt { path: path.to_string(), found });
+        }
+        Ok(bytes)
+    }
+
+    /// Whether an object with this digest is there; its bytes are not looked at.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub async fn has_object(&self, digest: Digest) -> Result<bool, StoreError> {
+        journal::exists(&self.0.files, &path_of(digest)).await
+    }
+
+    /// Stores a value as canonical JSON; the digest is `Digest::of_json` of it.
+    ///
+    /// # Errors
+    /// As [`Self::put_object`].
+    pub async fn put_json<T: Serialize>(&self, value: &T) -> Result<Digest, StoreError> {
+        self.put_object(canonical_json(value).into()).await
+    }
+
+    /// A model's table of contents.
+    ///
+    /// # Errors
+    /// As [`Self::get_object`], and when the object is no manifest.
+    pub async fn get_manifest(&self, model: Digest) -> Result<ModelManifest, StoreError> {
+        Ok(ModelManifest::parse(&self.get_object(model).await?, model)?)
+    }
+
+    /// Keeps what is left of a round after it has left the API.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when another record is archived under this number, [`StoreError::Name`], or the volume.
+    pub async fn archive(&self, study_uid: &str, number: u32, record: &serde_json::Value) -> Result<(), StoreError> {
+        check_name("study UID", study_uid)?;
+        let path = Path::from(format!("archive/{study_uid}/{number}"));
+        journal::put_sealed(&self.0.files, &path, &canonical_json(record)).await
+    }
+}

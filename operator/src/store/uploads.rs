@@ -1,0 +1,286 @@
+//! Uploads of hospitals, chunk by chunk, so that a kill of either side at any point costs at most one chunk.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{Cursor, Read};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use consilium_federation::digest::canonical_json;
+use consilium_federation::model::{CHUNK_BYTES, CHUNK_ELEMENTS, MAX_ELEMENTS};
+use consilium_federation::{Digest, SiteName};
+use object_store::path::Path;
+use object_store::{Error, GetResultPayload, ObjectStoreExt};
+
+use super::objects::digest_of;
+use super::{BlobStore, RESERVED_BYTES, StoreError, check_name, journal};
+
+/// Chunks of the largest upload: the head and the body of the largest model.
+const MAX_CHUNKS: usize = 1 + (MAX_ELEMENTS as usize).div_ceil(CHUNK_ELEMENTS);
+
+/// Whose upload, for which attempt of which round.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UploadKey {
+    /// UID of the TrainingRound.
+    pub round_uid: String,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// Whose.
+    pub site: SiteName,
+}
+
+/// Uploads under way, as far as this process has seen them.
+#[derive(Default)]
+pub(super) struct Open(HashMap<UploadKey, OpenUpload>);
+
+struct OpenUpload {
+    chunks: Arc<[Digest]>,
+    missing: BTreeSet<u32>,
+}
+
+/// One stored chunk as a stream of bytes; nothing says yet that they are the right ones.
+pub struct ChunkReader(Source);
+
+enum Source {
+    File(std::fs::File),
+    Memory(Cursor<Bytes>),
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.0 {
+            Source::File(file) => file.read(buffer),
+            Source::Memory(bytes) => bytes.read(buffer),
+        }
+    }
+}
+
+impl UploadKey {
+    fn folder(&self) -> Result<String, StoreError> {
+        check_name("round UID", &self.round_uid)?;
+        Ok(format!("rounds/{}/{}/upload/{}", self.round_uid, self.attempt, self.site))
+    }
+
+    fn manifest(&self) -> Result<Path, StoreError> {
+        Ok(Path::from(format!("{}/manifest", self.folder()?)))
+    }
+
+    fn complete(&self) -> Result<Path, StoreError> {
+        Ok(Path::from(format!("{}/complete", self.folder()?)))
+    }
+
+    fn chunks(&self, chunks: &[Digest]) -> Result<Path, StoreError> {
+        let manifest = Digest::of_json(&chunks);
+        Ok(Path::from(format!("{}/{}", self.folder()?, manifest.hex())))
+    }
+
+    fn chunk(&self, chunks: &[Digest], index: u32) -> Result<Path, StoreError> {
+        Ok(Path::from(format!("{}/{index}", self.chunks(chunks)?)))
+    }
+}
+
+impl BlobStore {
+    /// Begins or resumes an upload; answers which chunks are missing. None missing: it is complete and durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when this attempt was begun with other chunks, [`StoreError::NoSpace`],
+    /// [`StoreError::ChunkCount`], or the volume.
+    pub async fn begin_upload(&self, key: &UploadKey, chunks: &[Digest]) -> Result<Vec<u32>, StoreError> {
+        if !(1..=MAX_CHUNKS).contains(&chunks.len()) {
+            return Err(StoreError::ChunkCount { found: chunks.len(), max: MAX_CHUNKS });
+        }
+        // Alone with the journal: a chunk that lands while the missing ones are counted would be counted for ever.
+        let _turn = self.0.upload_turns.write().await;
+        if let Some(known) = self.open_uploads().0.get(key).filter(|upload| *upload.chunks == *chunks) {
+            return Ok(known.missing.iter().copied().collect());
+        }
+        let missing = self.missing(key, chunks).await?;
+        self.admit(key, chunks.into(), &missing)?;
+        journal::put_sealed(&self.0.files, &key.manifest()?, &canonical_json(&chunks)).await?;
+        if missing.is_empty() {
+            self.mark_complete(key, chunks).await?;
+        }
+        Ok(missing.into_iter().collect())
+    }
+
+    /// Stores one chunk of a begun upload, durably; answers whether it was the last one missing.
+    ///
+    /// # Errors
+    /// [`StoreError::NotBegun`], [`StoreError::NoSuchChunk`], [`StoreError::ChunkDigest`], or the volume.
+    pub async fn put_chunk(&self, key: &UploadKey, index: u32, bytes: Bytes) -> Result<bool, StoreError> {
+        let chunks = match self.known_chunks(key) {
+            Some(chunks) => chunks,
+            // This process has not seen the upload: it was begun before a restart, or it is complete.
+            None => self.reopen(key).await?,
+        };
+        let _turn = self.0.upload_turns.read().await;
+        let no_such = StoreError::NoSuchChunk { index, chunks: chunks.len() };
+        let expected = *chunks.get(index as usize).ok_or(no_such)?;
+        let found = digest_of(bytes.clone()).await?;
+        if found != expected || bytes.len() > CHUNK_BYTES {
+            return Err(StoreError::ChunkDigest { index, found, expected });
+        }
+        // What is there with other bytes cannot have this digest, so it is torn.
+        journal::put(&self.0.files, &key.chunk(&chunks, index)?, bytes, |_| false).await?;
+        let complete = {
+            let mut open = self.open_uploads();
+            open.0.get_mut(key).is_none_or(|upload| {
+                upload.missing.remove(&index);
+                upload.missing.is_empty()
+            })
+        };
+        if complete {
+            self.mark_complete(key, &chunks).await?;
+        }
+        Ok(complete)
+    }
+
+    /// Whether every chunk of an upload was stored.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub async fn upload_complete(&self, key: &UploadKey) -> Result<bool, StoreError> {
+        match journal::read_sealed(&self.0.files, &key.complete()?).await {
+            Ok(marker) => Ok(marker.is_some()),
+            // The hospital begins again and the marker is written anew.
+            Err(StoreError::Torn { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The digests of an upload's chunks, in order.
+    ///
+    /// # Errors
+    /// [`StoreError::NotBegun`], [`StoreError::Torn`], or the volume.
+    pub async fn upload_chunks(&self, key: &UploadKey) -> Result<Vec<Digest>, StoreError> {
+        let path = key.manifest()?;
+        let bytes = journal::read_sealed(&self.0.files, &path).await?.ok_or_else(|| StoreError::NotBegun {
+            round_uid: key.round_uid.clone(),
+            attempt: key.attempt,
+            site: key.site.to_string(),
+        })?;
+        serde_json::from_slice(&bytes).map_err(|_| StoreError::Torn { path: path.to_string() })
+    }
+
+    /// One stored chunk as a stream; whoever reads it checks its digest against `chunks[index]`.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], or the volume.
+    pub async fn open_chunk(&self, key: &UploadKey, chunks: &[Digest], index: u32) -> Result<ChunkReader, StoreError> {
+        let path = key.chunk(chunks, index)?;
+        let io = |cause| StoreError::Io { what: "reading", path: path.to_string(), cause };
+        let found = match self.0.files.get(&path).await {
+            Ok(found) => found,
+            Err(Error::NotFound { .. }) => return Err(StoreError::Missing { path: path.to_string() }),
+            Err(cause) => return Err(io(cause)),
+        };
+        let source = match found.payload {
+            GetResultPayload::File(file, _) => Source::File(file),
+            // Other stores than a folder have no file to read from; a chunk is small enough to hold.
+            GetResultPayload::Stream(_) => Source::Memory(Cursor::new(found.bytes().await.map_err(io)?)),
+        };
+        Ok(ChunkReader(source))
+    }
+
+    /// Deletes what was uploaded for a round; what is deleted already is no fault.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`], or the volume.
+    pub async fn delete_round_uploads(&self, round_uid: &str) -> Result<(), StoreError> {
+        check_name("round UID", round_uid)?;
+        let _turn = self.0.upload_turns.write().await;
+        self.open_uploads().0.retain(|key, _| key.round_uid != round_uid);
+        let folder = format!("rounds/{round_uid}");
+        journal::delete_all(&self.0.files, &Path::from(folder.as_str())).await?;
+        // Half-written files of a killed hub are invisible to the listing above.
+        match tokio::fs::remove_dir_all(self.0.root.join(&folder)).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(StoreError::Folder { folder: self.0.root.join(&folder), cause }),
+        }
+    }
+
+    /// Which chunks are not there whole. What is there is read once, and set aside when it is torn.
+    async fn missing(&self, key: &UploadKey, chunks: &[Digest]) -> Result<BTreeSet<u32>, StoreError> {
+        let known = match self.upload_chunks(key).await {
+            Ok(known) => known,
+            Err(StoreError::NotBegun { .. } | StoreError::Torn { .. }) => return Ok((0..chunks.len() as u32).collect()),
+            Err(error) => return Err(error),
+        };
+        if known != chunks {
+            return Err(StoreError::Conflict { path: key.manifest()?.to_string() });
+        }
+        if self.upload_complete(key).await? {
+            return Ok(BTreeSet::new());
+        }
+        let present: BTreeSet<String> =
+            journal::names(&self.0.files, &key.chunks(chunks)?).await?.into_iter().collect();
+        let mut missing = BTreeSet::new();
+        for (index, expected) in (0u32..).zip(chunks) {
+            if !present.contains(&index.to_string()) || !self.is_whole(key, chunks, index, *expected).await? {
+                missing.insert(index);
+            }
+        }
+        Ok(missing)
+    }
+
+    async fn is_whole(
+        &self,
+        key: &UploadKey,
+        chunks: &[Digest],
+        index: u32,
+        expected: Digest,
+    ) -> Result<bool, StoreError> {
+        let path = key.chunk(chunks, index)?;
+        let Some(bytes) = journal::read(&self.0.files, &path).await? else { return Ok(false) };
+        if digest_of(bytes).await? == expected {
+            return Ok(true);
+        }
+        journal::set_aside(&self.0.files, &path).await?;
+        Ok(false)
+    }
+
+    async fn reopen(&self, key: &UploadKey) -> Result<Arc<[Digest]>, StoreError> {
+        let _turn = self.0.upload_turns.write().await;
+        if let Some(chunks) = self.known_chunks(key) {
+            return Ok(chunks);
+        }
+        let chunks: Arc<[Digest]> = self.upload_chunks(key).await?.into();
+        let missing = self.missing(key, &chunks).await?;
+        self.admit(key, chunks.clone(), &missing)?;
+        Ok(chunks)
+    }
+
+    /// Promises the space for what is missing, or refuses when the volume is too full for it.
+    fn admit(&self, key: &UploadKey, chunks: Arc<[Digest]>, missing: &BTreeSet<u32>) -> Result<(), StoreError> {
+        let bytes = |missing: &BTreeSet<u32>| missing.len() as u64 * CHUNK_BYTES as u64;
+        let mut open = self.open_uploads();
+        open.0.remove(key);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let promised: u64 = open.0.values().map(|upload| bytes(&upload.missing)).sum();
+        let needed = promised + bytes(missing) + RESERVED_BYTES;
+        let free = (self.0.free_space)().map_err(StoreError::FreeSpace)?;
+        if free < needed {
+            return Err(StoreError::NoSpace { needed, free });
+        }
+        open.0.insert(key.clone(), OpenUpload { chunks, missing: missing.clone() });
+        Ok(())
+    }
+
+    async fn mark_complete(&self, key: &UploadKey, chunks: &[Digest]) -> Result<(), StoreError> {
+        let manifest = Digest::of_json(&chunks).to_string();
+        journal::put_sealed(&self.0.files, &key.complete()?, manifest.as_bytes()).await?;
+        self.open_uploads().0.remove(key);
+        Ok(())
+    }
+
+    fn known_chunks(&self, key: &UploadKey) -> Option<Arc<[Digest]>> {
+        self.open_uploads().0.get(key).map(|upload| upload.chunks.clone())
+    }
+
+    fn open_uploads(&self) -> MutexGuard<'_, Open> {
+        // A panic elsewhere leaves whole values behind: every critical section here is a few map operations.
+        self.0.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
