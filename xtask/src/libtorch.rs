@@ -46,15 +46,14 @@ pub fn ensure() -> Result<PathBuf> {
     remove_folder(&work)?;
     let lib = cache::folder(work.join("lib"))?;
     for (name, version, files) in WHEELS {
-        unzip(&download(name, version)?, files, &["-j", "-d"], &lib)?;
+        unzip(&download(name, version)?, files, Paths::Dropped, &lib)?;
     }
-    unzip(&download("torch", TORCH_VERSION)?, &["torch/include/*"], &["-d"], &work)?;
+    unzip(&download("torch", TORCH_VERSION)?, &["torch/include/*"], Paths::Kept, &work)?;
     fs::rename(work.join("torch/include"), work.join("include")).at("move", work.join("include"))?;
     remove_folder(&work.join("torch"))?;
     let script = lib.join("libtorch.so");
     fs::write(&script, LINKER_SCRIPT).at("write", &script)?;
-    remove_folder(&target)?;
-    fs::rename(&work, &target).at("move", &target)?;
+    replace_folder(&work, &target)?;
     stamp.write()?;
     Ok(target)
 }
@@ -77,16 +76,15 @@ pub fn ensure_cuda(wheel: &Path) -> Result<PathBuf> {
     remove_folder(&work)?;
     let lib = cache::folder(work.join("lib"))?;
     for (name, version) in nvidia_requirements(&metadata) {
-        unzip(&download(&name, &version)?, &["nvidia/*/lib/*.so*"], &["-j", "-d"], &lib)?;
+        unzip(&download(&name, &version)?, &["nvidia/*/lib/*.so*"], Paths::Dropped, &lib)?;
     }
-    unzip(wheel, &["torch/lib/*.so*"], &["-j", "-d"], &lib)?;
-    unzip(wheel, &["torch/include/*"], &["-d"], &work)?;
+    unzip(wheel, &["torch/lib/*.so*"], Paths::Dropped, &lib)?;
+    unzip(wheel, &["torch/include/*"], Paths::Kept, &work)?;
     fs::rename(work.join("torch/include"), work.join("include")).at("move", work.join("include"))?;
     remove_folder(&work.join("torch"))?;
     // It needs a Python that is not there.
     fs::remove_file(lib.join("libtorch_python.so")).ok();
-    remove_folder(&target)?;
-    fs::rename(&work, &target).at("move", &target)?;
+    replace_folder(&work, &target)?;
     stamp.write()?;
     Ok(target)
 }
@@ -152,10 +150,31 @@ fn find_wheel(folder: &Path, name: &str, version: &str) -> Result<Option<PathBuf
     Ok(None)
 }
 
-/// Takes the members `patterns` of a wheel; `options` end with the one that `folder` belongs to.
-pub fn unzip(wheel: &Path, patterns: &[&str], options: &[&str], folder: &Path) -> Result<()> {
-    process::output(Command::new("unzip").args(["-q", "-o"]).arg(wheel).args(patterns).args(options).arg(folder))?;
-    Ok(())
+/// What becomes of the members' folders when a wheel is unpacked.
+enum Paths {
+    Kept,
+    Dropped,
+}
+
+/// Takes the members that match `patterns` from a wheel.
+fn unzip(wheel: &Path, patterns: &[&str], paths: Paths, folder: &Path) -> Result<()> {
+    let mut unzip = Command::new("unzip");
+    unzip.args(["-q", "-o"]);
+    if matches!(paths, Paths::Dropped) {
+        unzip.arg("-j");
+    }
+    process::output(unzip.arg(wheel).args(patterns).arg("-d").arg(folder)).map(drop)
+}
+
+/// Puts `new` in the place of `old`, which whoever uses it misses for no longer than two renames take.
+fn replace_folder(new: &Path, old: &Path) -> Result<()> {
+    let aside = new.with_extension("old");
+    remove_folder(&aside)?;
+    if old.exists() {
+        fs::rename(old, &aside).at("move", old)?;
+    }
+    fs::rename(new, old).at("move", old)?;
+    remove_folder(&aside)
 }
 
 fn remove_folder(path: &Path) -> Result<()> {
@@ -195,5 +214,21 @@ mod tests {
         assert!(found("13.5.37").is_some());
         assert!(found("13.5.3").is_none());
         assert!(find_wheel(dir.path(), "torch", "2.13.0").unwrap().is_none());
+    }
+
+    /// tch links `-ltorch`, `-ltorch_cpu` and `-lc10`, and compiles against the headers.
+    #[test]
+    #[ignore = "downloads 540 MB when they are not there"]
+    fn the_folder_has_what_tch_asks_for() {
+        let folder = ensure().unwrap();
+        for file in
+            ["lib/libtorch.so", "lib/libtorch_cpu.so", "lib/libc10.so", "lib/libcupti.so.13", "include/torch/csrc"]
+        {
+            assert!(folder.join(file).exists(), "{file}");
+        }
+        let before = fs::metadata(folder.join("lib/libtorch.so")).unwrap().modified().unwrap();
+        ensure().unwrap();
+        let after = fs::metadata(folder.join("lib/libtorch.so")).unwrap().modified().unwrap();
+        assert_eq!(before, after, "a second call makes nothing anew");
     }
 }

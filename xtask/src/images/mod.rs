@@ -207,3 +207,38 @@ fn dynamic(
     let digest = store.image(name, &layers, &run, |digest| reference(name, digest))?;
     Ok(Image { name: name.to_owned(), digest, layout: store.layout(name) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::{self, Spec},
+        error::IoContext,
+    };
+
+    /// The loader, the libraries, the user and the name by digest, all at once: a program of ours runs in a pod.
+    #[test]
+    #[ignore = "starts clusters: needs root"]
+    fn an_image_of_this_program_runs_by_its_digest() -> Result<()> {
+        let program = std::env::current_exe().at("find", "this program")?;
+        let image = dynamic(&store()?, "self", &[program], None, None)?;
+        let clusters = cluster::up(&Spec { hospitals: vec!["alder".to_owned()] })?;
+        let hub = &clusters[0];
+        load(hub, std::slice::from_ref(&image))?;
+        hub.kubectl(&["delete", "pod", "self", "--ignore-not-found"])?;
+        let reference = format!("--image={}", image.reference());
+        hub.kubectl(&[
+            "run",
+            "self",
+            &reference,
+            "--restart=Never",
+            "--image-pull-policy=IfNotPresent",
+            "--",
+            "--list",
+        ])?;
+        hub.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/self", "--timeout=60s"])?;
+        assert!(hub.kubectl(&["logs", "self"])?.contains("an_image_of_this_program_runs_by_its_digest"));
+        hub.kubectl(&["delete", "pod", "self"])?;
+        std::fs::remove_dir_all(&image.layout).at("remove", &image.layout)
+    }
+}
