@@ -19,6 +19,36 @@ pub const BLOCK_ELEMENTS: usize = 4;
 /// Elements per tile: 32 KiB.
 const TILE: usize = 8192;
 
+/// A ring element as masks can be applied to it: a number, or its four bytes on the wire.
+pub trait Element: Copy + Send {
+    /// The number.
+    fn number(self) -> u32;
+    /// The element of a number.
+    fn of(number: u32) -> Self;
+}
+
+impl Element for u32 {
+    #[inline(always)]
+    fn number(self) -> u32 {
+        self
+    }
+    #[inline(always)]
+    fn of(number: u32) -> Self {
+        number
+    }
+}
+
+impl Element for [u8; 4] {
+    #[inline(always)]
+    fn number(self) -> u32 {
+        u32::from_le_bytes(self)
+    }
+    #[inline(always)]
+    fn of(number: u32) -> Self {
+        number.to_le_bytes()
+    }
+}
+
 /// A range of ring elements that does not begin on a cipher block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("masks begin on multiples of {BLOCK_ELEMENTS} elements, not at element {offset}")]
@@ -84,7 +114,7 @@ impl MaskSet {
     ///
     /// # Errors
     /// [`Misaligned`]; the accumulator is then untouched.
-    pub fn apply(&self, offset: u64, acc: &mut [u32]) -> Result<(), Misaligned> {
+    pub fn apply<E: Element>(&self, offset: u64, acc: &mut [E]) -> Result<(), Misaligned> {
         let first = first_block(offset)?;
         for (t, tile) in acc.chunks_mut(TILE).enumerate() {
             let block = first + (t * TILE / BLOCK_ELEMENTS) as u128;
@@ -99,7 +129,12 @@ impl MaskSet {
     ///
     /// # Errors
     /// [`Misaligned`]; the accumulator is then untouched.
-    pub fn apply_parallel(&self, offset: u64, acc: &mut [u32], threads: NonZeroUsize) -> Result<(), Misaligned> {
+    pub fn apply_parallel<E: Element>(
+        &self,
+        offset: u64,
+        acc: &mut [E],
+        threads: NonZeroUsize,
+    ) -> Result<(), Misaligned> {
         first_block(offset)?;
         let share = acc.len().div_ceil(threads.get()).next_multiple_of(TILE);
         if threads.get() == 1 || share >= acc.len() {
@@ -121,22 +156,22 @@ fn first_block(offset: u64) -> Result<u128, Misaligned> {
     Ok(u128::from(offset) / BLOCK_ELEMENTS as u128)
 }
 
-fn apply_one(sign: Sign, key: &Aes256, block: u128, acc: &mut [u32]) {
+fn apply_one<E: Element>(sign: Sign, key: &Aes256, block: u128, acc: &mut [E]) {
     key.encrypt_with_backend(Accumulate { acc, sign, block });
 }
 
 /// Runs inside the cipher's backend, so that keystream is made and used in parallel blocks of the machine's width.
-struct Accumulate<'a> {
-    acc: &'a mut [u32],
+struct Accumulate<'a, E> {
+    acc: &'a mut [E],
     sign: Sign,
     block: u128,
 }
 
-impl BlockSizeUser for Accumulate<'_> {
+impl<E> BlockSizeUser for Accumulate<'_, E> {
     type BlockSize = U16;
 }
 
-impl BlockCipherEncClosure for Accumulate<'_> {
+impl<E: Element> BlockCipherEncClosure for Accumulate<'_, E> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
         let mut counters = ParBlocks::<B>::default();
@@ -190,7 +225,7 @@ fn set_counters<N: ArraySize>(counters: &mut Array<Block, N>, first: u128) {
 }
 
 #[inline(always)]
-fn combine(sign: Sign, acc: &mut [u32], keystream: &[Block]) {
+fn combine<E: Element>(sign: Sign, acc: &mut [E], keystream: &[Block]) {
     // Two loops, so that the sign is not looked at per element.
     match sign {
         Sign::Plus => each(acc, keystream, u32::wrapping_add),
@@ -199,16 +234,16 @@ fn combine(sign: Sign, acc: &mut [u32], keystream: &[Block]) {
 }
 
 #[inline(always)]
-fn each(acc: &mut [u32], keystream: &[Block], op: impl Fn(u32, u32) -> u32) {
+fn each<E: Element>(acc: &mut [E], keystream: &[Block], op: impl Fn(u32, u32) -> u32) {
     let (whole, rest) = acc.as_chunks_mut::<BLOCK_ELEMENTS>();
     for (four, block) in whole.iter_mut().zip(keystream) {
         for (a, k) in four.iter_mut().zip(block.as_slice().as_chunks::<4>().0) {
-            *a = op(*a, u32::from_le_bytes(*k));
+            *a = E::of(op(a.number(), u32::from_le_bytes(*k)));
         }
     }
     for (a, k) in rest.iter_mut().zip(keystream.iter().skip(whole.len()).flat_map(|b| b.as_slice().as_chunks::<4>().0))
     {
-        *a = op(*a, u32::from_le_bytes(*k));
+        *a = E::of(op(a.number(), u32::from_le_bytes(*k)));
     }
 }
 

@@ -1,14 +1,17 @@
 //! Step 6: the sum, chunk by chunk, in memory of one chunk whatever the number of hospitals and parameters.
 use crate::hub::HubError;
 use crate::ids::{Digest, SiteId};
-use crate::layout::Layout;
+use crate::layout::{ELEMENT_BYTES, Layout};
 use crate::mask::MaskSet;
 use crate::session::Session;
-use crate::sum;
+use crate::sum::{self, LengthMismatch};
 use crate::survivors::SurvivorStatement;
 use crate::unmask::{self, RevealedSeeds};
-use crate::upload::{UploadManifest, chunk_digest};
+use crate::upload::UploadManifest;
 use std::num::NonZeroUsize;
+
+/// Elements per tile of hashing and adding: 128 KiB of each upload.
+const TILE: usize = 1 << 15;
 
 /// Takes the masks off sums of chunks. Shareable between threads.
 #[derive(Debug)]
@@ -82,9 +85,7 @@ impl Unmasking {
         threads: NonZeroUsize,
         sum: &mut Vec<u32>,
     ) -> Result<(), HubError> {
-        let mut chunk = self.begin_chunk(chunk, std::mem::take(sum))?;
-        chunk.add(uploads)?;
-        *sum = chunk.finish(threads)?;
+        *sum = self.begin_chunk(chunk, std::mem::take(sum))?.add(uploads)?.finish(threads)?;
         Ok(())
     }
 
@@ -115,21 +116,52 @@ impl ChunkSum<'_> {
     /// Checks the next survivors' chunks against their manifests and adds them; several at once is faster.
     ///
     /// # Errors
-    /// [`HubError`]; nothing was added then.
-    pub fn add(&mut self, uploads: &[&[u8]]) -> Result<(), HubError> {
+    /// [`HubError`]; the sum is dropped, for a part of a bad chunk may be in it.
+    pub fn add(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
+        let expected = self.expect(uploads)?;
+        let mut hashers = vec![blake3::Hasher::new(); uploads.len()];
+        // Tile by tile, so that bytes are hashed and added in one walk through memory.
+        for (t, tile) in self.sum.chunks_mut(TILE).enumerate() {
+            let from = t * TILE * ELEMENT_BYTES;
+            let parts: Vec<&[u8]> = uploads.iter().map(|u| &u[from..from + tile.len() * ELEMENT_BYTES]).collect();
+            hashers.iter_mut().zip(&parts).for_each(|(hasher, part)| {
+                hasher.update(part);
+            });
+            sum::add_all(tile, &parts)?;
+        }
+        for ((site, digest), hasher) in expected.iter().zip(hashers) {
+            if *digest != Digest(*hasher.finalize().as_bytes()) {
+                return Err(HubError::ChunkDigest { site: site.clone(), chunk: self.chunk });
+            }
+        }
+        self.added += uploads.len();
+        Ok(self)
+    }
+
+    /// As [`ChunkSum::add`], for bytes that a store has just checked against [`crate::hub::Hub::chunk_digests`].
+    ///
+    /// # Errors
+    /// [`HubError`]; the sum is dropped.
+    pub fn add_checked(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
+        self.expect(uploads)?;
+        sum::add_all(&mut self.sum, uploads)?;
+        self.added += uploads.len();
+        Ok(self)
+    }
+
+    /// Who the next uploads are from, with the digests they signed; refuses too many and wrong lengths.
+    fn expect(&self, uploads: &[&[u8]]) -> Result<Vec<(SiteId, Digest)>, HubError> {
         let survivors = &self.unmasking.survivors;
         let (got, expected) = (self.added + uploads.len(), survivors.len());
         if got > expected {
             return Err(HubError::Uploads { got, expected });
         }
-        for ((site, digests), bytes) in survivors[self.added..].iter().zip(uploads) {
-            if digests.get(self.chunk as usize) != Some(&chunk_digest(bytes)) {
-                return Err(HubError::ChunkDigest { site: site.clone(), chunk: self.chunk });
-            }
+        let bytes = self.sum.len() * ELEMENT_BYTES;
+        if let Some(input) = uploads.iter().position(|u| u.len() != bytes) {
+            return Err(LengthMismatch { input, bytes: uploads[input].len(), expected: bytes }.into());
         }
-        sum::add_all(&mut self.sum, uploads)?;
-        self.added = got;
-        Ok(())
+        let next = survivors[self.added..got].iter();
+        Ok(next.filter_map(|(site, digests)| Some((site.clone(), *digests.get(self.chunk as usize)?))).collect())
     }
 
     /// Takes the masks off, once all survivors' chunks are in.

@@ -6,7 +6,6 @@ use crate::ids::{Digest, Party, Sid};
 use crate::layout::{ELEMENT_BYTES, Layout, LayoutError};
 use crate::mask::{MaskSet, Misaligned};
 use crate::wire::{Message, Reader, WireError, Writer, serde_as_wire};
-use std::num::NonZeroUsize;
 
 /// The digest of a chunk's bytes.
 #[must_use]
@@ -66,14 +65,14 @@ pub enum MaskError {
     /// A chunk number or length that the layout does not have.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Wrong number of elements.
-    #[error("chunk {chunk} has {got} elements, the layout says {expected}")]
+    /// Wrong number of bytes.
+    #[error("chunk {chunk} has {got} bytes, the layout says {expected}")]
     Length {
         /// The chunk.
         chunk: u32,
-        /// Elements given.
+        /// Bytes given.
         got: usize,
-        /// Elements expected.
+        /// Bytes expected.
         expected: usize,
     },
     /// Not the update that was bound to this session: masking two under one mask would reveal their difference.
@@ -87,7 +86,10 @@ pub enum MaskError {
     Misaligned(#[from] Misaligned),
 }
 
-/// Masks the chunks of one bound update. Shareable between threads; wiped on drop.
+/// Bytes that are hashed, masked and hashed again before the next ones, so that they are in cache all the while.
+const TILE_BYTES: usize = 1 << 17;
+
+/// Masks the chunks of one bound update. Different chunks may be masked on different threads; wiped on drop.
 #[derive(Debug)]
 pub struct Masker {
     pub(crate) layout: Layout,
@@ -96,32 +98,29 @@ pub struct Masker {
 }
 
 impl Masker {
-    /// Masks `elements` (chunk `chunk` of the bound update) in place, writes them to `out` as wire bytes and returns
-    /// their digest.
+    /// Masks chunk `chunk` of the bound update in place (wire bytes in, wire bytes out) and returns the digest of the
+    /// masked bytes.
     ///
     /// # Errors
-    /// [`MaskError`]; nothing was masked then.
-    pub fn mask(
-        &self,
-        chunk: u32,
-        elements: &mut [u32],
-        threads: NonZeroUsize,
-        out: &mut Vec<u8>,
-    ) -> Result<Digest, MaskError> {
+    /// [`MaskError`]; `bytes` hold nothing of the update or its masks then.
+    pub fn mask(&self, chunk: u32, bytes: &mut [u8]) -> Result<Digest, MaskError> {
         let range = self.layout.elements_of(chunk)?;
-        let expected = self.layout.chunk_elements(chunk)?;
-        if elements.len() != expected {
-            return Err(MaskError::Length { chunk, got: elements.len(), expected });
+        let expected = self.layout.chunk_bytes(chunk)?;
+        if bytes.len() != expected {
+            return Err(MaskError::Length { chunk, got: bytes.len(), expected });
         }
-        if self.plain.get(chunk as usize) != Some(&elements_digest(elements)) {
+        let (mut plain, mut masked) = (blake3::Hasher::new(), blake3::Hasher::new());
+        for (i, tile) in bytes.chunks_mut(TILE_BYTES).enumerate() {
+            plain.update(tile);
+            let offset = range.start + (i * TILE_BYTES / ELEMENT_BYTES) as u64;
+            self.masks.apply(offset, tile.as_chunks_mut::<ELEMENT_BYTES>().0)?;
+            masked.update(tile);
+        }
+        if self.plain.get(chunk as usize) != Some(&Digest(*plain.finalize().as_bytes())) {
+            bytes.fill(0);
             return Err(MaskError::OtherUpdate { chunk });
         }
-        self.masks.apply_parallel(range.start, elements, threads)?;
-        out.clear();
-        out.resize(elements.len() * ELEMENT_BYTES, 0);
-        let bytes = out.as_chunks_mut::<ELEMENT_BYTES>().0;
-        bytes.iter_mut().zip(elements.iter()).for_each(|(b, e)| *b = e.to_le_bytes());
-        Ok(chunk_digest(out))
+        Ok(Digest(*masked.finalize().as_bytes()))
     }
 }
 

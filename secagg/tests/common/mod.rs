@@ -261,8 +261,8 @@ impl World {
         let masker = self.sites[i].client.as_ref().unwrap().masker().unwrap();
         let (mut uploads, mut digests) = (Vec::new(), Vec::new());
         for (k, chunk) in chunks.iter().enumerate() {
-            let mut bytes = Vec::new();
-            digests.push(masker.mask(k as u32, &mut chunk.clone(), ONE, &mut bytes).unwrap());
+            let mut bytes = sum::to_bytes(chunk);
+            digests.push(masker.mask(k as u32, &mut bytes).unwrap());
             uploads.push(bytes);
         }
         self.sites[i].uploads = uploads;

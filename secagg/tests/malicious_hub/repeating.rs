@@ -1,5 +1,5 @@
 //! Attacks by doing it again: replays, second attempts, second rounds, second updates, second thoughts.
-use crate::common::{Moment, ONE, Outcome, Plan, World, round_spec, site_id};
+use crate::common::{Moment, Outcome, Plan, World, round_spec, site_id};
 use crate::{VICTIM, adverts, answer, attack, client, view};
 use consilium_secagg::client::ClientError;
 use consilium_secagg::history::{DifferenceRule, HistoryError};
@@ -127,15 +127,15 @@ fn a_second_update_under_one_session_is_refused() {
     let first = world.encoded(VICTIM);
     client(&mut world, VICTIM).bind_update(digests(&first)).unwrap();
     world.sites[VICTIM].update[3] += 0.5;
-    let mut second = world.encoded(VICTIM);
+    let second = world.encoded(VICTIM);
     let error = client(&mut world, VICTIM).bind_update(digests(&second)).unwrap_err();
     assert!(matches!(error, ClientError::Conflict { .. }), "{error}");
     let masker = client(&mut world, VICTIM).masker().unwrap();
-    let mut out = Vec::new();
-    let error = masker.mask(1, &mut second[1], ONE, &mut out).unwrap_err();
+    let mut bytes = consilium_secagg::sum::to_bytes(&second[1]);
+    let error = masker.mask(1, &mut bytes).unwrap_err();
     assert!(error.to_string().contains("not the update bound"), "{error}");
-    assert!(out.is_empty());
-    masker.mask(1, &mut first[1].clone(), ONE, &mut out).unwrap();
+    assert!(bytes.iter().all(|b| *b == 0), "neither update nor mask may be left");
+    masker.mask(1, &mut consilium_secagg::sum::to_bytes(&first[1])).unwrap();
 }
 
 /// Every message at every wrong moment: refused by name, and the client goes on as if nothing had been.
