@@ -1,1 +1,180 @@
-//! placeholder
+//! The hospital's side: what the hub asks for is compared with what the hospital
+//! allows, carried out as Jobs and Deployments, and reported as facts.
+//!
+//! **Belongs here:** the veto ladder (`policy`), what must survive a restart
+//! (`state`), the one connection to the hub (`link`), the hospital's own objects
+//! (`site`, `tasks`, `deployments`) and the port that task pods dial (`taskport`).
+//! **Does not belong here:** rules that the hub shares (`federation`), wire
+//! conversions (`proto`), what trains (`trainer`).
+//!
+//! Kubernetes calls stand in `site`, `tasks`, `deployments` and the wiring;
+//! sockets in `link`, `taskport`, `admin` and the wiring.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod admin;
+pub mod config;
+pub mod courier;
+pub mod deployments;
+pub mod edge;
+pub mod facts;
+pub mod link;
+pub mod metrics;
+pub mod policy;
+pub mod site;
+pub mod state;
+pub mod taskport;
+pub mod tasks;
+
+use std::sync::Arc;
+
+use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
+use consilium_federation::SiteName;
+use consilium_federation::assignment::{Assignment, DeployWork, ItemState, RoundWork};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use edge::{Clock, Entropy};
+pub use facts::Facts;
+pub use link::ObjectCache;
+pub use metrics::Metrics;
+pub use policy::{Barrier, Decision, ReleaseDecision};
+pub use state::{State, StateError};
+
+/// Version of the agent, as it is told to the hub.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What every part of the agent works with. Made once, in the wiring.
+pub struct Context {
+    /// The command line.
+    pub config: Config,
+    /// This hospital's name, from its own certificate.
+    pub site: SiteName,
+    /// What survives a restart.
+    pub state: State,
+    /// What is reported to the hub.
+    pub facts: Facts,
+    /// What the hub wants, as accepted and stored; empty before the first.
+    pub desired: watch::Receiver<Arc<Assignment>>,
+    /// What the hospital allows; `None` while there is no SitePolicy `default`.
+    pub policy: watch::Receiver<Option<Arc<SitePolicy>>>,
+    /// Immutable objects of the hub, verified and cached on the volume.
+    pub objects: ObjectCache,
+    /// The hospital's API server.
+    pub kube: kube::Client,
+    /// Prometheus metrics.
+    pub metrics: Metrics,
+    /// What the task controllers tell the task port.
+    pub desk: tasks::Desk,
+    /// Whether task pods are kept from the network; written by the probe in `tasks`.
+    pub enforcement: watch::Sender<Enforcement>,
+    /// The time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// Cancelled on SIGTERM: finish what is under way and return.
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The policy in force now.
+    pub fn site_policy(&self) -> Option<Arc<SitePolicy>> {
+        self.policy.borrow().clone()
+    }
+
+    /// Runs the veto ladder at a barrier with the policy in force now. A decision that differs from the last one for
+    /// this item is written to the ledger and counted.
+    ///
+    /// `uid` is the item's; `spec` the study's spec fetched by `work.spec_digest`, or `None` while it is not at hand,
+    /// which is enough for the rungs that do not need it.
+    pub fn judge(
+        &self,
+        uid: &str,
+        work: &RoundWork,
+        spec: Option<&FederatedStudySpec>,
+        barrier: Barrier,
+    ) -> Result<Decision, StateError> {
+        let policy = self.site_policy();
+        let enforcement = self.enforcement.borrow().clone();
+        let inputs = policy::LadderInputs {
+            work,
+            policy: policy.as_deref().map(|p| &p.spec),
+            spec,
+            enforcement: &enforcement,
+            barrier,
+        };
+        let decision = policy::ladder(&inputs);
+        self.record(uid, work, barrier, &decision)?;
+        Ok(decision)
+    }
+
+    fn record(&self, uid: &str, work: &RoundWork, barrier: Barrier, decision: &Decision) -> Result<(), StateError> {
+        let unchanged = self.facts.decision(uid, work.kind, barrier).as_ref() == Some(decision);
+        if unchanged || *decision == Decision::SpecNeeded {
+            return Ok(());
+        }
+        let message = decision.message().unwrap_or_default();
+        let reason = decision.reason_name();
+        tracing::info!(study = %work.study, round = work.round, ?barrier, reason, message, "decision");
+        let entry = state::Entry::Decision {
+            subject: uid.to_owned(),
+            study: work.study.clone(),
+            round: work.round,
+            kind: work.kind,
+            barrier,
+            allowed: *decision == Decision::Allowed,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        self.state.append(entry, self.now())?;
+        self.metrics.decisions.with_label_values(&[reason]).inc();
+        self.facts.set_decision(uid, work.kind, barrier, decision.clone());
+        Ok(())
+    }
+
+    /// Runs the release ladder with the policy in force now. A decision that differs from the last one for this item
+    /// is written to the ledger and counted.
+    pub fn judge_release(
+        &self,
+        uid: &str,
+        work: &DeployWork,
+        item: ItemState,
+        release: &ModelReleaseSpec,
+    ) -> Result<ReleaseDecision, StateError> {
+        let policy = self.site_policy();
+        let policy = policy.as_deref().map(|p| &p.spec);
+        let decision = policy::release(&policy::ReleaseInputs { work, state: item, release, policy, now: self.now() });
+        if self.facts.release_decision(uid).as_ref() == Some(&decision) {
+            return Ok(decision);
+        }
+        let (allowed, message) = match &decision {
+            ReleaseDecision::Allowed => (true, String::new()),
+            ReleaseDecision::Withdrawn => (false, "the hub withdrew the promotion".to_owned()),
+            ReleaseDecision::Refused { message, .. } => (false, message.clone()),
+        };
+        tracing::info!(release = work.release, stage = %work.stage, allowed, message, "release decision");
+        let (subject, release, stage) = (uid.to_owned(), work.release.clone(), work.stage.to_string());
+        self.state.append(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, self.now())?;
+        self.facts.set_release_decision(uid, decision.clone());
+        Ok(decision)
+    }
+}
+
+/// Whether task pods are kept from the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Not probed yet: no task starts.
+    #[default]
+    Unknown,
+    /// A probe pod could not reach the API server.
+    Enforced,
+    /// It could: no task starts. What was reached, and what to do.
+    NotEnforced(String),
+}

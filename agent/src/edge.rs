@@ -1,0 +1,61 @@
+//! The two edges to the outside world that decisions must not touch: the clock and randomness.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+/// A clock. Tests give their own.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// The clock of this machine.
+    pub fn system() -> Self {
+        Self(Arc::new(Timestamp::now))
+    }
+
+    /// A clock that a test moves.
+    pub fn from_fn(clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(clock))
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+/// A source of random bytes. Tests give their own.
+#[derive(Clone)]
+pub struct Entropy(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
+
+impl Entropy {
+    /// The operating system's generator, through a generator seeded from it.
+    pub fn system() -> Self {
+        Self(Arc::new(|bytes| rand::Rng::fill_bytes(&mut rand::rng(), bytes)))
+    }
+
+    /// A source that a test controls.
+    pub fn from_fn(fill: impl Fn(&mut [u8]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(fill))
+    }
+
+    /// Fills a buffer.
+    pub fn fill(&self, bytes: &mut [u8]) {
+        (self.0)(bytes);
+    }
+
+    /// 32 random bytes: a token, a key, a salt.
+    pub fn bytes32(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        self.fill(&mut bytes);
+        bytes
+    }
+
+    /// A number from 0 (inclusive) to 1 (exclusive), for jitter.
+    pub fn fraction(&self) -> f64 {
+        let mut bytes = [0; 4];
+        self.fill(&mut bytes);
+        f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+    }
+}

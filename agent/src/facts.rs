@@ -1,0 +1,208 @@
+//! What the hospital says of itself: facts, kept whole, reported whole.
+//!
+//! One writer per field: `tasks` writes what a part in a round has come to, `link`
+//! writes what became of its upload, `deployments` writes the models; the effective
+//! fact of a round is put together here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use consilium_federation::report::{DeployReport, RoundReport};
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
+use tokio::sync::watch;
+
+use crate::policy::{Barrier, Decision, ReleaseDecision};
+
+/// What became of an upload, by the hub's own answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum UploadFact {
+    /// The hub holds all of it, durably.
+    Submitted,
+    /// The hub, or this agent before the first byte, refused it. Why.
+    Rejected(String),
+}
+
+#[derive(Default)]
+struct Inner {
+    rounds: BTreeMap<(String, TaskKind), RoundReport>,
+    uploads: BTreeMap<String, UploadFact>,
+    deployments: BTreeMap<String, DeployReport>,
+    decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
+    release_decisions: BTreeMap<String, ReleaseDecision>,
+}
+
+/// The facts; a cheap clone of one shared set.
+#[derive(Clone)]
+pub struct Facts {
+    inner: Arc<Mutex<Inner>>,
+    version: Arc<watch::Sender<u64>>,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { inner: Arc::default(), version: Arc::new(watch::Sender::new(0)) }
+    }
+}
+
+impl Facts {
+    /// Sets what a part in a round has come to. Equal facts wake nobody.
+    pub fn set_round(&self, report: RoundReport) {
+        let key = (report.uid.clone(), report.kind);
+        self.change(|inner| inner.rounds.insert(key, report.clone()).as_ref() != Some(&report));
+    }
+
+    /// Forgets a part in a round: the hub is told by its absence that this hospital is done with it.
+    pub fn drop_round(&self, uid: &str, kind: TaskKind) {
+        let key = (uid.to_owned(), kind);
+        self.change(|inner| {
+            inner.decisions.remove(&key);
+            if kind == TaskKind::Train {
+                inner.uploads.remove(uid);
+            }
+            inner.rounds.remove(&key).is_some()
+        });
+    }
+
+    /// Sets or clears what became of a round's upload. Written by `link` alone.
+    pub fn set_upload(&self, uid: &str, fact: Option<UploadFact>) {
+        self.change(|inner| match fact {
+            Some(fact) => inner.uploads.insert(uid.to_owned(), fact.clone()).as_ref() != Some(&fact),
+            None => inner.uploads.remove(uid).is_some(),
+        });
+    }
+
+    /// The effective fact of one part in a round.
+    pub fn round(&self, uid: &str, kind: TaskKind) -> Option<RoundReport> {
+        let inner = self.lock();
+        inner.rounds.get(&(uid.to_owned(), kind)).map(|report| effective(report, &inner.uploads))
+    }
+
+    /// Sets the fact of a deployment.
+    pub fn set_deploy(&self, report: DeployReport) {
+        self.change(|inner| inner.deployments.insert(report.uid.clone(), report.clone()).as_ref() != Some(&report));
+    }
+
+    /// Forgets a deployment.
+    pub fn drop_deploy(&self, uid: &str) {
+        self.change(|inner| {
+            inner.release_decisions.remove(uid);
+            inner.deployments.remove(uid).is_some()
+        });
+    }
+
+    /// Remembers the last decision on an item at a barrier. Never leaves the hospital and wakes nobody: what follows
+    /// from a decision is a fact.
+    pub fn set_decision(&self, uid: &str, kind: TaskKind, barrier: Barrier, decision: Decision) {
+        self.lock().decisions.entry((uid.to_owned(), kind)).or_default().insert(barrier, decision);
+    }
+
+    /// The last decision on an item at a barrier.
+    pub fn decision(&self, uid: &str, kind: TaskKind, barrier: Barrier) -> Option<Decision> {
+        self.lock().decisions.get(&(uid.to_owned(), kind))?.get(&barrier).cloned()
+    }
+
+    /// The message of the last refusal with this reason, at whichever barrier.
+    pub fn refusal(&self, uid: &str, kind: TaskKind, reason: SiteReason) -> Option<String> {
+        let inner = self.lock();
+        let decisions = inner.decisions.get(&(uid.to_owned(), kind))?;
+        decisions.values().find_map(|decision| match decision {
+            Decision::Refused { reason: found, message } if *found == reason => Some(message.clone()),
+            _ => None,
+        })
+    }
+
+    /// The last decision on a model.
+    pub fn release_decision(&self, uid: &str) -> Option<ReleaseDecision> {
+        self.lock().release_decisions.get(uid).cloned()
+    }
+
+    /// Remembers the last decision on a model. Never leaves the hospital.
+    pub fn set_release_decision(&self, uid: &str, decision: ReleaseDecision) {
+        self.lock().release_decisions.insert(uid.to_owned(), decision);
+    }
+
+    /// Everything that is reported to the hub, in a fixed order.
+    pub fn snapshot(&self) -> (Vec<RoundReport>, Vec<DeployReport>) {
+        let inner = self.lock();
+        let rounds = inner.rounds.values().map(|report| effective(report, &inner.uploads)).collect();
+        (rounds, inner.deployments.values().cloned().collect())
+    }
+
+    /// Wakes after every change; the value is a counter without meaning.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn change(&self, act: impl FnOnce(&mut Inner) -> bool) {
+        if act(&mut self.lock()) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic between two map operations leaves maps that are still whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An upload outweighs `Ready` only: a task that has meanwhile failed or been refused is reported as such.
+fn effective(report: &RoundReport, uploads: &BTreeMap<String, UploadFact>) -> RoundReport {
+    let mut report = report.clone();
+    if report.kind != TaskKind::Train || report.reason != SiteReason::Ready {
+        return report;
+    }
+    match uploads.get(&report.uid) {
+        Some(UploadFact::Submitted) => report.reason = SiteReason::Submitted,
+        Some(UploadFact::Rejected(why)) => {
+            report.reason = SiteReason::Rejected;
+            report.message = Some(why.clone());
+        }
+        None => {}
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(uid: &str) -> RoundReport {
+        RoundReport {
+            uid: uid.into(),
+            kind: TaskKind::Train,
+            reason: SiteReason::Ready,
+            message: None,
+            evaluation: None,
+        }
+    }
+
+    /// The task controller says `Ready` on every turn; the hub must go on seeing that the upload is complete.
+    #[test]
+    fn an_upload_shows_over_ready_and_goes_with_the_round() {
+        let facts = Facts::default();
+        facts.set_round(ready("a"));
+        facts.set_upload("a", Some(UploadFact::Submitted));
+        facts.set_round(ready("a"));
+        assert_eq!(facts.round("a", TaskKind::Train).unwrap().reason, SiteReason::Submitted);
+        facts.set_round(RoundReport { reason: SiteReason::DeniedByPolicy, ..ready("a") });
+        assert_eq!(facts.snapshot().0[0].reason, SiteReason::DeniedByPolicy);
+        facts.drop_round("a", TaskKind::Train);
+        facts.set_round(ready("a"));
+        assert_eq!(facts.round("a", TaskKind::Train).unwrap().reason, SiteReason::Ready);
+    }
+
+    /// Reports go out on changes: a reconcile that finds nothing new must not cost a message to the hub.
+    #[test]
+    fn equal_facts_wake_nobody() {
+        let facts = Facts::default();
+        facts.set_round(ready("a"));
+        let mut changed = facts.changed();
+        changed.mark_unchanged();
+        facts.set_round(ready("a"));
+        facts.drop_deploy("none");
+        assert!(!changed.has_changed().unwrap());
+        facts.drop_round("a", TaskKind::Train);
+        assert!(changed.has_changed().unwrap());
+    }
+}

@@ -1,0 +1,202 @@
+//! Keeps the channel and takes the desired state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_federation::Digest;
+use consilium_federation::assignment::{Acceptance, Assignment, Item};
+use consilium_proto::v1::{self, WatchRequest};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::{Backoff, DialError, Link, LinkStatus, client};
+use crate::{Context, StateError};
+
+/// How often the certificate's files are looked at.
+const IDENTITY_CHECK: Duration = Duration::from_secs(60);
+/// Longest epoch that is taken from the hub.
+const EPOCH_LIMIT: usize = 63;
+
+/// Why a connection ended.
+enum Ended {
+    Shutdown,
+    Renewed,
+    Failed { reason: &'static str, message: String },
+}
+
+impl From<DialError> for Ended {
+    fn from(error: DialError) -> Self {
+        Ended::Failed { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+/// Runs until shutdown. Fails only when the volume does.
+pub(super) async fn run(ctx: Arc<Context>, link: Link) -> anyhow::Result<()> {
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = tokio::select! {
+            () = ctx.shutdown.cancelled() => Ended::Shutdown,
+            ended = connection(&ctx, &link, &mut backoff) => ended?,
+        };
+        link.channel.send_replace(None);
+        ctx.metrics.connected.set(0);
+        match ended {
+            Ended::Shutdown => return Ok(()),
+            Ended::Renewed => tracing::info!("the certificate was renewed; connecting with the new one"),
+            Ended::Failed { reason, message } => {
+                ctx.metrics.connects.with_label_values(&["failed"]).inc();
+                let wait = backoff.wait(ctx.entropy.fraction());
+                tracing::warn!(reason, message, wait_ms = wait.as_millis() as u64, "not connected to the hub");
+                link.status.send_replace(LinkStatus::Disconnected { reason, message });
+                tokio::select! {
+                    () = ctx.shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn connection(ctx: &Context, link: &Link, backoff: &mut Backoff) -> Result<Ended, StateError> {
+    let identity = match link.dialer.identity() {
+        Ok(identity) => identity,
+        Err(error) => return Ok(DialError::from(error).into()),
+    };
+    ctx.metrics.certificate_expiry.set(identity.not_after.as_second() as f64);
+    if identity.site != ctx.site {
+        let message = format!(
+            "the certificate is now that of {} and this agent's state is {}'s; restore the certificate, or give the new site a volume of its own",
+            identity.site, ctx.site
+        );
+        return Ok(Ended::Failed { reason: "InvalidIdentity", message });
+    }
+    let channel = match link.dialer.dial(&identity).await {
+        Ok(channel) => channel,
+        Err(error) => return Ok(error.into()),
+    };
+    let request = WatchRequest { agent_version: crate::VERSION.to_owned() };
+    let mut stream = match client(channel.clone()).watch(request).await {
+        Ok(reply) => reply.into_inner(),
+        Err(status) => return Ok(explain(link, &status)),
+    };
+    opened(ctx, link, channel);
+    backoff.reset();
+    let mut check = tokio::time::interval(IDENTITY_CHECK);
+    check.tick().await;
+    loop {
+        tokio::select! {
+            message = stream.message() => match message {
+                Ok(Some(message)) => take(ctx, link, message)?,
+                Ok(None) => {
+                    let message = "the hub ended the watch; it may be restarting".to_owned();
+                    return Ok(Ended::Failed { reason: "WatchEnded", message });
+                }
+                Err(status) => return Ok(explain(link, &status)),
+            },
+            _ = check.tick() => if renewed(link, identity.version) {
+                return Ok(Ended::Renewed);
+            },
+        }
+    }
+}
+
+fn opened(ctx: &Context, link: &Link, channel: Channel) {
+    tracing::info!("connected to the hub");
+    link.channel.send_replace(Some(channel));
+    link.status.send_replace(LinkStatus::Connected);
+    ctx.metrics.connected.set(1);
+    ctx.metrics.connects.with_label_values(&["ok"]).inc();
+    touch(ctx);
+}
+
+fn touch(ctx: &Context) {
+    ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
+}
+
+fn renewed(link: &Link, version: Digest) -> bool {
+    // A file in the middle of being replaced is looked at again at the next turn.
+    link.dialer.identity().is_ok_and(|identity| identity.version != version)
+}
+
+fn explain(link: &Link, status: &tonic::Status) -> Ended {
+    let said = status.message().to_owned();
+    let (reason, message) = match status.code() {
+        Code::PermissionDenied | Code::Unauthenticated => (
+            "NotAccepted",
+            format!(
+                "the hub does not let this hospital in: {said}; its administrators set spec.accepted of the TrustSite"
+            ),
+        ),
+        Code::Unimplemented => (
+            "Incompatible",
+            format!("the hub does not speak this agent's protocol ({said}); keep both within one minor version"),
+        ),
+        _ => {
+            let error = link.dialer.explain(status);
+            match error {
+                DialError::Unreachable { .. } => {
+                    ("ConnectionLost", format!("the connection to the hub was lost: {said}"))
+                }
+                other => (other.reason(), other.to_string()),
+            }
+        }
+    };
+    Ended::Failed { reason, message }
+}
+
+fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
+    touch(ctx);
+    let Some(offered) = read(message) else {
+        ctx.metrics.assignments.with_label_values(&["unreadable"]).inc();
+        return Ok(());
+    };
+    let revision = offered.revision;
+    let verdict = ctx.state.accept(offered, ctx.now())?;
+    let label = match verdict {
+        Acceptance::Take => "taken",
+        Acceptance::TakeNewEpoch => "new_epoch",
+        Acceptance::Stale => "stale",
+    };
+    ctx.metrics.assignments.with_label_values(&[label]).inc();
+    if verdict == Acceptance::Stale {
+        tracing::warn!(
+            revision,
+            known = link.desired.borrow().revision,
+            "refused a desired state that is older than the known one"
+        );
+        return Ok(());
+    }
+    if verdict == Acceptance::TakeNewEpoch {
+        tracing::warn!("the hub has another store; attempts that were open are burned");
+    }
+    if let Some(known) = ctx.state.assignment()? {
+        link.desired.send_replace(Arc::new(known));
+    }
+    Ok(())
+}
+
+/// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
+/// never a cancellation.
+fn read(message: v1::Assignment) -> Option<Assignment> {
+    let v1::Assignment { hub_epoch, revision, items } = message;
+    if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
+        tracing::error!(
+            length = hub_epoch.len(),
+            "the hub's epoch is not 1 to 63 characters long; the assignment is not used"
+        );
+        return None;
+    }
+    let mut parsed: Vec<Item> = Vec::with_capacity(items.len());
+    for item in items {
+        match Item::try_from(item) {
+            Ok(item) if parsed.iter().any(|known| known.uid == item.uid) => {
+                tracing::error!(uid = item.uid, "the hub names an item twice; the first counts");
+            }
+            Ok(item) => parsed.push(item),
+            Err(error) => {
+                tracing::error!(%error, "an item of the hub makes no sense here and is left out; update the agent")
+            }
+        }
+    }
+    Some(Assignment { hub_epoch, revision, items: parsed })
+}

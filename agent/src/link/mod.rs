@@ -1,0 +1,117 @@
+//! The one connection to the hub: dialled from here, mutual TLS, everything level-triggered.
+//!
+//! Four loops share one channel: `follow` keeps the channel and takes the desired
+//! state, `report` says what is the case, `objects` fetches by digest, `upload`
+//! sends what the hospital trained. Each may be killed at any point; the next look
+//! at the state carries on.
+
+mod backoff;
+mod dial;
+mod follow;
+mod identity;
+mod objects;
+mod proxy;
+mod report;
+mod send;
+mod upload;
+mod upload_plan;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_federation::assignment::Assignment;
+use consilium_proto::MAX_MESSAGE_BYTES;
+use consilium_proto::v1::hub_client::HubClient;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::Context;
+
+pub use backoff::Backoff;
+pub use dial::{DialError, Dialer};
+pub use identity::{Identity, IdentityError};
+pub use objects::{ObjectCache, ObjectError, ObjectSource};
+pub use proxy::{Proxy, ProxyError};
+pub use upload::{Announce, AnnounceError};
+
+/// A call that takes longer has lost its connection.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How the connection is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkStatus {
+    /// Not tried yet.
+    Connecting,
+    /// The watch is open.
+    Connected,
+    /// It is not.
+    Disconnected {
+        /// CamelCase, for the condition `Connected`.
+        reason: &'static str,
+        /// What was seen, and what to do.
+        message: String,
+    },
+}
+
+/// The link before it runs: hands out what the context needs.
+pub struct Link {
+    dialer: Dialer,
+    channel: Arc<watch::Sender<Option<Channel>>>,
+    desired: watch::Sender<Arc<Assignment>>,
+    status: watch::Sender<LinkStatus>,
+}
+
+impl Link {
+    /// A link that has not dialled yet. `known` is the desired state from before the restart.
+    pub fn new(dialer: Dialer, known: Option<Assignment>) -> Self {
+        let empty = || Assignment { hub_epoch: String::new(), revision: 0, items: Vec::new() };
+        Self {
+            dialer,
+            channel: Arc::new(watch::Sender::new(None)),
+            desired: watch::Sender::new(Arc::new(known.unwrap_or_else(empty))),
+            status: watch::Sender::new(LinkStatus::Connecting),
+        }
+    }
+
+    /// The desired state.
+    pub fn desired(&self) -> watch::Receiver<Arc<Assignment>> {
+        self.desired.subscribe()
+    }
+
+    /// How the connection is.
+    pub fn status(&self) -> watch::Receiver<LinkStatus> {
+        self.status.subscribe()
+    }
+
+    /// Where objects come from.
+    pub fn object_source(&self) -> Arc<dyn ObjectSource> {
+        Arc::new(objects::HubObjects::new(self.channel.subscribe()))
+    }
+
+    /// Runs until shutdown.
+    pub async fn run(self, ctx: Arc<Context>, announce: Arc<dyn Announce>) -> anyhow::Result<()> {
+        let reports = report::run(ctx.clone(), self.channel.subscribe());
+        let uploads = upload::run(ctx.clone(), self.channel.subscribe(), announce);
+        let follow = follow::run(ctx, self);
+        let (followed, (), uploaded) = tokio::join!(follow, reports, uploads);
+        followed?;
+        uploaded
+    }
+}
+
+/// A client of the hub on a channel.
+fn client(channel: Channel) -> HubClient<Channel> {
+    HubClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The channel, as soon as there is one.
+async fn connected(channel: &mut watch::Receiver<Option<Channel>>) -> Option<Channel> {
+    channel.wait_for(Option::is_some).await.ok().and_then(|channel| channel.clone())
+}
+
+/// A future in a box, for the ports that tests replace.
+pub type Answer<'a, T> = BoxFuture<'a, T>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! Says what is the case: whole, after changes, and at least every half minute.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_federation::report::Report;
+use consilium_proto::v1::ReportRequest;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Request;
+use tonic::transport::Channel;
+
+use super::{Backoff, CALL_TIMEOUT, client, connected};
+use crate::Context;
+
+/// Changes that come closer together share one report.
+const AT_MOST_EVERY: Duration = Duration::from_millis(200);
+const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// Runs until shutdown.
+pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) {
+    let mut facts = ctx.facts.changed();
+    let mut desired = ctx.desired.clone();
+    let mut backoff = Backoff::default();
+    loop {
+        let Some(open) = (tokio::select! {
+            () = ctx.shutdown.cancelled() => return,
+            open = connected(&mut channel) => open,
+        }) else {
+            return;
+        };
+        channel.mark_unchanged();
+        facts.mark_unchanged();
+        desired.mark_unchanged();
+        let sent = Instant::now();
+        let mut pause = AT_MOST_EVERY;
+        let mut retry = AT_LEAST_EVERY;
+        match send(&ctx, open).await {
+            Ok(()) => backoff.reset(),
+            Err(status) => {
+                tracing::warn!(code = ?status.code(), message = status.message(), "the report was not taken; it is sent again");
+                retry = backoff.wait(ctx.entropy.fraction());
+                pause = retry;
+            }
+        }
+        let changed = async {
+            tokio::select! {
+                _ = facts.changed() => {}
+                _ = desired.changed() => {}
+                _ = channel.changed() => {}
+                () = tokio::time::sleep(retry) => {}
+            }
+        };
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = changed => {}
+        }
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = tokio::time::sleep_until(sent + pause) => {}
+        }
+    }
+}
+
+async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
+    let (rounds, deployments) = ctx.facts.snapshot();
+    ctx.metrics.set_rounds(&rounds);
+    let (hub_epoch, revision) = {
+        let desired = ctx.desired.borrow();
+        (desired.hub_epoch.clone(), desired.revision)
+    };
+    let report = Report { hub_epoch, revision, agent_version: crate::VERSION.to_owned(), rounds, deployments };
+    let mut request = Request::new(ReportRequest::from(&report));
+    request.set_timeout(CALL_TIMEOUT);
+    let result = client(channel).report(request).await;
+    ctx.metrics.reports.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
+    if result.is_ok() {
+        ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
+    }
+    result.map(|_| ())
+}

@@ -1,0 +1,188 @@
+//! Prometheus metrics of the agent, `consilium_agent_*`. Labels are closed enums.
+
+use consilium_federation::report::RoundReport;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::policy::reason_name;
+
+/// Name, labels and meaning of one metric, for the documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricInfo {
+    /// Full name.
+    pub name: String,
+    /// Labels, in order.
+    pub labels: Vec<String>,
+    /// What it says.
+    pub help: String,
+}
+
+/// The metrics; a cheap clone of one shared set.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    info: Vec<MetricInfo>,
+    /// 1 while the watch to the hub is open.
+    pub connected: IntGauge,
+    /// When the hub was last heard.
+    pub last_contact: Gauge,
+    /// Connection attempts by result.
+    pub connects: IntCounterVec,
+    /// Reports sent by result.
+    pub reports: IntCounterVec,
+    /// Assignments received by verdict.
+    pub assignments: IntCounterVec,
+    /// Bytes of objects fetched from the hub.
+    pub object_bytes: IntCounter,
+    /// Bytes of updates sent to the hub.
+    pub upload_bytes: IntCounter,
+    /// Uploads ended by result.
+    pub uploads: IntCounterVec,
+    /// Changed decisions of the veto ladder by reason.
+    pub decisions: IntCounterVec,
+    /// Parts in rounds by reason.
+    pub rounds: IntGaugeVec,
+    /// Ended tries of tasks by kind and result.
+    pub tries: IntCounterVec,
+    /// Deliveries of task pods by kind and result.
+    pub deliveries: IntCounterVec,
+    /// Failed reconciles by controller and class of error.
+    pub reconcile_errors: IntCounterVec,
+    /// Duration of reconciles by controller.
+    pub reconcile_seconds: HistogramVec,
+    /// 1 when a probe pod could not reach the network, else 0.
+    pub network_enforced: IntGauge,
+    /// When the hospital's certificate ends.
+    pub certificate_expiry: Gauge,
+}
+
+struct Maker {
+    registry: Registry,
+    info: Vec<MetricInfo>,
+}
+
+impl Maker {
+    fn add<C: Collector + Clone + 'static>(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+        make: impl FnOnce(Opts) -> prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let name = format!("consilium_agent_{name}");
+        let collector = make(Opts::new(&name, help))?;
+        self.registry.register(Box::new(collector.clone()))?;
+        let labels = labels.iter().map(|&l| l.to_owned()).collect();
+        self.info.push(MetricInfo { name, labels, help: help.to_owned() });
+        Ok(collector)
+    }
+
+    fn counters(&mut self, name: &str, labels: &[&str], help: &str) -> prometheus::Result<IntCounterVec> {
+        self.add(name, labels, help, |opts| IntCounterVec::new(opts, labels))
+    }
+}
+
+impl Metrics {
+    /// Makes and registers all metrics. Fails only when two have the same name.
+    pub fn new() -> prometheus::Result<Self> {
+        let mut m = Maker { registry: Registry::new(), info: Vec::new() };
+        let build = m.add("build_info", &["version"], "Always 1; the version is a label.", |o| {
+            IntGaugeVec::new(o, &["version"])
+        })?;
+        build.with_label_values(&[crate::VERSION]).set(1);
+        let connected = m.add("connected", &[], "1 while the watch to the hub is open.", IntGauge::with_opts)?;
+        let last_contact =
+            m.add("last_contact_timestamp_seconds", &[], "When the hub was last heard.", Gauge::with_opts)?;
+        let connects = m.counters("connects_total", &["result"], "Connection attempts to the hub.")?;
+        let reports = m.counters("reports_total", &["result"], "Reports sent to the hub.")?;
+        let assignments = m.counters("assignments_total", &["verdict"], "Desired states received from the hub.")?;
+        let object_bytes =
+            m.add("object_bytes_total", &[], "Bytes of objects fetched from the hub.", IntCounter::with_opts)?;
+        let upload_bytes =
+            m.add("upload_bytes_total", &[], "Bytes of updates that left this hospital.", IntCounter::with_opts)?;
+        let uploads = m.counters("uploads_total", &["result"], "Ended uploads.")?;
+        let decisions = m.counters("decisions_total", &["reason"], "Changed decisions of the veto ladder.")?;
+        let rounds =
+            m.add("rounds", &["reason"], "Parts in rounds by where they are.", |o| IntGaugeVec::new(o, &["reason"]))?;
+        let tries = m.counters("tries_total", &["kind", "result"], "Ended tries of tasks.")?;
+        let deliveries = m.counters("deliveries_total", &["kind", "result"], "Deliveries of task pods.")?;
+        let reconcile_errors = m.counters("reconcile_errors_total", &["controller", "class"], "Failed reconciles.")?;
+        let reconcile_seconds =
+            m.add("reconcile_duration_seconds", &["controller"], "Duration of reconciles.", |o| {
+                HistogramVec::new(HistogramOpts::from(o), &["controller"])
+            })?;
+        let network_enforced = m.add(
+            "network_enforced",
+            &[],
+            "1 when task pods are proven to be kept from the network.",
+            IntGauge::with_opts,
+        )?;
+        let certificate_expiry = m.add(
+            "certificate_expiry_timestamp_seconds",
+            &[],
+            "When this hospital's certificate ends.",
+            Gauge::with_opts,
+        )?;
+        let Maker { registry, info } = m;
+        Ok(Self {
+            registry,
+            info,
+            connected,
+            last_contact,
+            connects,
+            reports,
+            assignments,
+            object_bytes,
+            upload_bytes,
+            uploads,
+            decisions,
+            rounds,
+            tries,
+            deliveries,
+            reconcile_errors,
+            reconcile_seconds,
+            network_enforced,
+            certificate_expiry,
+        })
+    }
+
+    /// All metrics, in order of name, for the documentation.
+    pub fn list(&self) -> Vec<MetricInfo> {
+        let mut info = self.info.clone();
+        info.sort_by(|a, b| a.name.cmp(&b.name));
+        info
+    }
+
+    /// Counts the parts in rounds anew.
+    pub fn set_rounds(&self, rounds: &[RoundReport]) {
+        self.rounds.reset();
+        for round in rounds {
+            self.rounds.with_label_values(&[reason_name(round.reason)]).inc();
+        }
+    }
+
+    /// The exposition in Prometheus' text format.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Dashboards and alerts are written against these names.
+    #[test]
+    fn names_are_unique_and_prefixed() {
+        let list = Metrics::new().unwrap().list();
+        assert!(list.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(list.iter().all(|m| m.name.starts_with("consilium_agent_") && m.help.ends_with('.')));
+        let text = String::from_utf8(Metrics::new().unwrap().render().unwrap()).unwrap();
+        assert!(text.contains("consilium_agent_connected 0"), "{text}");
+    }
+}

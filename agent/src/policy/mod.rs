@@ -1,0 +1,144 @@
+//! The veto ladder: may this hospital take part, now, in what the hub asks for?
+//!
+//! Pure: from (assignment, policy, spec) to a decision with a reason. The rungs
+//! stand in the order of DESIGN §6, and each holds with a hostile hub: a decision
+//! uses nothing from the hub that the hospital has not approved by digest. It is
+//! evaluated whenever an input changes, and again at three barriers.
+
+mod release;
+mod rungs;
+
+use consilium_crds::FederatedStudySpec;
+use consilium_crds::site_policy::{SitePolicySpec, StudyOptIn};
+use consilium_federation::StudyKey;
+use consilium_federation::assignment::RoundWork;
+use consilium_federation::round::SiteReason;
+
+use crate::Enforcement;
+
+pub use release::{ReleaseDecision, ReleaseInputs, release};
+
+/// Where the ladder is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Barrier {
+    /// Before a task is made.
+    CreateTask,
+    /// Before a task's pod gets the base model, and before another try.
+    Fetch,
+    /// While a task's pod works: what only concerns the start is not asked again, so that an agent
+    /// that has just restarted stops nobody.
+    Running,
+    /// Before the first byte of an update leaves: the point of no return.
+    Upload,
+}
+
+/// Everything that a decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct LadderInputs<'a> {
+    /// What the hub asks for.
+    pub work: &'a RoundWork,
+    /// What the hospital allows; `None` while there is no SitePolicy.
+    pub policy: Option<&'a SitePolicySpec>,
+    /// The study's spec, fetched by its digest; `None` while it is not at hand.
+    pub spec: Option<&'a FederatedStudySpec>,
+    /// Whether task pods are kept from the network.
+    pub enforcement: &'a Enforcement,
+    /// Where the ladder is asked.
+    pub barrier: Barrier,
+}
+
+/// The hospital's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Every rung passes.
+    Allowed,
+    /// The rungs that need no spec pass; fetch it by `work.spec_digest` and ask again.
+    SpecNeeded,
+    /// A rung says no.
+    Refused {
+        /// What the hub is told.
+        reason: SiteReason,
+        /// What this hospital's people are told; stays here.
+        message: String,
+    },
+}
+
+impl Decision {
+    pub(crate) fn refused(reason: SiteReason, message: impl Into<String>) -> Self {
+        Self::Refused { reason, message: message.into() }
+    }
+
+    /// The reason as it stands in the API; `Allowed` or `SpecNeeded` otherwise.
+    pub fn reason_name(&self) -> &'static str {
+        match self {
+            Decision::Allowed => "Allowed",
+            Decision::SpecNeeded => "SpecNeeded",
+            Decision::Refused { reason, .. } => reason_name(*reason),
+        }
+    }
+
+    /// The message of a refusal.
+    pub fn message(&self) -> Option<&str> {
+        match self {
+            Decision::Refused { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// The reason's name as it stands in the API.
+pub const fn reason_name(reason: SiteReason) -> &'static str {
+    match reason {
+        SiteReason::Offered => "Offered",
+        SiteReason::AwaitingApproval => "AwaitingApproval",
+        SiteReason::AwaitingRoster => "AwaitingRoster",
+        SiteReason::DeniedByPolicy => "DeniedByPolicy",
+        SiteReason::SpecChanged => "SpecChanged",
+        SiteReason::Queued => "Queued",
+        SiteReason::IncompatibleGPU => "IncompatibleGPU",
+        SiteReason::NetworkPolicyNotEnforced => "NetworkPolicyNotEnforced",
+        SiteReason::Training => "Training",
+        SiteReason::OutOfMemory => "OutOfMemory",
+        SiteReason::InvalidData => "InvalidData",
+        SiteReason::Failed => "Failed",
+        SiteReason::Ready => "Ready",
+        SiteReason::Submitted => "Submitted",
+        SiteReason::Rejected => "Rejected",
+        SiteReason::Missed => "Missed",
+        SiteReason::Evaluated => "Evaluated",
+    }
+}
+
+/// The hospital's word on a study, if it has looked at it.
+pub fn opt_in<'a>(policy: &'a SitePolicySpec, study: &StudyKey) -> Option<&'a StudyOptIn> {
+    policy.studies.iter().find(|s| s.study == *study)
+}
+
+/// Climbs the ladder; the first rung that says no decides.
+pub fn ladder(inputs: &LadderInputs<'_>) -> Decision {
+    climb(inputs).err().unwrap_or(Decision::Allowed)
+}
+
+fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
+    let LadderInputs { work, barrier, .. } = *inputs;
+    let policy = inputs.policy.ok_or_else(|| {
+        Decision::refused(
+            SiteReason::DeniedByPolicy,
+            "there is no SitePolicy \"default\" in the agent's namespace, so nothing is allowed; create one to take part",
+        )
+    })?;
+    rungs::opted_in(work, policy)?;
+    rungs::participation(policy.participation, barrier)?;
+    let spec = inputs.spec.ok_or(Decision::SpecNeeded)?;
+    rungs::spec_is_the_approved_one(work, spec)?;
+    rungs::work_fits_spec(work, spec)?;
+    rungs::image(&spec.trainer.image, policy)?;
+    if matches!(barrier, Barrier::CreateTask | Barrier::Fetch) {
+        rungs::hardware(&spec.trainer, policy)?;
+    }
+    rungs::aggregation(&spec.aggregation.secure, policy)?;
+    rungs::network(inputs.enforcement, barrier)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

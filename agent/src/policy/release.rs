@@ -1,0 +1,92 @@
+//! The release ladder: may this model stand at this stage here?
+//!
+//! Decided by the hospital alone, from approvals signed by keys in its own policy.
+//! Participation in training does not matter here: a hospital may serve what others
+//! trained, and stops serving by `maxStage` or by taking a requirement away.
+
+use consilium_crds::ModelReleaseSpec;
+use consilium_crds::site_policy::SitePolicySpec;
+use consilium_federation::approval;
+use consilium_federation::assignment::{DeployWork, ItemState};
+use consilium_federation::report::RolloutReason;
+use jiff::Timestamp;
+
+/// Everything that a decision on a model depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct ReleaseInputs<'a> {
+    /// What the hub asks for.
+    pub work: &'a DeployWork,
+    /// Whether it still does.
+    pub state: ItemState,
+    /// The release, fetched by its digest.
+    pub release: &'a ModelReleaseSpec,
+    /// What the hospital allows; `None` while there is no SitePolicy.
+    pub policy: Option<&'a SitePolicySpec>,
+    /// The time: approvals expire.
+    pub now: Timestamp,
+}
+
+/// The hospital's word on a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReleaseDecision {
+    /// It may be served at the stage.
+    Allowed,
+    /// The hub withdrew it: stop serving.
+    Withdrawn,
+    /// A rung says no: stop serving, or do not start.
+    Refused {
+        /// What the hub is told.
+        reason: RolloutReason,
+        /// What this hospital's people are told; stays here.
+        message: String,
+    },
+}
+
+/// Climbs the ladder; the first rung that says no decides.
+pub fn release(inputs: &ReleaseInputs<'_>) -> ReleaseDecision {
+    if inputs.state == ItemState::Cancelled {
+        return ReleaseDecision::Withdrawn;
+    }
+    match climb(inputs) {
+        Ok(()) => ReleaseDecision::Allowed,
+        Err((reason, message)) => ReleaseDecision::Refused { reason, message },
+    }
+}
+
+fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
+    let ReleaseInputs { work, release, now, .. } = *inputs;
+    let unverified = |message: String| (RolloutReason::VerificationFailed, message);
+    let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
+    let found = release.digest();
+    if found != work.release_digest {
+        let message = format!(
+            "release {:?} as this agent reads it has the digest {found}, the promotion names {}; update the agent or ask the hub for the release again",
+            work.release, work.release_digest
+        );
+        return Err(unverified(message));
+    }
+    if release.model != work.model {
+        let message =
+            format!("release {:?} is of model {}, the promotion names {}", work.release, release.model, work.model);
+        return Err(unverified(message));
+    }
+    let policy = inputs.policy.map(|p| &p.releases).ok_or_else(|| {
+        denied("there is no SitePolicy \"default\" in the agent's namespace, so no model is served; create one".into())
+    })?;
+    let top = policy.max_stage.ok_or_else(|| {
+        denied(format!(
+            "SitePolicy spec.releases.maxStage is not set, so no model is served; set it to {} or higher",
+            work.stage
+        ))
+    })?;
+    if work.stage > top {
+        let message = format!(
+            "stage {} is asked for and SitePolicy spec.releases.maxStage is {top}; raise it to allow that",
+            work.stage
+        );
+        return Err(denied(message));
+    }
+    let evidence = release.evidence_digest();
+    approval::decide(work.model, evidence, work.stage, &work.approvals, &policy.keys, &policy.require, now)
+        .map_err(|refusal| denied(refusal.to_string()))
+}

@@ -1,0 +1,191 @@
+//! What the SitePolicy's status says: pure.
+
+use std::collections::BTreeMap;
+
+use consilium_crds::SitePolicy;
+use consilium_crds::conditions::{Conditions, READY};
+use consilium_crds::site_policy::{OfferedStudy, Participation, SitePolicyStatus};
+use consilium_federation::StudyKey;
+use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
+use jiff::Timestamp;
+
+use crate::Enforcement;
+use crate::link::LinkStatus;
+use crate::policy::reason_name;
+
+/// Studies that the status lists at most, the most that the schema takes.
+const MAX_STUDIES: usize = 200;
+
+/// Everything that the status depends on.
+pub struct StatusInputs<'a> {
+    /// The policy as it is.
+    pub policy: &'a SitePolicy,
+    /// How the connection to the hub is.
+    pub link: &'a LinkStatus,
+    /// Whether task pods are kept from the network.
+    pub enforcement: &'a Enforcement,
+    /// What the hub wants.
+    pub desired: &'a Assignment,
+    /// Where a part in a round is, as it is reported.
+    pub reason: &'a dyn Fn(&str, TaskKind) -> Option<SiteReason>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// The status as it should be.
+pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
+    let generation = inputs.policy.metadata.generation;
+    let before = inputs.policy.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let mut conditions = Conditions::from_status(before, generation, inputs.now);
+    let connected = connected(&mut conditions, inputs.link);
+    let enforced = enforced(&mut conditions, inputs.enforcement);
+    let participation = inputs.policy.spec.participation;
+    match (participation, connected, enforced) {
+        (Participation::Disabled, ..) => {
+            conditions.set(READY, true, "Disabled", "in force: spec.participation is Disabled, nothing runs")
+        }
+        (_, false, _) => {
+            conditions.set(READY, false, "NotConnected", "the hub is not connected; see condition Connected")
+        }
+        (_, _, false) => conditions.set(READY, false, "NotEnforced", "no task starts; see condition Enforced"),
+        (Participation::Drain, ..) => {
+            conditions.set(READY, true, "Draining", "in force: what runs is finished, nothing new starts")
+        }
+        (Participation::Enabled, ..) => conditions.set(READY, true, "InForce", "in force"),
+    };
+    SitePolicyStatus { observed_generation: generation, studies: offered(inputs), conditions: conditions.into_list() }
+}
+
+fn connected(conditions: &mut Conditions, link: &LinkStatus) -> bool {
+    match link {
+        LinkStatus::Connecting => conditions.unknown("Connected", "Connecting", "the hub is being dialled"),
+        LinkStatus::Connected => conditions.set("Connected", true, "Connected", "the watch to the hub is open"),
+        LinkStatus::Disconnected { reason, message } => conditions.set("Connected", false, reason, message),
+    };
+    *link == LinkStatus::Connected
+}
+
+fn enforced(conditions: &mut Conditions, enforcement: &Enforcement) -> bool {
+    match enforcement {
+        Enforcement::Unknown => conditions.unknown("Enforced", "Probing", "a probe pod tries to reach the network"),
+        Enforcement::Enforced => conditions.set(
+            "Enforced",
+            true,
+            "Probed",
+            "a pod in the task namespace could reach the agent and nothing else",
+        ),
+        Enforcement::NotEnforced(what) => conditions.set(
+            "Enforced",
+            false,
+            "NetworkPolicyNotEnforced",
+            format!("task pods are not kept from the network ({what}); run a CNI that enforces NetworkPolicy"),
+        ),
+    };
+    *enforcement == Enforcement::Enforced
+}
+
+/// The newest round of each study that the hub offers, with all that an opt-in needs.
+fn offered(inputs: &StatusInputs<'_>) -> Vec<OfferedStudy> {
+    let mut newest: BTreeMap<&StudyKey, (&Item, &RoundWork)> = BTreeMap::new();
+    for item in inputs.desired.items.iter().filter(|item| item.state != ItemState::Cancelled) {
+        if let Work::Round(work) = &item.work
+            && newest.get(&work.study).is_none_or(|(_, known)| known.round <= work.round)
+        {
+            newest.insert(&work.study, (item, work));
+        }
+    }
+    let entry = |(study, (item, work)): (&StudyKey, (&Item, &RoundWork))| OfferedStudy {
+        study: study.clone(),
+        uid: work.study_uid.clone(),
+        spec_digest: work.spec_digest,
+        round: work.round,
+        reason: reason_name((inputs.reason)(&item.uid, work.kind).unwrap_or(SiteReason::Offered)).to_owned(),
+    };
+    newest.into_iter().take(MAX_STUDIES).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_crds::conditions::status_of;
+    use consilium_federation::Digest;
+
+    use super::*;
+
+    fn policy(participation: &str) -> SitePolicy {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy",
+            "metadata": {"name": "default", "generation": 3},
+            "spec": {
+                "participation": participation, "maxGPUs": 0, "registries": [],
+                "resources": {"cpu": "1", "memory": "1Gi", "workClaim": "work"},
+                "aggregation": {"minContributors": 3}
+            }
+        }))
+        .unwrap()
+    }
+
+    fn item(uid: &str, study: &str, round: u32, state: ItemState) -> Item {
+        let work = RoundWork {
+            study: StudyKey::new("research", study),
+            study_uid: "study-uid".into(),
+            spec_digest: Digest::of(b"spec"),
+            round,
+            kind: TaskKind::Train,
+            model: Digest::of(b"model"),
+            schema: Digest::of(b"schema"),
+            roster_size: 4,
+            attempt: 0,
+            step: None,
+            deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
+        };
+        Item { uid: uid.into(), state, work: Work::Round(work) }
+    }
+
+    fn status(participation: &str, link: LinkStatus, enforcement: Enforcement, items: Vec<Item>) -> SitePolicyStatus {
+        decide(&StatusInputs {
+            policy: &policy(participation),
+            link: &link,
+            enforcement: &enforcement,
+            desired: &Assignment { hub_epoch: "e".into(), revision: 1, items },
+            reason: &|uid, _| (uid == "b").then_some(SiteReason::DeniedByPolicy),
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+        })
+    }
+
+    #[test]
+    fn ready_says_whether_something_would_run() {
+        let lost = || LinkStatus::Disconnected { reason: "ProxyIntercepts", message: "m".into() };
+        let open = || LinkStatus::Connected;
+        for (participation, link, enforcement, ready) in [
+            ("Enabled", open(), Enforcement::Enforced, "True"),
+            ("Enabled", lost(), Enforcement::Enforced, "False"),
+            ("Enabled", open(), Enforcement::NotEnforced("x".into()), "False"),
+            ("Enabled", open(), Enforcement::Unknown, "False"),
+            ("Drain", open(), Enforcement::Enforced, "True"),
+            ("Disabled", lost(), Enforcement::Unknown, "True"),
+        ] {
+            let status = status(participation, link.clone(), enforcement, vec![]);
+            assert_eq!(status_of(&status.conditions, READY), Some(ready), "{participation} {link:?}");
+            assert_eq!(status.observed_generation, Some(3));
+        }
+        let lost = status("Enabled", lost(), Enforcement::Enforced, vec![]);
+        assert!(lost.conditions.iter().any(|c| c.type_ == "Connected" && c.reason == "ProxyIntercepts"));
+    }
+
+    /// An administrator copies uid and specDigest from here into the spec to opt in.
+    #[test]
+    fn each_study_is_offered_once_with_its_newest_round() {
+        let items = vec![
+            item("a", "lung", 1, ItemState::Orphaned),
+            item("b", "lung", 2, ItemState::Active),
+            item("c", "liver", 7, ItemState::Cancelled),
+            item("d", "heart", 1, ItemState::Active),
+        ];
+        let status = status("Enabled", LinkStatus::Connected, Enforcement::Enforced, items);
+        let seen: Vec<_> = status.studies.iter().map(|s| (s.study.name.as_str(), s.round, s.reason.as_str())).collect();
+        assert_eq!(seen, [("heart", 1, "Offered"), ("lung", 2, "DeniedByPolicy")]);
+        assert_eq!((status.studies[0].uid.as_str(), status.studies[0].spec_digest), ("study-uid", Digest::of(b"spec")));
+    }
+}

@@ -1,0 +1,14 @@
+//! The SitePolicy: watched, so that a change counts at once, and told what the agent sees.
+
+mod announce;
+mod decide;
+mod status;
+mod watch;
+
+pub use announce::KubeAnnounce;
+pub use decide::{StatusInputs, decide};
+pub use status::run;
+pub use watch::{Synced, watch};
+
+/// Name of the one SitePolicy.
+pub const POLICY_NAME: &str = "default";

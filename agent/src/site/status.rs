@@ -1,0 +1,119 @@
+//! Writes the SitePolicy's status, and an event when a study is newly refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_crds::SitePolicy;
+use consilium_crds::site_policy::SitePolicyStatus;
+use consilium_federation::assignment::Work;
+use consilium_federation::round::SiteReason;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Resource as _};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{POLICY_NAME, StatusInputs, decide};
+use crate::Context;
+use crate::link::{Backoff, LinkStatus};
+
+/// Changes that come closer together share one write.
+const FOLD: Duration = Duration::from_secs(1);
+const MANAGER: &str = "consilium-agent";
+
+/// Runs until shutdown.
+pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> anyhow::Result<()> {
+    let api: Api<SitePolicy> = Api::namespaced(ctx.kube.clone(), &ctx.config.namespace);
+    let recorder = Recorder::new(ctx.kube.clone(), Reporter { controller: MANAGER.into(), instance: None });
+    let (mut policy, mut desired, mut facts) = (ctx.policy.clone(), ctx.desired.clone(), ctx.facts.changed());
+    let mut enforcement = ctx.enforcement.subscribe();
+    let mut backoff = Backoff::default();
+    loop {
+        policy.mark_unchanged();
+        desired.mark_unchanged();
+        facts.mark_unchanged();
+        enforcement.mark_unchanged();
+        let status_of_link = link.borrow_and_update().clone();
+        let mut retry = None;
+        match turn(&ctx, &api, &recorder, &status_of_link).await {
+            Ok(()) => backoff.reset(),
+            Err(error) => {
+                let wait = backoff.wait(ctx.entropy.fraction());
+                tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "the SitePolicy's status could not be written; it is tried again");
+                ctx.metrics.reconcile_errors.with_label_values(&["sitepolicy", "transient"]).inc();
+                retry = Some(wait);
+            }
+        }
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return Ok(()),
+            _ = policy.changed() => {}
+            _ = desired.changed() => {}
+            _ = facts.changed() => {}
+            _ = enforcement.changed() => {}
+            _ = link.changed() => {}
+            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+        }
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(FOLD) => {}
+        }
+    }
+}
+
+async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &LinkStatus) -> Result<(), kube::Error> {
+    let Some(policy) = ctx.site_policy() else { return Ok(()) };
+    let desired = ctx.desired.borrow().clone();
+    let enforcement = ctx.enforcement.borrow().clone();
+    let status = decide(&StatusInputs {
+        policy: &policy,
+        link,
+        enforcement: &enforcement,
+        desired: &desired,
+        reason: &|uid, kind| ctx.facts.round(uid, kind).map(|report| report.reason),
+        now: ctx.now(),
+    });
+    if policy.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let patch = json!({
+        "apiVersion": SitePolicy::api_version(&()),
+        "kind": SitePolicy::kind(&()),
+        "status": status,
+    });
+    api.patch_status(POLICY_NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch)).await?;
+    for event in refusals(ctx, policy.status.as_ref(), &status) {
+        // An event is a courtesy; what counts is in the status.
+        if let Err(error) = recorder.publish(&event, &policy.object_ref(&())).await {
+            tracing::warn!(%error, "an event on the SitePolicy could not be written");
+        }
+    }
+    Ok(())
+}
+
+/// One event for each study whose refusal is new.
+fn refusals(ctx: &Context, before: Option<&SitePolicyStatus>, after: &SitePolicyStatus) -> Vec<Event> {
+    let desired = ctx.desired.borrow().clone();
+    let known = |study: &consilium_crds::site_policy::OfferedStudy| {
+        before.is_some_and(|b| b.studies.iter().any(|s| s.study == study.study && s.reason == study.reason))
+    };
+    let mut events = Vec::new();
+    for study in after.studies.iter().filter(|study| !known(study)) {
+        let message = desired.items.iter().find_map(|item| match &item.work {
+            Work::Round(work) if work.study == study.study && work.round == study.round => {
+                let reason: SiteReason = ctx.facts.round(&item.uid, work.kind)?.reason;
+                ctx.facts.refusal(&item.uid, work.kind, reason)
+            }
+            _ => None,
+        });
+        if let Some(message) = message {
+            events.push(Event {
+                type_: EventType::Warning,
+                reason: study.reason.clone(),
+                note: Some(format!("{} round {}: {message}", study.study, study.round).chars().take(1000).collect()),
+                action: "Decide".into(),
+                secondary: None,
+            });
+        }
+    }
+    events
+}

@@ -1,0 +1,70 @@
+//! The desired state as accepted, and the attempts that a new epoch burned.
+
+use consilium_federation::assignment::{Acceptance, Assignment, Work, acceptance, merge};
+use jiff::Timestamp;
+use redb::{ReadableDatabase, TableDefinition, WriteTransaction};
+
+use super::{META, State, StateError, ledger, to_json};
+
+/// `<round uid>/<attempt>` of attempts that must not be served any more.
+const BURNED: TableDefinition<&str, ()> = TableDefinition::new("burned");
+const KEY: &str = "assignment";
+
+pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StateError> {
+    write.open_table(BURNED)?;
+    Ok(())
+}
+
+fn burned_key(round_uid: &str, attempt: u32) -> String {
+    format!("{round_uid}/{attempt}")
+}
+
+impl State {
+    /// The desired state that was accepted last, orphans included.
+    pub fn assignment(&self) -> Result<Option<Assignment>, StateError> {
+        self.read_json(META, KEY)
+    }
+
+    /// Takes or refuses what the hub published, by the rules of `federation::assignment`.
+    ///
+    /// With a new epoch every attempt that was open is burned: the hub lost its store, and what it asks for under an
+    /// old number is not the attempt that this hospital knows.
+    pub fn accept(&self, offered: Assignment, now: Timestamp) -> Result<Acceptance, StateError> {
+        let known = self.assignment()?;
+        let verdict = acceptance(known.as_ref(), &offered);
+        if verdict == Acceptance::Stale {
+            return Ok(verdict);
+        }
+        let epoch = offered.hub_epoch.clone();
+        let write = self.0.db.begin_write()?;
+        if let (Acceptance::TakeNewEpoch, Some(old)) = (verdict, &known) {
+            let mut burned = write.open_table(BURNED)?;
+            for item in &old.items {
+                if let Work::Round(work) = &item.work
+                    && work.attempt > 0
+                {
+                    burned.insert(burned_key(&item.uid, work.attempt).as_str(), ())?;
+                }
+            }
+            let entry = ledger::Entry::NewEpoch { old: old.hub_epoch.clone(), new: epoch };
+            ledger::append_in(&write, &entry, now)?;
+        }
+        let merged = merge(known.as_ref(), offered, now);
+        write.open_table(META)?.insert(KEY, to_json(KEY, &merged)?.as_slice())?;
+        write.commit()?;
+        Ok(verdict)
+    }
+
+    /// Marks an attempt as one that must not be served any more.
+    pub fn burn(&self, round_uid: &str, attempt: u32) -> Result<(), StateError> {
+        let write = self.0.db.begin_write()?;
+        write.open_table(BURNED)?.insert(burned_key(round_uid, attempt).as_str(), ())?;
+        Ok(write.commit()?)
+    }
+
+    /// Whether an attempt was burned.
+    pub fn is_burned(&self, round_uid: &str, attempt: u32) -> Result<bool, StateError> {
+        let read = self.0.db.begin_read()?;
+        Ok(read.open_table(BURNED)?.get(burned_key(round_uid, attempt).as_str())?.is_some())
+    }
+}

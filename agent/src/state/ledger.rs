@@ -1,0 +1,254 @@
+//! The hospital's own account: append-only, each entry holding the hash of the one before.
+//!
+//! It holds every decision that changed and every byte that left, so that an
+//! administrator can show afterwards what this hospital agreed to and sent. The
+//! chain makes a change or a gap visible; it does not keep an attacker with the
+//! volume from writing a new chain, which is why heads also go into RoundTasks.
+
+use consilium_federation::task::TaskKind;
+use consilium_federation::{Digest, StudyKey};
+use jiff::Timestamp;
+use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::{META, State, StateError, to_json};
+use crate::policy::Barrier;
+
+const LEDGER: TableDefinition<u64, &[u8]> = TableDefinition::new("ledger");
+/// Hash of an entry to its number.
+const HEADS: TableDefinition<&str, u64> = TableDefinition::new("ledger-heads");
+const HEAD: &str = "ledger-head";
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all_fields = "camelCase")]
+pub enum Entry {
+    /// The veto ladder came to another decision on a part in a round.
+    Decision {
+        /// UID of the TrainingRound.
+        subject: String,
+        /// The study.
+        study: StudyKey,
+        /// Its round.
+        round: u32,
+        /// Which part.
+        kind: TaskKind,
+        /// Where the ladder was asked.
+        barrier: Barrier,
+        /// Yes or no.
+        allowed: bool,
+        /// The reason that the hub is told.
+        reason: String,
+        /// Which rung, and what it saw.
+        message: String,
+    },
+    /// The release ladder came to another decision on a model.
+    ReleaseDecision {
+        /// UID of the ModelPromotion.
+        subject: String,
+        /// The release.
+        release: String,
+        /// The stage asked for.
+        stage: String,
+        /// Yes or no.
+        allowed: bool,
+        /// Which rung, and what it saw.
+        message: String,
+    },
+    /// A task pod was given the base model.
+    BaseHandedOut {
+        /// UID of the RoundTask.
+        task_uid: String,
+        /// Its try.
+        r#try: u32,
+        /// The model.
+        model: Digest,
+    },
+    /// A task delivered a result, and it is durable here.
+    Delivered {
+        /// UID of the RoundTask.
+        task_uid: String,
+        /// Its try.
+        r#try: u32,
+        /// Digest of what was stored.
+        result: Digest,
+    },
+    /// The point of no return: these bytes are about to leave. Written before the first of them does.
+    UploadBegins {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// Digest of the whole update.
+        update: Digest,
+        /// Its chunks; a resumed upload sends fewer.
+        chunks: u32,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// What did leave since the last `UploadBegins` of this attempt.
+    UploadEnded {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// Chunks sent.
+        chunks: u32,
+        /// Their bytes.
+        bytes: u64,
+        /// The hub holds all of it.
+        complete: bool,
+    },
+    /// A vote, and numbers if the policy allows them, were reported.
+    EvaluationSent {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// `Pass`, `Fail` or `Abstain`.
+        vote: String,
+        /// Sums over the cases were sent.
+        sums: bool,
+        /// The hospital's own numbers were published.
+        published: bool,
+    },
+    /// The hub has another store: its open attempts were burned.
+    NewEpoch {
+        /// The store known so far.
+        old: String,
+        /// The new one.
+        new: String,
+    },
+}
+
+/// One entry with its place in the chain. Its hash is the SHA-256 of its bytes as stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// From 1.
+    pub seq: u64,
+    /// When.
+    pub time: Timestamp,
+    /// Hash of the entry before; that of nothing for the first.
+    pub prev: Digest,
+    /// What.
+    pub entry: Entry,
+}
+
+/// Head of an empty ledger.
+fn genesis() -> Digest {
+    Digest::of(b"consilium/ledger/v1")
+}
+
+pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StateError> {
+    write.open_table(LEDGER)?;
+    write.open_table(HEADS)?;
+    Ok(())
+}
+
+fn parse_head(bytes: &[u8]) -> Result<Digest, StateError> {
+    let text = String::from_utf8_lossy(bytes);
+    text.parse().map_err(|e: consilium_federation::digest::DigestError| StateError::Damaged {
+        what: "the head of the ledger".into(),
+        why: e.to_string(),
+    })
+}
+
+/// Appends within a transaction, so that an act and its entry are one.
+pub(super) fn append_in(write: &WriteTransaction, entry: &Entry, now: Timestamp) -> Result<Digest, StateError> {
+    let mut ledger = write.open_table(LEDGER)?;
+    let mut meta = write.open_table(META)?;
+    let seq = ledger.len()? + 1;
+    let prev = match meta.get(HEAD)? {
+        Some(bytes) => parse_head(bytes.value())?,
+        None => genesis(),
+    };
+    let bytes = to_json("a ledger entry", &Record { seq, time: now, prev, entry: entry.clone() })?;
+    let head = Digest::of(&bytes);
+    ledger.insert(seq, bytes.as_slice())?;
+    meta.insert(HEAD, head.to_string().as_bytes())?;
+    write.open_table(HEADS)?.insert(head.to_string().as_str(), seq)?;
+    Ok(head)
+}
+
+impl State {
+    /// Appends an entry, durably; returns the new head.
+    pub fn append(&self, entry: Entry, now: Timestamp) -> Result<Digest, StateError> {
+        let write = self.0.db.begin_write()?;
+        let head = append_in(&write, &entry, now)?;
+        write.commit()?;
+        Ok(head)
+    }
+
+    /// Hash of the last entry.
+    pub fn head(&self) -> Result<Digest, StateError> {
+        match self.read(META, HEAD)? {
+            Some(bytes) => parse_head(&bytes),
+            None => Ok(genesis()),
+        }
+    }
+
+    /// Whether this ledger ever had this head. If not, the volume was restored from before it.
+    pub fn had_head(&self, head: Digest) -> Result<bool, StateError> {
+        let read = self.0.db.begin_read()?;
+        let known = read.open_table(HEADS)?.get(head.to_string().as_str())?.is_some();
+        Ok(known || head == genesis())
+    }
+
+    /// Entries from number `from` on, at most `limit`.
+    pub fn ledger(&self, from: u64, limit: usize) -> Result<Vec<Record>, StateError> {
+        let read = self.0.db.begin_read()?;
+        let table = read.open_table(LEDGER)?;
+        let mut records = Vec::new();
+        for row in table.range(from..)?.take(limit) {
+            let (seq, bytes) = row?;
+            let record = serde_json::from_slice(bytes.value());
+            records.push(record.map_err(StateError::damaged(format!("ledger entry {}", seq.value())))?);
+        }
+        Ok(records)
+    }
+
+    /// Walks the whole chain; returns how many entries it holds.
+    pub fn verify(&self) -> Result<u64, StateError> {
+        #[derive(Deserialize)]
+        struct Link {
+            seq: u64,
+            prev: Digest,
+        }
+        let read = self.0.db.begin_read()?;
+        let table = read.open_table(LEDGER)?;
+        let (mut seq, mut head) = (0, genesis());
+        for row in table.iter()? {
+            let (number, bytes) = row?;
+            seq += 1;
+            let broken = |why: &str| StateError::Ledger { seq, why: why.to_owned() };
+            let link: Link = serde_json::from_slice(bytes.value()).map_err(|e| broken(&e.to_string()))?;
+            if number.value() != seq || link.seq != seq {
+                return Err(broken("its number is not one more than that of the entry before"));
+            }
+            if link.prev != head {
+                return Err(broken("it does not hold the hash of the entry before"));
+            }
+            head = Digest::of(bytes.value());
+        }
+        let stored = self.head()?;
+        if stored == head {
+            Ok(seq)
+        } else {
+            Err(StateError::Ledger { seq: seq + 1, why: "entries at the end are missing".into() })
+        }
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// Overwrites an entry, as someone with the volume could.
+    pub(super) fn tamper(&self, seq: u64, bytes: Option<&[u8]>) {
+        let write = self.0.db.begin_write().unwrap();
+        {
+            let mut table = write.open_table(LEDGER).unwrap();
+            match bytes {
+                Some(bytes) => drop(table.insert(seq, bytes).unwrap()),
+                None => drop(table.remove(seq).unwrap()),
+            }
+        }
+        write.commit().unwrap();
+    }
+}

@@ -1,0 +1,65 @@
+//! How far the upload of each round's update has come: only what cannot be asked again.
+
+use consilium_federation::Digest;
+use jiff::Timestamp;
+use redb::{TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{self, Entry};
+use super::{State, StateError, to_json};
+
+const UPLOADS: TableDefinition<&str, &[u8]> = TableDefinition::new("uploads");
+
+/// The newest upload of a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UploadRecord {
+    /// In which attempt.
+    pub attempt: u32,
+    /// How far it is.
+    pub progress: UploadProgress,
+}
+
+/// How far an upload is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UploadProgress {
+    /// Past the point of no return; the ledger's head then.
+    Begun(Digest),
+    /// The hub said that it holds all of it.
+    Complete,
+    /// Refused for good, and why.
+    Rejected(String),
+}
+
+pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StateError> {
+    write.open_table(UPLOADS)?;
+    Ok(())
+}
+
+impl State {
+    /// The newest upload of a round.
+    pub fn upload(&self, round_uid: &str) -> Result<Option<UploadRecord>, StateError> {
+        self.read_json(UPLOADS, round_uid)
+    }
+
+    /// Writes how far an upload is and its ledger entry as one; returns the ledger's head.
+    pub fn put_upload(
+        &self,
+        round_uid: &str,
+        attempt: u32,
+        progress: impl FnOnce(Digest) -> UploadProgress,
+        entry: &Entry,
+        now: Timestamp,
+    ) -> Result<Digest, StateError> {
+        let write = self.0.db.begin_write()?;
+        let head = ledger::append_in(&write, entry, now)?;
+        let record = UploadRecord { attempt, progress: progress(head) };
+        write.open_table(UPLOADS)?.insert(round_uid, to_json("an upload", &record)?.as_slice())?;
+        write.commit()?;
+        Ok(head)
+    }
+
+    pub(super) fn forget_upload(&self, round_uid: &str) -> Result<(), StateError> {
+        self.remove(UPLOADS, round_uid)
+    }
+}
