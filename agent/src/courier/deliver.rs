@@ -1,0 +1,137 @@
+//! `deliver`: waits for the trainer's result and hands it over. Ends only when the agent has it on its own disk.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use consilium_federation::task::{OutFile, OutManifest, TaskFile, TaskKind};
+use consilium_proto::FILE_PART_BYTES;
+use consilium_proto::v1::file_part::Part;
+use consilium_proto::v1::{FilePart, FileStart, TrainerStateRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::files::{empty, manifest, safe, verify};
+use super::{CourierError, Pace, Port, PortArgs, wait_or_give_up};
+
+/// The files of a result that leave the pod; predictions never do.
+fn wanted(kind: TaskKind) -> &'static [&'static str] {
+    match kind {
+        TaskKind::Init => &["model.safetensors"],
+        TaskKind::Train => &["update.safetensors", "metrics.json"],
+        TaskKind::Evaluate => &["score.json"],
+    }
+}
+
+/// Waits, delivers, cleans up. `out/FAILED` tells the evaluator when no result will come.
+pub async fn run(args: &PortArgs, pace: &Pace) -> Result<(), CourierError> {
+    let port = Port::new(args)?;
+    let out = args.root.join("out");
+    let wanted = wanted(task_kind(&args.root)?);
+    let Some(manifest) = wait_for_result(&port, &out, wanted, pace).await? else {
+        let failed = out.join("FAILED");
+        fs::create_dir_all(&out)
+            .and_then(|()| fs::write(&failed, b""))
+            .map_err(|e| CourierError::file("written", &failed, e))?;
+        return Err(CourierError::NoResult);
+    };
+    let files: Vec<OutFile> = manifest.files.into_iter().filter(|f| wanted.contains(&f.path.as_str())).collect();
+    if let Err(damaged) = files.iter().try_for_each(|entry| verify(&out, entry)) {
+        // Without the manifest the agent has the result made again, from the checkpoint.
+        let file = out.join("MANIFEST");
+        fs::remove_file(&file).map_err(|e| CourierError::file("removed", &file, e))?;
+        return Err(damaged);
+    }
+    send(&port, &out, &files, pace).await?;
+    // The agent has it: nothing of the task is needed any more, and the volume has other tasks to hold.
+    empty(&args.root)
+}
+
+fn task_kind(root: &Path) -> Result<TaskKind, CourierError> {
+    let file = root.join("task.json");
+    let bytes = fs::read(&file).map_err(|e| CourierError::file("read", &file, e))?;
+    let task: TaskFile =
+        serde_json::from_slice(&bytes).map_err(|e| CourierError::Setup(format!("{}: {e}", file.display())))?;
+    Ok(task.kind)
+}
+
+/// Looks for the manifest, telling the agent how far the trainer is; `None` when the trainer ended without one.
+///
+/// The manifest is looked for after each answer: a trainer that had ended by then had written it before.
+async fn wait_for_result(
+    port: &Port,
+    out: &Path,
+    wanted: &[&str],
+    pace: &Pace,
+) -> Result<Option<OutManifest>, CourierError> {
+    let mut failures = 0;
+    loop {
+        if let Some(manifest) = manifest(out, wanted) {
+            return Ok(Some(manifest));
+        }
+        let progress = Bytes::from(fs::read(out.join("progress.json")).unwrap_or_default());
+        let mut client = port.client.clone();
+        match client.trainer_state(port.request(TrainerStateRequest { progress })).await {
+            Ok(reply) if reply.get_ref().failed => return Ok(manifest(out, wanted)),
+            Ok(_) => {
+                failures = 0;
+                tokio::time::sleep(pace.poll).await;
+            }
+            Err(status) => wait_or_give_up("trainer state", &status, &mut failures, pace).await?,
+        }
+    }
+}
+
+async fn send(port: &Port, out: &Path, files: &[OutFile], pace: &Pace) -> Result<(), CourierError> {
+    let mut failures = 0;
+    loop {
+        let (sender, receiver) = mpsc::channel(4);
+        let (folder, list) = (out.to_owned(), files.to_vec());
+        let reading = tokio::task::spawn_blocking(move || read_all(&folder, &list, &sender));
+        let mut client = port.client.clone();
+        let reply = client.deliver(port.request(ReceiverStream::new(receiver))).await;
+        // The reader ends by itself: with its last file, or when nobody takes its parts any more.
+        let read = reading.await;
+        match reply {
+            Ok(_) => return Ok(()),
+            Err(status) => {
+                if let Ok(Err(error)) = read {
+                    return Err(error);
+                }
+                wait_or_give_up("deliver", &status, &mut failures, pace).await?;
+            }
+        }
+    }
+}
+
+/// Reads the files into the channel; ends early without an error when the other end is gone.
+fn read_all(out: &Path, files: &[OutFile], sender: &mpsc::Sender<FilePart>) -> Result<(), CourierError> {
+    for entry in files {
+        let path = safe(out, &entry.path)?;
+        let start = FileStart { path: entry.path.clone(), size: entry.size };
+        if !put(sender, Part::Start(start)) || !read_one(&path, sender)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn read_one(path: &PathBuf, sender: &mpsc::Sender<FilePart>) -> Result<bool, CourierError> {
+    let fail = |e| CourierError::file("read", path, e);
+    let mut file = File::open(path).map_err(fail)?;
+    loop {
+        let mut buffer = Vec::with_capacity(FILE_PART_BYTES);
+        file.by_ref().take(FILE_PART_BYTES as u64).read_to_end(&mut buffer).map_err(fail)?;
+        if buffer.is_empty() {
+            return Ok(true);
+        }
+        if !put(sender, Part::Data(buffer.into())) {
+            return Ok(false);
+        }
+    }
+}
+
+fn put(sender: &mpsc::Sender<FilePart>, part: Part) -> bool {
+    sender.blocking_send(FilePart { part: Some(part) }).is_ok()
+}

@@ -1,0 +1,156 @@
+//! Does what was decided about a model: the only place of this controller that writes to the API server.
+
+use std::sync::Arc;
+
+use consilium_crds::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
+use consilium_federation::assignment::DeployWork;
+use consilium_federation::digest::Digest;
+use consilium_federation::ladder::Stage;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Resource as _, ResourceExt as _};
+use serde_json::json;
+
+use super::objects::{self, ServePlan};
+use crate::Context;
+use crate::state::Grant;
+use crate::tasks::pod::labels;
+use crate::tasks::{ControlError, MANAGER, gone, made};
+
+/// Clients for what the controller writes.
+#[derive(Clone)]
+pub(super) struct Writer {
+    ctx: Arc<Context>,
+    models: Api<ModelDeployment>,
+    deployments: Api<Deployment>,
+    services: Api<Service>,
+    secrets: Api<Secret>,
+}
+
+impl Writer {
+    pub(super) fn new(ctx: Arc<Context>) -> Self {
+        let (client, namespace) = (ctx.kube.clone(), ctx.config.task_namespace.as_str());
+        Self {
+            models: Api::namespaced(client.clone(), namespace),
+            deployments: Api::namespaced(client.clone(), namespace),
+            services: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client, namespace),
+            ctx,
+        }
+    }
+
+    pub(super) async fn create(&self, name: &str, promotion_uid: &str, work: &DeployWork) -> Result<(), ControlError> {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(self.ctx.config.task_namespace.clone()),
+            labels: Some(labels(&[("app.kubernetes.io/managed-by", MANAGER)])),
+            ..ObjectMeta::default()
+        };
+        let spec = ModelDeploymentSpec {
+            release: work.release.clone(),
+            release_digest: work.release_digest,
+            model: work.model,
+            stage: work.stage,
+            promotion_uid: promotion_uid.to_owned(),
+        };
+        tracing::info!(deployment = name, stage = %work.stage, model = %work.model, "model deployed");
+        made(self.models.create(&params(), &ModelDeployment { metadata, spec, status: None }).await)
+    }
+
+    /// Makes what is missing of Secret, Service and Deployment. The credential is made once and never read back: its
+    /// token is known before anything can show it, and one that was made before keeps its own.
+    pub(super) async fn build(&self, model: &ModelDeployment) -> Result<(), ControlError> {
+        let (own, certificate) = (Own::of(model), self.certificate()?);
+        let plan = self.plan(model, &own, &certificate);
+        let token = hex::encode(self.ctx.entropy.bytes32());
+        let grant = Grant::Deployment { uid: own.uid.clone(), name: own.name.clone() };
+        self.ctx.state.put_token(Digest::of(token.as_bytes()), &grant)?;
+        made(self.secrets.create(&params(), &objects::credential(&plan, &token)).await)?;
+        self.services.patch(&own.name, &apply(), &Patch::Apply(objects::service(&plan))).await?;
+        self.deploy(model).await
+    }
+
+    /// Applies the Deployment alone, after a change of stage.
+    async fn deploy(&self, model: &ModelDeployment) -> Result<(), ControlError> {
+        let deployment = self.wanted(model)?;
+        self.deployments.patch(&model.name_any(), &apply(), &Patch::Apply(deployment)).await?;
+        Ok(())
+    }
+
+    /// The Deployment as it should be.
+    pub(super) fn wanted(&self, model: &ModelDeployment) -> Result<Deployment, ControlError> {
+        Ok(objects::deployment(&self.plan(model, &Own::of(model), &self.certificate()?)))
+    }
+
+    fn certificate(&self) -> Result<String, ControlError> {
+        Ok(self.ctx.desk.identity(&self.ctx.state, &self.ctx.config.task_address)?.certificate)
+    }
+
+    fn plan<'a>(&'a self, model: &'a ModelDeployment, own: &'a Own, certificate: &'a str) -> ServePlan<'a> {
+        let config = &self.ctx.config;
+        ServePlan {
+            name: &own.name,
+            uid: &own.uid,
+            namespace: &config.task_namespace,
+            spec: &model.spec,
+            address: &config.task_address,
+            courier_image: &config.courier_image,
+            inference_image: &config.inference_image,
+            certificate,
+        }
+    }
+
+    pub(super) async fn set_stage(&self, model: &ModelDeployment, stage: Stage) -> Result<(), ControlError> {
+        let name = model.name_any();
+        tracing::info!(deployment = name, %stage, "stage changed");
+        let patch = json!({"spec": {"stage": stage}});
+        self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        let mut moved = model.clone();
+        moved.spec.stage = stage;
+        self.deploy(&moved).await
+    }
+
+    pub(super) async fn delete(&self, model: &ModelDeployment) -> Result<(), ControlError> {
+        let name = model.name_any();
+        tracing::info!(deployment = name, "model taken down");
+        gone(self.models.delete(&name, &DeleteParams::background()).await)?;
+        Ok(self.ctx.state.delete_tokens(&model.uid().unwrap_or_default())?)
+    }
+
+    pub(super) async fn status(
+        &self,
+        model: &ModelDeployment,
+        new: &ModelDeploymentStatus,
+    ) -> Result<(), ControlError> {
+        if model.status.as_ref() == Some(new) {
+            return Ok(());
+        }
+        let name = model.name_any();
+        let patch = json!({
+            "apiVersion": ModelDeployment::api_version(&()), "kind": ModelDeployment::kind(&()),
+            "metadata": {"name": name}, "status": new,
+        });
+        gone(self.models.patch_status(&name, &apply(), &Patch::Apply(&patch)).await)
+    }
+}
+
+/// Name and UID of a ModelDeployment.
+struct Own {
+    name: String,
+    uid: String,
+}
+
+impl Own {
+    fn of(model: &ModelDeployment) -> Self {
+        Self { name: model.name_any(), uid: model.uid().unwrap_or_default() }
+    }
+}
+
+fn params() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
+}
+
+fn apply() -> PatchParams {
+    PatchParams::apply(MANAGER).force()
+}

@@ -1,0 +1,193 @@
+//! Does what was decided: the only place of this controller that writes to the API server.
+
+use std::sync::Arc;
+
+use consilium_crds::{FederatedStudySpec, RoundTask, RoundTaskSpec, RoundTaskStatus};
+use consilium_federation::assignment::RoundWork;
+use consilium_federation::digest::Digest;
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Resource as _, ResourceExt as _};
+use serde_json::json;
+
+use super::error::{ControlError, gone, made};
+use super::job::{self, JobPlan, Mode};
+use super::pod::labels;
+use crate::Context;
+use crate::policy::{opt_in, reason_name};
+use crate::state::Grant;
+
+/// Field manager of everything that the agent writes.
+pub const MANAGER: &str = "consilium-agent";
+
+/// Clients for what the controller writes.
+#[derive(Clone)]
+pub struct Writer {
+    ctx: Arc<Context>,
+    tasks: Api<RoundTask>,
+    jobs: Api<Job>,
+    secrets: Api<Secret>,
+    recorder: Recorder,
+}
+
+impl Writer {
+    /// Clients in the task namespace.
+    pub fn new(ctx: Arc<Context>) -> Self {
+        let (client, namespace) = (ctx.kube.clone(), ctx.config.task_namespace.as_str());
+        let reporter = Reporter { controller: "consilium-agent".into(), instance: None };
+        Self {
+            tasks: Api::namespaced(client.clone(), namespace),
+            jobs: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            recorder: Recorder::new(client, reporter),
+            ctx,
+        }
+    }
+
+    /// Makes the RoundTask.
+    pub async fn create_task(
+        &self,
+        name: &str,
+        round_uid: &str,
+        work: &RoundWork,
+        spec: &FederatedStudySpec,
+    ) -> Result<(), ControlError> {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(self.ctx.config.task_namespace.clone()),
+            labels: Some(labels(&[("app.kubernetes.io/managed-by", MANAGER)])),
+            ..ObjectMeta::default()
+        };
+        let spec = RoundTaskSpec {
+            study: work.study.clone(),
+            study_uid: work.study_uid.clone(),
+            spec_digest: work.spec_digest,
+            round_uid: round_uid.to_owned(),
+            round: work.round,
+            kind: work.kind,
+            model: work.model,
+            image: spec.trainer.image.clone(),
+            gpus: spec.trainer.gpus,
+            deadline: work.deadline,
+        };
+        let task = RoundTask { metadata, spec, status: None };
+        made(
+            self.tasks
+                .create(&PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }, &task)
+                .await,
+        )
+    }
+
+    /// Makes the credential and the Job of a try. The token is known before anything can show it; a later try's token
+    /// takes the right to deliver from all before it.
+    pub async fn start_try(
+        &self,
+        task: &RoundTask,
+        study: &FederatedStudySpec,
+        number: u32,
+        mode: Mode,
+    ) -> Result<(), ControlError> {
+        let Some(policy) = self.ctx.site_policy() else { return Ok(()) };
+        // The ladder has just allowed the task, so the entry is there; if it went in between, the next turn refuses.
+        let Some(entry) = opt_in(&policy.spec, &task.spec.study) else { return Ok(()) };
+        let (name, uid) = (task.name_any(), task.uid().unwrap_or_default());
+        let config = &self.ctx.config;
+        let plan = JobPlan {
+            task: &name,
+            task_uid: &uid,
+            namespace: &config.task_namespace,
+            number,
+            mode,
+            kind: task.spec.kind,
+            trainer: &study.trainer,
+            policy: &policy.spec,
+            opt_in: entry,
+            seconds_left: task.spec.deadline.duration_since(self.ctx.now()).as_secs(),
+            address: &config.task_address,
+            courier_image: &config.courier_image,
+            evaluator_image: &config.evaluator_image,
+        };
+        let identity = self.ctx.desk.identity(&self.ctx.state, &config.task_address)?;
+        let token = hex::encode(self.ctx.entropy.bytes32());
+        let grant = Grant::Task { uid: uid.clone(), name: name.clone(), r#try: number };
+        self.ctx.state.put_token(Digest::of(token.as_bytes()), &grant)?;
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        made(self.secrets.create(&params, &job::credential(&plan, &token, &identity.certificate)).await)?;
+        made(self.jobs.create(&params, &job::build(&plan)).await)?;
+        tracing::info!(task = name, number, mode = mode.as_str(), "try started");
+        Ok(())
+    }
+
+    /// Removes a Job and its pods.
+    pub async fn stop_try(&self, job: &str) -> Result<(), ControlError> {
+        tracing::info!(job, "try stopped");
+        gone(self.jobs.delete(job, &DeleteParams::background()).await)
+    }
+
+    /// Removes a RoundTask and all that it owns.
+    pub async fn delete_task(&self, name: &str) -> Result<(), ControlError> {
+        tracing::info!(task = name, "task removed");
+        gone(self.tasks.delete(name, &DeleteParams::background()).await)
+    }
+
+    /// Drops what is stored for a round, and then its facts: the hub takes their absence as done.
+    pub async fn forget(&self, round_uid: &str, tasks: Vec<String>) -> Result<(), ControlError> {
+        let (state, round) = (self.ctx.state.clone(), round_uid.to_owned());
+        tokio::task::spawn_blocking(move || {
+            // A tombstone is looked at many times; what is gone need not be removed again.
+            if state.update(&round)?.is_some() {
+                state.delete_update(&round)?;
+            }
+            if state.score(&round)?.is_some() {
+                state.delete_score(&round)?;
+            }
+            tasks.iter().try_for_each(|uid| state.delete_tokens(uid))
+        })
+        .await??;
+        for kind in [TaskKind::Train, TaskKind::Evaluate] {
+            self.ctx.facts.drop_round(round_uid, kind);
+        }
+        Ok(())
+    }
+
+    /// Writes the status if it changed, then an Event if the reason did.
+    pub async fn status(&self, task: &RoundTask, new: &RoundTaskStatus) -> Result<(), ControlError> {
+        let mut old = task.status.clone().unwrap_or_default();
+        old.irreversible = None;
+        if old == *new {
+            return Ok(());
+        }
+        let name = task.name_any();
+        let patch = json!({
+            "apiVersion": RoundTask::api_version(&()), "kind": RoundTask::kind(&()),
+            "metadata": {"name": name}, "status": new,
+        });
+        let result = self.tasks.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch)).await;
+        gone(result)?;
+        if old.reason != new.reason {
+            self.event(task, new).await;
+        }
+        Ok(())
+    }
+
+    async fn event(&self, task: &RoundTask, status: &RoundTaskStatus) {
+        let Some(reason) = status.reason else { return };
+        let bad = reason.is_out() || reason == SiteReason::OutOfMemory;
+        let message = status.conditions.iter().find(|c| !c.message.is_empty() && c.status != "True");
+        let event = Event {
+            type_: if bad { EventType::Warning } else { EventType::Normal },
+            reason: reason_name(reason).into(),
+            note: message.map(|c| c.message.clone()),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        // An Event is for people who happen to look; the status holds the same.
+        if let Err(error) = self.recorder.publish(&event, &task.object_ref(&())).await {
+            tracing::debug!(%error, "event not written");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One turn: every part is read, decided, carried out and told, one after the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use consilium_crds::{FederatedStudySpec, RoundTask};
+use consilium_federation::Digest;
+use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
+use consilium_federation::task::TaskKind;
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use super::apply::Writer;
+use super::decide::{Act, Plan, TaskSeen, decide};
+use super::error::ControlError;
+use super::observe::{End, TryState};
+use super::part::{Part, Stored, say};
+use super::read::{Started, StartedTries, see, task_name, task_of};
+use super::{Stores, TaskEntry};
+use crate::policy::{Barrier, Decision};
+use crate::{Context, Enforcement};
+
+pub(super) struct Controller {
+    ctx: Arc<Context>,
+    stores: Stores,
+    writer: Writer,
+    /// Approved specs in use.
+    specs: BTreeMap<Digest, Arc<FederatedStudySpec>>,
+    started: StartedTries,
+    /// Tries whose end has been counted.
+    counted: BTreeSet<String>,
+}
+
+/// What one turn works from.
+struct World {
+    tasks: Vec<Arc<RoundTask>>,
+    jobs: Vec<Arc<Job>>,
+    pods: Vec<Arc<Pod>>,
+    now: Timestamp,
+}
+
+impl Controller {
+    pub(super) fn new(ctx: Arc<Context>, stores: Stores) -> Self {
+        let writer = Writer::new(Arc::clone(&ctx));
+        let (specs, started, counted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { ctx, stores, writer, specs, started, counted }
+    }
+
+    /// Looks at everything once. A part that fails does not keep the others waiting.
+    pub(super) async fn turn(&mut self) {
+        let begun = Instant::now();
+        let (desired, now) = (self.ctx.desired.borrow().clone(), self.ctx.now());
+        let (tasks, jobs, pods) = (self.stores.tasks.state(), self.stores.jobs.state(), self.stores.pods.state());
+        let world = World { tasks, jobs, pods, now };
+        let mut entries = BTreeMap::new();
+        for item in &desired.items {
+            let Work::Round(work) = &item.work else { continue };
+            match self.reconcile(&world, item, work).await {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => {
+                    self.failed(&error, &item.uid);
+                    // The task port goes by what was known: a pod must not lose its agent over a slow API server.
+                    let known = task_of(&world.tasks, &item.uid, work.kind).and_then(|t| t.uid());
+                    entries.extend(known.and_then(|uid| self.ctx.desk.task(&uid).map(|entry| (uid, entry))));
+                }
+            }
+        }
+        let assigned = !desired.hub_epoch.is_empty();
+        for task in world.tasks.iter().filter(|t| is_stray(t, &desired.items, assigned, now)) {
+            if let Err(error) = self.remove(&task.spec.round_uid, &world).await {
+                self.failed(&error, &task.spec.round_uid);
+            }
+        }
+        self.ctx.desk.set_tasks(entries);
+        self.tidy(&world, &desired.items);
+        let seconds = begun.elapsed().as_secs_f64();
+        self.ctx.metrics.reconcile_seconds.with_label_values(&["tasks"]).observe(seconds);
+    }
+
+    fn failed(&self, error: &ControlError, uid: &str) {
+        tracing::warn!(uid, %error, class = error.class(), "a part could not be reconciled; it is looked at again");
+        self.ctx.metrics.reconcile_errors.with_label_values(&["tasks", error.class()]).inc();
+    }
+
+    /// One part in one round; the entry for the task port if its task exists.
+    async fn reconcile(
+        &mut self,
+        world: &World,
+        item: &Item,
+        work: &RoundWork,
+    ) -> Result<Option<(String, TaskEntry)>, ControlError> {
+        if item.state == ItemState::Cancelled {
+            return self.remove(&item.uid, world).await.map(|()| None);
+        }
+        let part = self.read(world, item, work).await?;
+        let rejected = self.ctx.desk.rejected(&part.task_uid);
+        let unprobed = *self.ctx.enforcement.borrow() == Enforcement::Unknown;
+        let plan = decide(&part.inputs(unprobed, rejected.as_deref(), world.now));
+        self.count_ends(work.kind, part.seen.as_ref());
+        self.apply(world, &part, &plan).await?;
+        let Some(verdict) = &plan.verdict else { return Ok(None) };
+        let just_started = self.started.get(&part.task_uid).copied();
+        say(&self.ctx, &self.writer, &part, verdict, just_started).await?;
+        Ok(part.entry(self.ctx.site_policy().as_deref()))
+    }
+
+    async fn read<'a>(
+        &mut self,
+        world: &'a World,
+        item: &'a Item,
+        work: &'a RoundWork,
+    ) -> Result<Part<'a>, ControlError> {
+        let task = task_of(&world.tasks, &item.uid, work.kind);
+        let task_uid = task.and_then(|t| t.uid()).unwrap_or_default();
+        let started = self.started.get(&task_uid).copied();
+        let seen = task.map(|t| see(t, &world.jobs, &world.pods, started, world.now));
+        let stored = self.stored(&item.uid, work.kind)?;
+        let (decision, spec) = self.judge(&item.uid, work, task.is_some() || stored.is_some()).await?;
+        Ok(Part { item, work, task, task_uid, seen, stored, decision, spec })
+    }
+
+    /// The hospital's word now. The spec is fetched only once every rung that needs none has passed.
+    async fn judge(
+        &mut self,
+        uid: &str,
+        work: &RoundWork,
+        exists: bool,
+    ) -> Result<(Decision, Option<Arc<FederatedStudySpec>>), ControlError> {
+        let barrier = if exists { Barrier::Fetch } else { Barrier::CreateTask };
+        let known = self.specs.get(&work.spec_digest).cloned();
+        let decision = self.ctx.judge(uid, work, known.as_deref(), barrier)?;
+        if decision != Decision::SpecNeeded {
+            return Ok((decision, known));
+        }
+        match self.ctx.objects.study_spec(work.spec_digest).await {
+            Ok(spec) => {
+                self.specs.insert(work.spec_digest, Arc::clone(&spec));
+                Ok((self.ctx.judge(uid, work, Some(&spec), barrier)?, Some(spec)))
+            }
+            Err(error) => {
+                tracing::warn!(study = %work.study, %error, "the study's spec is not at hand");
+                Ok((decision, None))
+            }
+        }
+    }
+
+    fn stored(&self, round_uid: &str, kind: TaskKind) -> Result<Option<Stored>, ControlError> {
+        Ok(match kind {
+            TaskKind::Evaluate => self.ctx.state.score(round_uid)?.map(|s| Stored { at: s.delivered, update: None }),
+            TaskKind::Train | TaskKind::Init => {
+                self.ctx.state.update(round_uid)?.map(|u| Stored { at: u.meta.delivered, update: Some(u.digest()) })
+            }
+        })
+    }
+
+    async fn apply(&mut self, world: &World, part: &Part<'_>, plan: &Plan) -> Result<(), ControlError> {
+        let round = &part.item.uid;
+        for act in &plan.acts {
+            match (act, part.task, &part.spec) {
+                (Act::CreateTask, _, Some(spec)) => {
+                    let name = task_name(part.work, round, &world.tasks);
+                    self.writer.create_task(&name, round, part.work, spec).await?;
+                }
+                (Act::StartTry { number, mode }, Some(task), Some(spec)) => {
+                    self.writer.start_try(task, spec, *number, *mode).await?;
+                    let started = Started { number: *number, mode: *mode, at: world.now };
+                    self.started.insert(part.task_uid.clone(), started);
+                }
+                (Act::StopTry { job }, _, _) => self.writer.stop_try(job).await?,
+                (Act::DeleteTask | Act::Forget, _, _) => self.remove(round, world).await?,
+                // Only an allowed part is created or started, and what is allowed has its spec.
+                (Act::CreateTask | Act::StartTry { .. }, _, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every task of a round and what is stored for it, and falls silent about it.
+    async fn remove(&self, round_uid: &str, world: &World) -> Result<(), ControlError> {
+        let mut uids = Vec::new();
+        for task in world.tasks.iter().filter(|t| t.spec.round_uid == round_uid) {
+            if task.metadata.deletion_timestamp.is_none() {
+                self.writer.delete_task(&task.name_any()).await?;
+            }
+            uids.extend(task.uid());
+        }
+        self.writer.forget(round_uid, uids).await
+    }
+
+    fn count_ends(&mut self, kind: TaskKind, seen: Option<&TaskSeen>) {
+        for one in seen.iter().flat_map(|s| &s.tries) {
+            let TryState::Ended(end) = &one.state else { continue };
+            if self.counted.insert(one.job.clone()) {
+                self.ctx.metrics.tries.with_label_values(&[kind.as_str(), end_label(end)]).inc();
+            }
+        }
+    }
+
+    /// Forgets what belongs to tasks and items that are gone.
+    fn tidy(&mut self, world: &World, items: &[Item]) {
+        let uids: BTreeSet<String> = world.tasks.iter().filter_map(|t| t.uid()).collect();
+        self.started.retain(|uid, _| uids.contains(uid));
+        let wanted =
+            |digest: &Digest| items.iter().any(|i| matches!(&i.work, Work::Round(work) if work.spec_digest == *digest));
+        self.specs.retain(|digest, _| wanted(digest));
+        let jobs: BTreeSet<String> = world.jobs.iter().map(|j| j.name_any()).collect();
+        self.counted.retain(|job| jobs.contains(job));
+    }
+}
+
+fn end_label(end: &End) -> &'static str {
+    match end {
+        End::Invalid(_) => "Invalid",
+        End::OutOfMemory(_) => "OutOfMemory",
+        End::Complete => "Delivered",
+        End::Undelivered => "Undelivered",
+        End::Deadline => "Deadline",
+        End::Lost(_) => "Lost",
+        End::Failed(_) => "Failed",
+    }
+}
+
+/// A task that the hub no longer mentions and whose time is over. Without an assignment nothing is judged by absence.
+fn is_stray(task: &RoundTask, items: &[Item], assigned: bool, now: Timestamp) -> bool {
+    let mentioned = items.iter().any(|item| item.uid == task.spec.round_uid);
+    assigned && !mentioned && task.spec.deadline <= now && task.metadata.deletion_timestamp.is_none()
+}

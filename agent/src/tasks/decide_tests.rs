@@ -1,0 +1,206 @@
+use super::*;
+
+const NOW: &str = "2026-06-01T12:00:00Z";
+const LATER: &str = "2026-06-01T18:00:00Z";
+const EARLIER: &str = "2026-06-01T06:00:00Z";
+
+fn refused(reason: SiteReason) -> Decision {
+    Decision::Refused { reason, message: "because".into() }
+}
+
+fn tries(states: &[(Mode, TryState)]) -> TaskSeen {
+    let tries: Vec<TrySeen> = states
+        .iter()
+        .zip(1..)
+        .map(|((mode, state), number)| TrySeen {
+            number,
+            mode: *mode,
+            job: format!("t-{number}"),
+            state: state.clone(),
+            trainer_ended: false,
+        })
+        .collect();
+    TaskSeen { last_try: tries.len() as u32, tries, ..TaskSeen::default() }
+}
+
+struct Case<'a> {
+    inputs: Inputs<'a>,
+}
+
+impl<'a> Case<'a> {
+    fn new(decision: &'a Decision, task: Option<&'a TaskSeen>) -> Self {
+        let inputs = Inputs {
+            kind: TaskKind::Train,
+            item: ItemState::Active,
+            deadline: LATER.parse().unwrap(),
+            decision,
+            unprobed: false,
+            task,
+            has_result: false,
+            rejected: None,
+            now: NOW.parse().unwrap(),
+        };
+        Self { inputs }
+    }
+
+    fn with(mut self, edit: impl FnOnce(&mut Inputs<'a>)) -> Self {
+        edit(&mut self.inputs);
+        self
+    }
+
+    #[track_caller]
+    fn expect(self, acts: &[Act], reason: impl Into<Option<SiteReason>>) -> Plan {
+        let plan = decide(&self.inputs);
+        assert_eq!(plan.acts, acts, "{plan:?}");
+        assert_eq!(plan.verdict.as_ref().map(|v| v.reason), reason.into(), "{plan:?}");
+        plan
+    }
+}
+
+fn full(end: End) -> (Mode, TryState) {
+    (Mode::Full, TryState::Ended(end))
+}
+
+fn start(number: u32, mode: Mode) -> Act {
+    Act::StartTry { number, mode }
+}
+
+fn stop(job: &str) -> Act {
+    Act::StopTry { job: job.into() }
+}
+
+fn failed() -> (Mode, TryState) {
+    full(End::Failed("exit 1".into()))
+}
+
+const RUNNING: (Mode, TryState) = (Mode::Full, TryState::Running);
+
+#[test]
+fn an_allowed_item_becomes_a_task_and_then_a_try() {
+    Case::new(&Decision::Allowed, None).expect(&[Act::CreateTask], SiteReason::Queued);
+    let empty = TaskSeen::default();
+    Case::new(&Decision::Allowed, Some(&empty)).expect(&[start(1, Mode::Full)], SiteReason::Queued);
+    let running = tries(&[RUNNING]);
+    Case::new(&Decision::Allowed, Some(&running)).expect(&[], SiteReason::Training);
+}
+
+/// A hospital that has not said yes must not see a single object of the study.
+#[test]
+fn a_refusal_makes_no_task_and_an_approval_goes_on() {
+    for reason in
+        [SiteReason::DeniedByPolicy, SiteReason::SpecChanged, SiteReason::AwaitingApproval, SiteReason::IncompatibleGPU]
+    {
+        let plan = Case::new(&refused(reason), None).expect(&[], reason);
+        assert_eq!(plan.verdict.unwrap().message.as_deref(), Some("because"));
+    }
+    Case::new(&Decision::SpecNeeded, None).expect(&[], SiteReason::Offered);
+    Case::new(&Decision::Allowed, None).expect(&[Act::CreateTask], SiteReason::Queued);
+}
+
+/// A veto stops what runs; a later approval starts a new try with a new fencing number, not counted as a failure.
+#[test]
+fn a_veto_stops_a_running_try_and_an_approval_makes_the_next() {
+    let running = tries(&[failed(), RUNNING]);
+    Case::new(&refused(SiteReason::DeniedByPolicy), Some(&running)).expect(&[stop("t-2")], SiteReason::DeniedByPolicy);
+    let stopping = tries(&[failed(), (Mode::Full, TryState::Stopping)]);
+    Case::new(&Decision::Allowed, Some(&stopping)).expect(&[], SiteReason::Queued);
+    let stopped = TaskSeen { last_try: 2, ..tries(&[failed()]) };
+    Case::new(&Decision::Allowed, Some(&stopped)).expect(&[start(3, Mode::Full)], SiteReason::Queued);
+}
+
+/// A restart of the agent must cost nobody a training: until the probe has spoken, what runs goes on.
+#[test]
+fn before_the_first_probe_nothing_starts_and_nothing_stops() {
+    let unknown = refused(SiteReason::NetworkPolicyNotEnforced);
+    let running = tries(&[RUNNING]);
+    Case::new(&unknown, Some(&running)).with(|i| i.unprobed = true).expect(&[], SiteReason::Training);
+    Case::new(&unknown, None).with(|i| i.unprobed = true).expect(&[], SiteReason::Offered);
+    Case::new(&unknown, Some(&running)).expect(&[stop("t-1")], SiteReason::NetworkPolicyNotEnforced);
+    Case::new(&unknown, None).with(|i| (i.unprobed, i.has_result) = (true, true)).expect(&[], SiteReason::Ready);
+}
+
+#[test]
+fn ends_of_a_try() {
+    let after = |states: &[(Mode, TryState)], acts: &[Act], reason| {
+        let task = tries(states);
+        Case::new(&Decision::Allowed, Some(&task)).expect(acts, reason)
+    };
+    // Bad data is reported once, in the trainer's words, and never tried again.
+    let plan = after(&[full(End::Invalid("scan.nii.gz: truncated".into()))], &[], SiteReason::InvalidData);
+    assert_eq!(plan.verdict.unwrap().message.as_deref(), Some("scan.nii.gz: truncated"));
+    after(&[full(End::OutOfMemory("oom".into()))], &[start(2, Mode::Full)], SiteReason::OutOfMemory);
+    after(&[full(End::Lost("node".into()))], &[start(2, Mode::Full)], SiteReason::Queued);
+    after(&[failed(), failed()], &[start(3, Mode::Full)], SiteReason::Queued);
+    after(&[failed(), failed(), failed()], &[], SiteReason::Failed);
+    let plan = after(&[failed(), failed(), full(End::OutOfMemory("oom".into()))], &[], SiteReason::Failed);
+    assert!(plan.verdict.unwrap().message.unwrap().contains("oom"));
+    after(&[full(End::Deadline)], &[], SiteReason::Failed);
+}
+
+/// A finished training is delivered, never made again.
+#[test]
+fn a_result_on_the_volume_gets_a_deliver_only_try() {
+    let undelivered = full(End::Undelivered);
+    let lost = (Mode::Deliver, TryState::Ended(End::Failed("agent away".into())));
+    let task = tries(std::slice::from_ref(&undelivered));
+    Case::new(&Decision::Allowed, Some(&task)).expect(&[start(2, Mode::Deliver)], SiteReason::Training);
+    // The result turned out not to be there: train again.
+    let task = tries(&[undelivered.clone(), lost]);
+    Case::new(&Decision::Allowed, Some(&task)).expect(&[start(3, Mode::Full)], SiteReason::Queued);
+}
+
+#[test]
+fn a_delivered_result_is_ready_whatever_its_pod_does() {
+    let task = tries(&[failed()]);
+    let done = |kind, reason| {
+        Case::new(&Decision::Allowed, Some(&task)).with(|i| (i.has_result, i.kind) = (true, kind)).expect(&[], reason);
+    };
+    done(TaskKind::Train, SiteReason::Ready);
+    done(TaskKind::Evaluate, SiteReason::Evaluated);
+    // Also past the deadline, without its spec, and with the task removed by hand.
+    Case::new(&Decision::SpecNeeded, None)
+        .with(|i| (i.has_result, i.deadline) = (true, EARLIER.parse().unwrap()))
+        .expect(&[], SiteReason::Ready);
+    Case::new(&refused(SiteReason::DeniedByPolicy), None)
+        .with(|i| i.has_result = true)
+        .expect(&[], SiteReason::DeniedByPolicy);
+}
+
+#[test]
+fn a_rejected_result_is_final_and_a_final_state_survives_a_restart() {
+    let task = tries(&[RUNNING]);
+    Case::new(&Decision::Allowed, Some(&task))
+        .with(|i| i.rejected = Some("NaN"))
+        .expect(&[stop("t-1")], SiteReason::Rejected);
+    // After a restart the pods may be gone; the status remembers.
+    let ended = TaskSeen { ended: Some((SiteReason::InvalidData, "bad".into())), last_try: 1, ..TaskSeen::default() };
+    let plan = Case::new(&Decision::Allowed, Some(&ended)).expect(&[], SiteReason::InvalidData);
+    assert_eq!(plan.verdict.unwrap().message.as_deref(), Some("bad"));
+    Case::new(&Decision::SpecNeeded, Some(&ended)).expect(&[], SiteReason::InvalidData);
+}
+
+#[test]
+fn the_deadline_stops_the_job_and_says_what_it_waited_for() {
+    let overdue = |i: &mut Inputs<'_>| i.deadline = EARLIER.parse().unwrap();
+    let stuck = tries(&[(Mode::Full, TryState::Waiting(Some("0/1 nodes".into())))]);
+    let plan = Case::new(&Decision::Allowed, Some(&stuck)).with(overdue).expect(&[stop("t-1")], SiteReason::Failed);
+    assert!(plan.verdict.unwrap().message.unwrap().contains("0/1 nodes"));
+    Case::new(&Decision::Allowed, None).with(overdue).expect(&[], SiteReason::Failed);
+}
+
+/// A tombstone cleans up and falls silent; mere absence does not.
+#[test]
+fn a_tombstone_removes_everything_and_an_orphan_runs_to_its_deadline() {
+    let running = tries(&[RUNNING]);
+    let all = [Act::DeleteTask, Act::Forget];
+    Case::new(&Decision::Allowed, Some(&running)).with(|i| i.item = ItemState::Cancelled).expect(&all, None);
+    Case::new(&Decision::Allowed, None).with(|i| i.item = ItemState::Cancelled).expect(&[Act::Forget], None);
+    let gone = TaskSeen { deleting: true, ..tries(&[RUNNING]) };
+    Case::new(&Decision::Allowed, Some(&gone)).with(|i| i.item = ItemState::Cancelled).expect(&[Act::Forget], None);
+    Case::new(&Decision::Allowed, Some(&running))
+        .with(|i| i.item = ItemState::Orphaned)
+        .expect(&[], SiteReason::Training);
+    Case::new(&Decision::Allowed, Some(&running))
+        .with(|i| (i.item, i.deadline) = (ItemState::Orphaned, EARLIER.parse().unwrap()))
+        .expect(&all, None);
+}

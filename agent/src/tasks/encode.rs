@@ -1,0 +1,246 @@
+//! From `update.safetensors` to ring elements: checked, clipped, encoded.
+//!
+//! Two passes over the file on disk, in blocks of one chunk: the first looks at every
+//! value and sums the squares, the second scales, encodes and hands the chunks on.
+//! Memory is a few chunks, whatever the model's size.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use consilium_federation::model::{ModelError, Tensor, TensorSchema, parse_safetensors_header};
+use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout, LayoutError};
+use consilium_secagg::ring::{RingError, RingParams, encode_head};
+use consilium_secagg::sum::to_bytes;
+use consilium_secagg::weight::{Weight, WeightError};
+
+/// Example count that weighs in full; hospitals with more count as this many.
+///
+/// All hospitals must use one cap, and none may derive it from another's numbers. The ring's
+/// step in the mean is `n·C / (2^31·Σα)` with `α = examples / cap`, so a larger cap costs small
+/// hospitals precision: with four hospitals of 50 scans it is 1·10⁻⁵ of the clip norm at a cap
+/// of 2^20, close to an update's coordinates, and 6·10⁻⁷ at 2^16.
+pub const WEIGHT_CAP: u64 = 1 << 16;
+
+/// Longest header of a `safetensors` file that is read.
+const MAX_HEADER: u64 = 16 << 20;
+
+/// What an update is checked against and how it is encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodeSpec<'a> {
+    /// The base model's tensors in payload order.
+    pub schema: &'a TensorSchema,
+    /// Number of hospitals in the study: n of the ring encoding.
+    pub roster_size: u32,
+    /// The study's bound C on the L2 norm.
+    pub clip: f64,
+    /// How much this hospital counts.
+    pub weight: Weight,
+}
+
+/// What was found while encoding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Encoded {
+    /// L2 norm before clipping.
+    pub norm: f64,
+    /// The update was longer than C and was shortened to it.
+    pub clipped: bool,
+}
+
+/// An update that is not encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// Not a `safetensors` file of the kind that is exchanged.
+    #[error("update.safetensors: {0}")]
+    File(ModelError),
+    /// Tensors are missing, of another shape, or not in the model.
+    #[error("update.safetensors: {0}; the update must hold exactly the tensors of the model it started from")]
+    Schema(String),
+    /// NaN or infinity.
+    #[error(
+        "update.safetensors: tensor {tensor:?} holds {value} at element {index}: training diverged; lower the learning rate or look at the data"
+    )]
+    NotFinite {
+        /// Which tensor.
+        tensor: String,
+        /// Element within it, in row-major order.
+        index: u64,
+        /// What stands there.
+        value: f32,
+    },
+    /// The example count is of no use.
+    #[error("metrics.json: {0}")]
+    Weight(#[from] WeightError),
+    /// The ring encoding refused.
+    #[error("update.safetensors: {0}")]
+    Ring(#[from] RingError),
+    /// The model is too large for an upload.
+    #[error("update.safetensors: {0}")]
+    Layout(#[from] LayoutError),
+    /// Reading the file or storing a chunk failed: the update may be fine.
+    #[error("the update could not be read or stored: {0}; it is tried again")]
+    Io(#[from] io::Error),
+}
+
+impl EncodeError {
+    /// The update itself is at fault: this hospital's part is `Rejected`. Otherwise a later try may work.
+    pub fn is_rejection(&self) -> bool {
+        !matches!(self, Self::Io(_))
+    }
+}
+
+/// The weight of a hospital with this many examples, rounded to the bucket that its policy chooses.
+pub fn weight_of_examples(examples: u64, bucket: u32) -> Result<Weight, EncodeError> {
+    Ok(Weight::from_examples(examples, WEIGHT_CAP, u64::from(bucket.max(1)))?)
+}
+
+/// Checks, clips and encodes `update.safetensors`; `sink` takes the chunks in order, the head first.
+///
+/// # Errors
+/// [`EncodeError`]; the chunks handed over before an error are to be thrown away.
+pub fn encode<R: Read + Seek>(
+    file: &mut R,
+    spec: &EncodeSpec<'_>,
+    mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Encoded, EncodeError> {
+    let offsets = tensor_offsets(file, spec.schema)?;
+    let elements = spec.schema.elements().map_err(EncodeError::File)?;
+    let layout = Layout::new(0, elements)?;
+    let ring = RingParams::new(spec.roster_size as usize, spec.clip)?;
+
+    let norm = norm(&mut Payload::new(file, spec.schema, &offsets), spec.schema)?;
+    let factor = clip_factor(norm, spec.clip);
+
+    let mut head = vec![0u32; layout.head()];
+    encode_head(&ring, spec.weight, &[], &mut head)?;
+    sink(&to_bytes(&head))?;
+
+    let mut payload = Payload::new(file, spec.schema, &offsets);
+    let (mut values, mut encoded) = (Vec::new(), Vec::new());
+    while payload.next_block(&mut values)? {
+        if let Some(factor) = factor {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        encoded.resize(values.len(), 0);
+        ring.encode(spec.weight, &values, &mut encoded)?;
+        sink(&to_bytes(&encoded))?;
+    }
+    Ok(Encoded { norm, clipped: factor.is_some() })
+}
+
+/// The factor that brings a vector of this norm to the bound, if it is longer.
+fn clip_factor(norm: f64, clip: f64) -> Option<f64> {
+    (norm > clip).then(|| clip / norm)
+}
+
+/// The L2 norm over all tensors, in f64; refuses the first value that is not finite.
+fn norm<R: Read + Seek>(payload: &mut Payload<'_, R>, schema: &TensorSchema) -> Result<f64, EncodeError> {
+    let (mut values, mut seen, mut squares) = (Vec::new(), 0u64, 0f64);
+    while payload.next_block(&mut values)? {
+        let block: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        // Finite f32 squares cannot overflow an f64 sum, so this says that some value is not finite.
+        if !block.is_finite() {
+            return Err(not_finite(schema, seen, &values));
+        }
+        squares += block;
+        seen += values.len() as u64;
+    }
+    Ok(squares.sqrt())
+}
+
+fn not_finite(schema: &TensorSchema, before: u64, values: &[f32]) -> EncodeError {
+    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    let (tensor, index) = locate(schema, before + at as u64);
+    EncodeError::NotFinite { tensor, index, value: values.get(at).copied().unwrap_or(f32::NAN) }
+}
+
+/// The tensor and the element within it that a place in the payload belongs to.
+fn locate(schema: &TensorSchema, mut element: u64) -> (String, u64) {
+    for tensor in &schema.0 {
+        let size = tensor.elements().unwrap_or(0);
+        if element < size {
+            return (tensor.name.clone(), element);
+        }
+        element -= size;
+    }
+    (String::new(), element)
+}
+
+/// Where each tensor of the schema begins in the file. The file may hold them in another order.
+fn tensor_offsets<R: Read + Seek>(file: &mut R, schema: &TensorSchema) -> Result<Vec<u64>, EncodeError> {
+    let size = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut start = Vec::new();
+    file.by_ref().take(8).read_to_end(&mut start)?;
+    let length = start.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    file.by_ref().take(length.min(MAX_HEADER)).read_to_end(&mut start)?;
+    let (found, begin) = parse_safetensors_header(&start).map_err(EncodeError::File)?;
+    let payload = found.elements().map_err(EncodeError::File)? * 4;
+    if size != begin as u64 + payload {
+        let expected = begin as u64 + payload;
+        return Err(EncodeError::Schema(format!("it has {size} bytes where its header announces {expected}")));
+    }
+    match_tensors(schema, &found)?;
+    let offset_of = |wanted: &Tensor| {
+        let before = found.0.iter().take_while(|t| t.name != wanted.name);
+        begin as u64 + before.filter_map(Tensor::elements).sum::<u64>() * 4
+    };
+    Ok(schema.0.iter().map(offset_of).collect())
+}
+
+fn match_tensors(schema: &TensorSchema, found: &TensorSchema) -> Result<(), EncodeError> {
+    for wanted in &schema.0 {
+        match found.0.iter().find(|t| t.name == wanted.name) {
+            None => return Err(EncodeError::Schema(format!("tensor {:?} is missing", wanted.name))),
+            Some(tensor) if tensor.shape != wanted.shape => {
+                let (name, got, expected) = (&wanted.name, &tensor.shape, &wanted.shape);
+                return Err(EncodeError::Schema(format!(
+                    "tensor {name:?} has the shape {got:?}, expected {expected:?}"
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    match found.0.iter().find(|t| !schema.0.iter().any(|w| w.name == t.name)) {
+        Some(extra) => Err(EncodeError::Schema(format!("tensor {:?} is not in the model", extra.name))),
+        None => Ok(()),
+    }
+}
+
+/// The file's values in the order of the schema, a chunk at a time.
+struct Payload<'a, R> {
+    file: &'a mut R,
+    /// Byte offset and elements of each tensor, in payload order.
+    tensors: Vec<(u64, u64)>,
+    tensor: usize,
+    done: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a, R: Read + Seek> Payload<'a, R> {
+    fn new(file: &'a mut R, schema: &TensorSchema, offsets: &[u64]) -> Self {
+        let sizes = schema.0.iter().map(|t| t.elements().unwrap_or(0));
+        Self { file, tensors: offsets.iter().copied().zip(sizes).collect(), tensor: 0, done: 0, bytes: Vec::new() }
+    }
+
+    /// Fills `values` with the next chunk's worth; false at the end.
+    fn next_block(&mut self, values: &mut Vec<f32>) -> io::Result<bool> {
+        values.clear();
+        while values.len() < CHUNK_ELEMENTS {
+            let Some(&(offset, elements)) = self.tensors.get(self.tensor) else { break };
+            let count = (elements - self.done).min((CHUNK_ELEMENTS - values.len()) as u64);
+            self.bytes.resize(count as usize * 4, 0);
+            self.file.seek(SeekFrom::Start(offset + self.done * 4))?;
+            self.file.read_exact(&mut self.bytes)?;
+            let floats = self.bytes.chunks_exact(4).filter_map(|b| b.first_chunk::<4>());
+            values.extend(floats.map(|b| f32::from_le_bytes(*b)));
+            self.done += count;
+            if self.done == elements {
+                (self.tensor, self.done) = (self.tensor + 1, 0);
+            }
+        }
+        Ok(!values.is_empty())
+    }
+}
+
+#[cfg(test)]
+#[path = "encode_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+//! This hospital's parts in rounds: from the hub's desired state and the hospital's
+//! policy to RoundTasks and their Jobs, and back to facts.
+//!
+//! Every turn looks at everything again: what is wanted, what is allowed, what runs,
+//! what is stored. So a restart of the agent, a change of the policy and an event of
+//! a pod are one and the same: another turn.
+
+mod apply;
+mod controller;
+pub mod decide;
+mod desk;
+pub mod encode;
+mod error;
+pub mod job;
+pub mod observe;
+mod part;
+pub mod pod;
+pub mod probe;
+mod read;
+pub mod status;
+mod stores;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_crds::RoundTask;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::reflector::Store;
+use tokio::sync::Notify;
+
+pub(crate) use apply::MANAGER;
+pub use desk::{DeployEntry, Desk, TaskEntry};
+pub(crate) use error::{ControlError, gone, made};
+pub(crate) use stores::follow;
+
+use crate::Context;
+use controller::Controller;
+
+/// Longest time between two turns: deadlines and progress are noticed by then.
+const TURN: Duration = Duration::from_secs(5);
+
+/// Runs the controller and the network probe until shutdown.
+pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
+    let news = Arc::new(Notify::new());
+    let stores = Stores::follow(&ctx, &news);
+    probe::restore(&ctx)?;
+    let probing = tokio::spawn(probe::run(Arc::clone(&ctx)));
+    tokio::select! {
+        () = ctx.shutdown.cancelled() => return Ok(()),
+        ready = stores.ready() => ready?,
+    }
+    let mut controller = Controller::new(Arc::clone(&ctx), stores);
+    let (mut desired, mut policy) = (ctx.desired.clone(), ctx.policy.clone());
+    let (mut enforcement, mut facts) = (ctx.enforcement.subscribe(), ctx.facts.changed());
+    loop {
+        controller.turn().await;
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => break,
+            () = news.notified() => {}
+            () = ctx.desk.news() => {}
+            Ok(()) = desired.changed() => {}
+            Ok(()) = policy.changed() => {}
+            Ok(()) = enforcement.changed() => {}
+            Ok(()) = facts.changed() => {}
+            () = tokio::time::sleep(TURN) => {}
+        }
+    }
+    probing.await?;
+    Ok(())
+}
+
+/// What is watched in the task namespace.
+struct Stores {
+    tasks: Store<RoundTask>,
+    jobs: Store<Job>,
+    pods: Store<Pod>,
+}
+
+impl Stores {
+    fn follow(ctx: &Context, news: &Arc<Notify>) -> Self {
+        let (client, namespace) = (&ctx.kube, ctx.config.task_namespace.as_str());
+        let (news, shutdown) = (|| Arc::clone(news), || ctx.shutdown.clone());
+        Self {
+            tasks: follow(Api::namespaced(client.clone(), namespace), "", news(), shutdown()),
+            jobs: follow(Api::namespaced(client.clone(), namespace), job::TASK_LABEL, news(), shutdown()),
+            pods: follow(Api::namespaced(client.clone(), namespace), job::TASK_LABEL, news(), shutdown()),
+        }
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        self.tasks.wait_until_ready().await?;
+        self.jobs.wait_until_ready().await?;
+        self.pods.wait_until_ready().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! One part in one round as it was read, and what is said of it.
+
+use std::sync::Arc;
+
+use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy};
+use consilium_federation::Digest;
+use consilium_federation::assignment::{Item, RoundWork};
+use consilium_federation::report::Evaluation;
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use super::TaskEntry;
+use super::apply::Writer;
+use super::decide::{Inputs, TaskSeen, Verdict};
+use super::error::ControlError;
+use super::job::try_name;
+use super::read::Started;
+use super::status::{self, StatusInputs, evaluation, report};
+use crate::Context;
+use crate::policy::{Decision, opt_in};
+use crate::state::Entry;
+
+/// A result on the volume.
+pub(super) struct Stored {
+    /// Since when.
+    pub(super) at: Timestamp,
+    /// Digest of an update.
+    pub(super) update: Option<Digest>,
+}
+
+/// Everything that is known of one part.
+pub(super) struct Part<'a> {
+    pub(super) item: &'a Item,
+    pub(super) work: &'a RoundWork,
+    pub(super) task: Option<&'a RoundTask>,
+    /// Empty without a task.
+    pub(super) task_uid: String,
+    pub(super) seen: Option<TaskSeen>,
+    pub(super) stored: Option<Stored>,
+    pub(super) decision: Decision,
+    pub(super) spec: Option<Arc<FederatedStudySpec>>,
+}
+
+impl Part<'_> {
+    /// What the decision depends on.
+    pub(super) fn inputs<'b>(&'b self, unprobed: bool, rejected: Option<&'b str>, now: Timestamp) -> Inputs<'b> {
+        Inputs {
+            kind: self.work.kind,
+            item: self.item.state,
+            deadline: self.work.deadline,
+            decision: &self.decision,
+            unprobed,
+            task: self.seen.as_ref(),
+            has_result: self.stored.is_some(),
+            rejected,
+            now,
+        }
+    }
+
+    /// What the task port needs to know, if the task exists.
+    pub(super) fn entry(&self, policy: Option<&SitePolicy>) -> Option<(String, TaskEntry)> {
+        let (_, spec) = self.task.zip(self.spec.clone())?;
+        let bucket = policy.and_then(|p| opt_in(&p.spec, &self.work.study)).map_or(1, |o| o.weight_bucket);
+        let newest = self.seen.as_ref().and_then(|s| s.tries.last());
+        let entry = TaskEntry {
+            round_uid: self.item.uid.clone(),
+            work: self.work.clone(),
+            spec,
+            weight_bucket: bucket,
+            ended_try: newest.filter(|t| t.trainer_ended).map(|t| t.number),
+        };
+        Some((self.task_uid.clone(), entry))
+    }
+}
+
+/// Sets the fact for the hub, then the status for the hospital.
+pub(super) async fn say(
+    ctx: &Context,
+    writer: &Writer,
+    part: &Part<'_>,
+    verdict: &Verdict,
+    just_started: Option<Started>,
+) -> Result<(), ControlError> {
+    let (uid, kind) = (part.item.uid.as_str(), part.work.kind);
+    let vote = match (verdict.reason, &part.spec) {
+        (SiteReason::Evaluated, Some(spec)) => vote(ctx, uid, part.work, spec)?,
+        // A vote that cannot be read again yet must not be taken back.
+        (SiteReason::Evaluated, None) => return Ok(()),
+        _ => None,
+    };
+    ctx.facts.set_round(report(uid, kind, verdict, vote));
+    let Some(task) = part.task else { return Ok(()) };
+    let shown = match ctx.facts.round(uid, kind) {
+        Some(fact) if fact.reason != verdict.reason => Verdict { reason: fact.reason, message: fact.message },
+        _ => verdict.clone(),
+    };
+    let newest = part.seen.as_ref().and_then(|s| s.tries.last()).map(|t| (t.number, t.job.clone()));
+    let started = just_started.map(|s| (s.number, try_name(&task.name_any(), s.number)));
+    let new = status::status(&StatusInputs {
+        old: task.status.as_ref(),
+        generation: task.metadata.generation,
+        decision: &part.decision,
+        verdict: &shown,
+        newest: newest.max(started),
+        progress: ctx.desk.progress(&part.task_uid),
+        delivered: part.stored.as_ref().map(|s| (s.at, s.update)),
+        now: ctx.now(),
+    });
+    writer.status(task, &new).await
+}
+
+/// The hospital's vote; the ledger says that it leaves before it does.
+fn vote(
+    ctx: &Context,
+    uid: &str,
+    work: &RoundWork,
+    spec: &FederatedStudySpec,
+) -> Result<Option<Evaluation>, ControlError> {
+    let (Some(stored), Some(policy)) = (ctx.state.score(uid)?, ctx.site_policy()) else { return Ok(None) };
+    let publish = opt_in(&policy.spec, &work.study).is_some_and(|o| o.publish_metrics);
+    let sums = policy.spec.aggregation.allow_plaintext_updates;
+    let Some(new) = evaluation(&stored.score, spec, sums, publish)? else { return Ok(None) };
+    let known = ctx.facts.round(uid, TaskKind::Evaluate).and_then(|fact| fact.evaluation);
+    if known.as_ref() != Some(&new) {
+        let sent = Entry::EvaluationSent {
+            round_uid: uid.to_owned(),
+            vote: format!("{:?}", new.vote),
+            sums: new.sums.is_some(),
+            published: new.published.is_some(),
+        };
+        ctx.state.append(sent, ctx.now())?;
+    }
+    Ok(Some(new))
+}

@@ -1,0 +1,340 @@
+//! The task controller against a real API server: what it makes is accepted, what it writes is taken, and every word of
+//! the policy shows.
+//!
+//! Needs a server: `cargo xtask apiserver -- cargo test -p consilium-agent --test controller`. There are no kubelets
+//! behind it, so the test plays the pods.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser as _;
+use consilium_agent::link::{ObjectError, ObjectSource};
+use consilium_agent::{Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, tasks};
+use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy, schema};
+use consilium_federation::Digest;
+use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
+use consilium_federation::digest::canonical_json;
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const KUBECONFIG: &str = "CONSILIUM_APISERVER_KUBECONFIG";
+const NAMESPACE: &str = "consilium-tasks";
+
+/// The hub's objects, in memory.
+struct Objects(BTreeMap<Digest, Bytes>);
+
+impl ObjectSource for Objects {
+    fn fetch(&self, digest: Digest) -> futures::future::BoxFuture<'_, Result<Bytes, ObjectError>> {
+        let found = self.0.get(&digest).cloned();
+        let none = ObjectError::Unavailable { digest, why: "the test has no such object".into() };
+        Box::pin(async move { found.ok_or(none) })
+    }
+}
+
+fn spec() -> FederatedStudySpec {
+    let sites: Vec<Value> = ["alder", "birch", "cedar"].iter().map(|name| json!({"name": name})).collect();
+    serde_json::from_value(json!({
+        "sites": sites,
+        "trainer": {"image": format!("registry.example/trainer@{}", Digest::of(b"image")), "gpus": 0},
+        "initialModel": {"seed": 7},
+        "aggregation": {"secure": {"protocol": "None", "minContributors": 3}, "clipNorm": "10"},
+        "rounds": {"max": 5, "quorum": 3, "deadline": "1h"},
+    }))
+    .unwrap()
+}
+
+fn policy(approval: &str) -> Arc<SitePolicy> {
+    let study = json!({
+        "study": "research/hippocampus", "uid": "study", "specDigest": spec().digest(), "approval": approval,
+        "dataset": {"trainClaim": "train", "evaluateClaim": "evaluate", "labelsClaim": "labels"},
+    });
+    let spec = json!({
+        "participation": "Enabled", "maxGPUs": 0, "registries": ["registry.example/"],
+        "resources": {"cpu": "1", "memory": "1Gi", "workClaim": "work"},
+        "studies": [study],
+        "aggregation": {"minContributors": 3, "allowPlaintextUpdates": true},
+    });
+    let policy = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy", "metadata": {"name": "default"}, "spec": spec});
+    Arc::new(serde_json::from_value(policy).unwrap())
+}
+
+fn item(uid: &str, round: u32, state: ItemState, clock: &Clock) -> Item {
+    let work = RoundWork {
+        study: "research/hippocampus".parse().unwrap(),
+        study_uid: "study".into(),
+        spec_digest: spec().digest(),
+        round,
+        kind: TaskKind::Train,
+        model: Digest::of(b"model"),
+        schema: Digest::of(b"schema"),
+        roster_size: 3,
+        attempt: 0,
+        step: None,
+        deadline: clock.now() + jiff::SignedDuration::from_hours(1),
+    };
+    Item { uid: uid.into(), state, work: Work::Round(work) }
+}
+
+/// Looks until there is an answer; the server has no other way to say so.
+async fn until<T: Debug, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    for _ in 0..600 {
+        if let Some(found) = look().await {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not within a minute: {what}");
+}
+
+struct Cluster {
+    client: Client,
+}
+
+impl Cluster {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn install(&self) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE,
+            "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
+        namespaces.create(&PostParams::default(), &namespace.unwrap()).await.unwrap();
+        let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
+        for definition in schema::all() {
+            definitions.create(&PostParams::default(), &definition).await.unwrap();
+        }
+        until("RoundTasks are served", || async {
+            self.api::<RoundTask>().list(&kube::api::ListParams::default()).await.ok().map(|_| ())
+        })
+        .await;
+    }
+
+    async fn get<K>(&self, name: &str) -> Option<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        self.api::<K>().get_opt(name).await.unwrap()
+    }
+
+    /// Plays the kubelet: the pod of a Job with its trainer in this state.
+    async fn pod(&self, job: &Job, phase: &str, trainer: Value) {
+        let name = format!("{}-pod", job.name_any());
+        let pods: Api<Pod> = self.api();
+        if self.get::<Pod>(&name).await.is_none() {
+            let template = job.spec.clone().unwrap().template;
+            let mut pod = Pod { metadata: template.metadata.unwrap_or_default(), spec: template.spec, status: None };
+            pod.metadata.name = Some(name.clone());
+            let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": job.name_any(), "uid": job.uid()});
+            pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).unwrap()]);
+            pods.create(&PostParams::default(), &pod).await.unwrap();
+        }
+        let status = json!({"name": "trainer", "state": trainer, "image": "i", "imageID": "i", "ready": false, "restartCount": 0});
+        let patch = json!({"status": {"phase": phase, "containerStatuses": [status]}});
+        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    /// Waits until a task's status has this reason.
+    async fn reason(&self, task: &str, reason: SiteReason) -> RoundTask {
+        until(&format!("{task} is {reason:?}"), || async {
+            let task: Option<RoundTask> = self.get(task).await;
+            task.filter(|t| t.status.as_ref().and_then(|s| s.reason) == Some(reason))
+        })
+        .await
+    }
+}
+
+/// A context whose desired state and policy the test sets.
+struct Agent {
+    ctx: Arc<Context>,
+    desired: watch::Sender<Arc<Assignment>>,
+    policy: watch::Sender<Option<Arc<SitePolicy>>>,
+    revision: u64,
+}
+
+impl Agent {
+    fn new(client: Client, folder: &Path) -> Self {
+        let digest = Digest::of(b"x");
+        let config = Config::parse_from([
+            "consilium-agent".to_owned(),
+            "--gateway=https://hub:30443".to_owned(),
+            format!("--courier-image=registry.example/agent@{digest}"),
+            format!("--evaluator-image=registry.example/trainer@{digest}"),
+            format!("--inference-image=registry.example/inference@{digest}"),
+        ]);
+        let (desired, wanted) =
+            watch::channel(Arc::new(Assignment { hub_epoch: "e".into(), revision: 0, items: vec![] }));
+        let (policy_in, policy_out) = watch::channel(Some(policy("Automatic")));
+        let metrics = Metrics::new().unwrap();
+        let source = Objects(BTreeMap::from([(spec().digest(), canonical_json(&spec()).into())]));
+        let state = State::open(&folder.join("state"), [7; 32]).unwrap();
+        let now = Clock::system().now();
+        state.put_blob("tasks/probe", &serde_json::to_vec(&json!({"at": now, "reached": null})).unwrap()).unwrap();
+        let ctx = Context {
+            config,
+            site: "alder".parse().unwrap(),
+            state,
+            facts: Facts::default(),
+            desired: wanted,
+            policy: policy_out,
+            objects: ObjectCache::new(folder.join("objects"), 1 << 30, Arc::new(source), metrics.clone()).unwrap(),
+            kube: client,
+            metrics,
+            desk: tasks::Desk::default(),
+            enforcement: watch::Sender::new(Enforcement::Unknown),
+            clock: Clock::system(),
+            entropy: Entropy::system(),
+            shutdown: CancellationToken::new(),
+        };
+        Self { ctx: Arc::new(ctx), desired, policy: policy_in, revision: 0 }
+    }
+
+    fn want(&mut self, items: Vec<Item>) {
+        self.revision += 1;
+        self.desired.send_replace(Arc::new(Assignment { hub_epoch: "e".into(), revision: self.revision, items }));
+    }
+
+    fn fact(&self, uid: &str) -> Option<SiteReason> {
+        self.ctx.facts.round(uid, TaskKind::Train).map(|fact| fact.reason)
+    }
+}
+
+#[tokio::test]
+async fn rounds_come_and_go_on_a_real_api_server() {
+    let Ok(path) = std::env::var(KUBECONFIG) else {
+        println!("not run, since {KUBECONFIG} is not set; see the head of this file");
+        return;
+    };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let kubeconfig = Kubeconfig::read_from(path).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let cluster = Cluster { client: Client::try_from(config).unwrap() };
+    cluster.install().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = Agent::new(cluster.client.clone(), folder.path());
+    let running = tokio::spawn(tasks::run(Arc::clone(&agent.ctx)));
+
+    bad_data_is_reported_once(&cluster, &mut agent).await;
+    a_veto_stops_and_an_approval_goes_on(&cluster, &mut agent).await;
+    a_removed_job_and_a_stored_update(&cluster, &agent).await;
+    a_tombstone_leaves_nothing(&cluster, &mut agent).await;
+
+    agent.ctx.shutdown.cancel();
+    running.await.unwrap().unwrap();
+}
+
+async fn bad_data_is_reported_once(cluster: &Cluster, agent: &mut Agent) {
+    agent.want(vec![item("round-1", 1, ItemState::Active, &agent.ctx.clock)]);
+    let name = "hippocampus-r1-train";
+    let job: Job = until("the Job of try 1", || cluster.get("hippocampus-r1-train-1")).await;
+    let secret: Secret = cluster.get("hippocampus-r1-train-1").await.expect("the credential comes before the Job");
+    assert_eq!(secret.data.unwrap().keys().collect::<Vec<_>>(), ["ca.crt", "token"]);
+    cluster.reason(name, SiteReason::Queued).await;
+    cluster.pod(&job, "Running", json!({"running": {"startedAt": agent.ctx.now()}})).await;
+    cluster.reason(name, SiteReason::Training).await;
+    let log = "error: scan.nii.gz: truncated";
+    cluster.pod(&job, "Running", json!({"terminated": {"exitCode": 42, "reason": "Error", "message": log}})).await;
+    let task = cluster.reason(name, SiteReason::InvalidData).await;
+    let conditions = task.status.unwrap().conditions;
+    let succeeded = conditions.iter().find(|c| c.type_ == "Succeeded").unwrap();
+    assert_eq!((succeeded.status.as_str(), succeeded.message.as_str()), ("False", "scan.nii.gz: truncated"));
+    assert_eq!(agent.fact("round-1"), Some(SiteReason::InvalidData));
+    assert!(cluster.get::<Job>("hippocampus-r1-train-2").await.is_none(), "bad data is not tried again");
+}
+
+async fn a_veto_stops_and_an_approval_goes_on(cluster: &Cluster, agent: &mut Agent) {
+    agent.policy.send_replace(Some(policy("Denied")));
+    let (first, second) = ("round-1", "round-2");
+    let clock = agent.ctx.clock.clone();
+    agent.want(vec![item(first, 1, ItemState::Active, &clock), item(second, 2, ItemState::Active, &clock)]);
+    until("the refusal", || async { (agent.fact(second) == Some(SiteReason::DeniedByPolicy)).then_some(()) }).await;
+    assert!(cluster.get::<RoundTask>("hippocampus-r2-train").await.is_none(), "a refused round leaves no object");
+
+    agent.policy.send_replace(Some(policy("Automatic")));
+    let job: Job = until("the Job of try 1", || cluster.get("hippocampus-r2-train-1")).await;
+    cluster.pod(&job, "Running", json!({"running": {"startedAt": agent.ctx.now()}})).await;
+    cluster.reason("hippocampus-r2-train", SiteReason::Training).await;
+
+    agent.policy.send_replace(Some(policy("Denied")));
+    let task = cluster.reason("hippocampus-r2-train", SiteReason::DeniedByPolicy).await;
+    let approved = task.status.unwrap().conditions.into_iter().find(|c| c.type_ == "Approved").unwrap();
+    assert!(approved.status == "False" && approved.message.contains("approval is Denied"), "{approved:?}");
+    until("the Job is gone", || async { cluster.get::<Job>("hippocampus-r2-train-1").await.is_none().then_some(()) })
+        .await;
+
+    agent.policy.send_replace(Some(policy("Automatic")));
+    let _: Job = until("the Job of try 2", || cluster.get("hippocampus-r2-train-2")).await;
+}
+
+async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
+    let name = "hippocampus-r2-train";
+    let task = cluster.reason(name, SiteReason::Queued).await;
+    let status = task.status.clone().unwrap();
+    assert_eq!((status.r#try, status.job_name.as_deref()), (Some(2), Some("hippocampus-r2-train-2")));
+    let mut writer = agent.ctx.state.begin_update("round-2").unwrap();
+    writer.put_chunk(&[0; 64]).unwrap();
+    let meta = consilium_agent::state::UpdateMeta {
+        task_uid: task.uid().unwrap(),
+        task_name: name.into(),
+        study: "research/hippocampus".parse().unwrap(),
+        spec_digest: spec().digest(),
+        round: 2,
+        base: Digest::of(b"model"),
+        roster_size: 3,
+        examples: 10,
+        norm: "1.0".into(),
+        clipped: false,
+        delivered: agent.ctx.now(),
+    };
+    let stored = writer.finish(meta).unwrap();
+    agent.ctx.desk.delivered();
+    let status = cluster.reason(name, SiteReason::Ready).await.status.unwrap();
+    assert_eq!(status.update_digest, Some(stored.digest()));
+    assert!(status.conditions.iter().all(|c| c.status == "True"), "{:?}", status.conditions);
+    assert_eq!(agent.fact("round-2"), Some(SiteReason::Ready));
+}
+
+async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
+    let clock = agent.ctx.clock.clone();
+    agent
+        .want(vec![item("round-1", 1, ItemState::Cancelled, &clock), item("round-2", 2, ItemState::Cancelled, &clock)]);
+    until("the tasks are gone", || async {
+        let tasks = cluster.api::<RoundTask>().list(&kube::api::ListParams::default()).await.unwrap();
+        tasks.items.is_empty().then_some(())
+    })
+    .await;
+    until("the rounds are acknowledged", || async {
+        (agent.fact("round-1").is_none() && agent.fact("round-2").is_none()).then_some(())
+    })
+    .await;
+    assert!(agent.ctx.state.updates().unwrap().is_empty());
+    // A real cluster's garbage collector takes the Jobs; here they only must be owned.
+    let jobs = cluster.api::<Job>().list(&kube::api::ListParams::default()).await.unwrap();
+    assert!(jobs.items.iter().all(|job| !job.owner_references().is_empty()));
+    cluster
+        .api::<Job>()
+        .delete_collection(&DeleteParams::background(), &kube::api::ListParams::default())
+        .await
+        .unwrap();
+}
