@@ -4,7 +4,7 @@
 //! Time comes in as an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
@@ -21,6 +21,9 @@ use crate::store::{BlobStore, StoreError};
 /// Changes that a slow listener may lag behind before it is told to look at everything.
 const CHANGES: usize = 4096;
 
+/// Manifests kept in memory: a few kilobytes each, and one for each model that is worked on.
+const MANIFESTS: usize = 256;
+
 /// Shared by gateway and controllers; a clone is the same hub.
 #[derive(Clone)]
 pub struct Hub(Arc<Inner>);
@@ -34,6 +37,7 @@ struct Inner {
     sites: Mutex<BTreeMap<SiteName, Site>>,
     manifests: Mutex<BTreeMap<Digest, Arc<ModelManifest>>>,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
+    knows_accepted: AtomicBool,
     changes: broadcast::Sender<SiteName>,
 }
 
@@ -70,6 +74,7 @@ impl Hub {
             sites: Mutex::default(),
             manifests: Mutex::default(),
             accepted: watch::Sender::new(Arc::default()),
+            knows_accepted: AtomicBool::new(false),
             changes: broadcast::Sender::new(CHANGES),
         }))
     }
@@ -84,22 +89,15 @@ impl Hub {
     /// Call it only from synced caches: until the first call a hospital is told nothing at all, because an
     /// assignment that lacks an item is not the same as none. Returns whether anything changed.
     pub fn publish(&self, site: &SiteName, items: Vec<Item>) -> bool {
-        let changed = {
-            let mut sites = self.sites();
-            let desired = &sites.entry(site.clone()).or_default().desired;
-            desired.send_if_modified(|known| {
-                if known.as_ref().is_some_and(|known| known.items == items) {
-                    return false;
-                }
-                let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
-                *known = Some(Arc::new(Assignment { hub_epoch: self.0.epoch.clone(), revision, items }));
-                true
-            })
-        };
-        if changed {
-            self.forget_unused_manifests();
-        }
-        changed
+        let mut sites = self.sites();
+        sites.entry(site.clone()).or_default().desired.send_if_modified(|known| {
+            if known.as_ref().is_some_and(|known| known.items == items) {
+                return false;
+            }
+            let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
+            *known = Some(Arc::new(Assignment { hub_epoch: self.0.epoch.clone(), revision, items }));
+            true
+        })
     }
 
     /// The desired state of one hospital as it changes; `None` until the first [`Self::publish`].
@@ -123,6 +121,7 @@ impl Hub {
             }
             differs
         });
+        self.0.knows_accepted.store(true, Ordering::Relaxed);
         if !changed {
             return;
         }
@@ -140,6 +139,11 @@ impl Hub {
     /// Whether a hospital may call.
     pub fn is_accepted(&self, site: &SiteName) -> bool {
         self.0.accepted.borrow().contains(site)
+    }
+
+    /// Whether it is known yet who may call: a hub that has just started must not tell a hospital that it may not.
+    pub fn knows_accepted(&self) -> bool {
+        self.0.knows_accepted.load(Ordering::Relaxed)
     }
 
     /// The accepted hospitals as they change.
@@ -207,7 +211,7 @@ impl Hub {
         Ok(false)
     }
 
-    /// A model's manifest, kept in memory while some assignment names it.
+    /// A model's manifest; those asked for lately are kept in memory.
     ///
     /// # Errors
     /// When it cannot be read from the store.
@@ -216,7 +220,11 @@ impl Hub {
             return Ok(known.clone());
         }
         let manifest = Arc::new(self.0.store.get_manifest(model).await?);
-        lock(&self.0.manifests).insert(model, manifest.clone());
+        let mut known = lock(&self.0.manifests);
+        if known.len() >= MANIFESTS {
+            known.clear();
+        }
+        known.insert(model, manifest.clone());
         Ok(manifest)
     }
 
@@ -255,16 +263,6 @@ impl Hub {
     pub fn changed(&self, site: &SiteName) {
         // No listener is no fault: the controllers look at everything when they start.
         let _ = self.0.changes.send(site.clone());
-    }
-
-    fn forget_unused_manifests(&self) {
-        let used: BTreeSet<Digest> = self
-            .sites()
-            .values()
-            .filter_map(|s| s.desired.borrow().clone())
-            .flat_map(|a| a.items.iter().map(model_of).collect::<Vec<_>>())
-            .collect();
-        lock(&self.0.manifests).retain(|model, _| used.contains(model));
     }
 
     fn sites(&self) -> MutexGuard<'_, BTreeMap<SiteName, Site>> {

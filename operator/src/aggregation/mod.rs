@@ -25,7 +25,7 @@ pub use sum::{CHUNK_BUFFER_BYTES, Summer};
 
 /// Chunks that are summed side by side: two cores hash twice as fast, and while one chunk waits for the volume to make
 /// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`].
-const LANES: usize = 4;
+const LANES: usize = 3;
 
 /// What to sum, and what the sum is added to.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 
 /// Chunk bodies that are read at a time; each holds at most one message.
-const BODIES: usize = 12;
+const BODIES: usize = 8;
 /// A body that takes longer loses its place, or a stalled hospital would hold up the others.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const PUT_CHUNK: &str = "/consilium.v1.Hub/PutChunk";

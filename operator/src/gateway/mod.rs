@@ -34,7 +34,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that a hospital may send ahead of being read, in a connection: bounds memory with 200 hospitals sending.
-const WINDOW_BYTES: u32 = 256 << 10;
+const WINDOW_BYTES: u32 = 128 << 10;
 /// Calls that one hospital may have open at a time.
 const MAX_STREAMS: u32 = 32;
 

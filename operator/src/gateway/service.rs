@@ -45,6 +45,9 @@ impl Gateway {
             self.metrics.refused(Refusal::NoIdentity);
             Status::unauthenticated(error.to_string())
         })?;
+        if !self.hub.knows_accepted() {
+            return Err(Status::unavailable("the hub is starting and does not know its hospitals yet; try again soon"));
+        }
         if !self.hub.is_accepted(&caller.site) {
             self.metrics.refused(Refusal::NotAccepted);
             return Err(not_accepted(&caller.site));

@@ -36,12 +36,23 @@ async fn without_a_certificate_of_the_right_ca_nothing_answers() {
 #[tokio::test]
 async fn a_certificate_that_is_not_one_hospital_is_refused() {
     let rig = Rig::start().await;
+    rig.accept(&["alder", "birch"]);
     let both = ["spiffe://consilium/site/alder", "spiffe://consilium/site/birch"];
     for uris in [&both[..], &[], &["spiffe://elsewhere/site/alder"]] {
         let status = rig.client(Some(rig.pki.identity(uris))).watch(watch()).await.err().unwrap();
         assert_eq!(status.code(), Code::Unauthenticated, "{uris:?}");
         assert!(status.message().contains("spiffe://consilium/site/"), "{status}");
     }
+}
+
+/// A restart of the hub must not look like a revocation to hospitals that are quicker than its caches.
+#[tokio::test]
+async fn a_hub_that_does_not_know_its_hospitals_yet_says_try_again() {
+    let rig = Rig::start().await;
+    let mut alder = rig.site("alder");
+    assert_eq!(alder.watch(watch()).await.err().unwrap().code(), Code::Unavailable);
+    rig.accept(&[]);
+    assert_eq!(alder.watch(watch()).await.err().unwrap().code(), Code::PermissionDenied);
 }
 
 #[tokio::test]
