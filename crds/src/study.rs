@@ -31,10 +31,10 @@ use crate::values::{self, ValueError};
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,47}[a-z0-9])?$')")
         .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\": use at most 49 lower-case letters, digits and \"-\", no dots, since rounds and releases are named after it'".into())),
     validation = Rule::new("self.spec.rounds.quorum <= self.spec.sites.size()")
-        .message("spec.rounds.quorum must be at most the number of spec.sites: lower the quorum or name more sites")
+        .message(Message::Expression("'spec.rounds.quorum is %d and must be at most the number of spec.sites, which is %d: lower the quorum or name more sites'.format([self.spec.rounds.quorum, self.spec.sites.size()])".into()))
         .field_path(".spec.rounds.quorum"),
     validation = Rule::new("self.spec.aggregation.secure.minContributors <= self.spec.rounds.quorum")
-        .message("spec.aggregation.secure.minContributors must be at most spec.rounds.quorum, else a quorum could never be summed: lower the one or raise the other")
+        .message(Message::Expression("'spec.aggregation.secure.minContributors is %d and must be at most spec.rounds.quorum, which is %d, else a quorum could never be summed: lower the one or raise the other'.format([self.spec.aggregation.secure.minContributors, self.spec.rounds.quorum])".into()))
         .field_path(".spec.aggregation.secure.minContributors"),
     validation = Rule::new("has(self.spec.initialModel.seed) != has(self.spec.initialModel.digest)")
         .message(Message::Expression("'spec.initialModel has ' + (has(self.spec.initialModel.seed) ? 'both' : 'neither') + ' of seed and digest: write seed to make a new model, or digest to start from one in the store'".into()))
@@ -43,7 +43,7 @@ use crate::values::{self, ValueError};
         .message("spec.initialModel cannot be changed: make a new study to start from another model")
         .field_path(".spec.initialModel"),
     validation = Rule::new("self.spec.rounds.max >= oldSelf.spec.rounds.max")
-        .message("spec.rounds.max can only grow: make a new study to plan fewer rounds")
+        .message(Message::Expression("'spec.rounds.max is %d and was %d: it can only grow; make a new study to plan fewer rounds'.format([self.spec.rounds.max, oldSelf.spec.rounds.max])".into()))
         .field_path(".spec.rounds.max"),
     printcolumn(name = "Round", type_ = "integer", json_path = ".status.currentRound"),
     printcolumn(name = "Max", type_ = "integer", json_path = ".spec.rounds.max"),

@@ -234,3 +234,41 @@ fn every_kind_has_columns_for_its_state_and_its_age() {
         }
     }
 }
+
+/// Whoever starts from an example starts from one that is accepted.
+#[test]
+fn every_example_is_valid() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut open = vec![root];
+    let mut seen = BTreeSet::new();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        if path.extension().is_none_or(|end| end != "yaml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for document in serde_yaml_ng::Deserializer::from_str(&text) {
+            let object = <Value as serde::Deserialize>::deserialize(document).unwrap();
+            if !object["apiVersion"].as_str().unwrap_or_default().starts_with(crate::GROUP) {
+                continue;
+            }
+            let kind = object["kind"].as_str().unwrap();
+            let refused = refusals(&shape_of(kind), &object, None);
+            assert!(refused.is_empty(), "{}: {refused:?}", path.display());
+            let spec = object["spec"].clone();
+            let parsed = match kind {
+                "TrustSite" => serde_json::from_value::<crate::TrustSiteSpec>(spec).map(drop),
+                "FederatedStudy" => serde_json::from_value::<crate::FederatedStudySpec>(spec).map(drop),
+                "ModelPromotion" => serde_json::from_value::<crate::ModelPromotionSpec>(spec).map(drop),
+                "SitePolicy" => serde_json::from_value::<crate::SitePolicySpec>(spec).map(drop),
+                other => panic!("{}: nobody writes a {other} by hand", path.display()),
+            };
+            parsed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            seen.insert(kind.to_owned());
+        }
+    }
+    assert_eq!(seen.len(), 4, "{seen:?}");
+}

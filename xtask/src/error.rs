@@ -46,6 +46,8 @@ pub enum Error {
     TorchWheelMissing,
     #[error("`cargo xtask verify` found faults: {failed}. Each line above says what and where")]
     Verify { failed: String },
+    #[error("the charts are not as they should be:\n  {faults}")]
+    Charts { faults: String },
     #[error("certificate for `{name}`: {source}")]
     Pki { name: String, source: rcgen::Error },
 }

@@ -1,4 +1,4 @@
-//! Files that are written from the code and committed: CRDs, and the chart that installs them.
+//! Files that are written from the code and committed: CRDs, the chart that installs them, the page of metrics.
 //!
 //! [`files`] makes them all in memory; `generate` writes them and `verify` compares them, so both look at the same list.
 
@@ -11,7 +11,10 @@ use std::{
 use consilium_crds::schema;
 use serde_json::{Value, json};
 
-use crate::error::{Error, IoContext, Result};
+use crate::{
+    error::{Error, IoContext, Result},
+    metrics,
+};
 
 /// Folders in which everything is generated; a file there that nothing makes any more is removed.
 const OWNED: &[&str] = &["crds/generated", "charts/consilium-crds/templates"];
@@ -35,6 +38,7 @@ pub fn files() -> Result<BTreeMap<PathBuf, String>> {
         files.insert(Path::new("crds/generated").join(&file), yaml);
         files.insert(Path::new("charts/consilium-crds/templates").join(&file), chart);
     }
+    files.insert("docs/metrics.md".into(), metrics::page()?);
     Ok(files)
 }
 

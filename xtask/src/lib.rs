@@ -3,13 +3,20 @@
 //! `main.rs` reads the command line and calls one module per subcommand. Nothing here is part of the product.
 
 pub mod apiserver;
+pub mod bench;
 pub mod cache;
+pub mod charts;
 pub mod cluster;
+pub mod demo;
 pub mod error;
+pub mod federation;
 pub mod generate;
 pub mod images;
 pub mod libtorch;
+pub mod metrics;
 pub mod packages;
+pub mod plugin;
 pub mod process;
+pub mod test;
 pub mod tools;
 pub mod verify;

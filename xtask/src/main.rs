@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{apiserver, cluster, error::Result, generate, images, verify};
+use xtask::{apiserver, bench, charts, cluster, demo, error::Result, generate, images, test, verify};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -15,6 +15,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// A hub and four hospitals on this machine train a model, release it, promote it and ask it.
+    Demo(demo::Arguments),
+    /// Everything that CI runs.
+    Test(test::Arguments),
+    /// Figures beside their limits.
+    Bench(bench::Arguments),
     /// Real Kubernetes clusters on this machine: a hub and hospitals, each in a network namespace of its own.
     #[command(subcommand)]
     Cluster(cluster::cli::Command),
@@ -25,16 +31,22 @@ enum Task {
     Generate,
     /// Checks generated files, dependency arrows, purity, file lengths, formatting, licences and advisories.
     Verify,
+    /// Lints and renders the charts and checks what comes out.
+    Charts,
     /// Runs a command beside a bare API server, with CONSILIUM_APISERVER_KUBECONFIG set for it.
     Apiserver(apiserver::Arguments),
 }
 
 fn run() -> Result<()> {
     match Arguments::parse().task {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Cluster(command) => cluster::cli::run(command),
         Task::Images(command) => images::cli::run(command),
         Task::Generate => generate::run(),
         Task::Verify => verify::run(),
+        Task::Charts => charts::test(),
         Task::Apiserver(arguments) => apiserver::run(&arguments),
     }
 }

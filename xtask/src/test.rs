@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     apiserver::ApiServer,
+    charts,
     cluster,
     error::{Error, Result},
     libtorch, packages, process, verify,
@@ -36,7 +37,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("verify", "formatting, generated files, dependency arrows, licences", |_| verify::run()),
     ("lint", "clippy over everything, warnings denied", lint),
     ("unit", "unit, property and in-process API tests of every package", unit),
-    ("charts", "lint and render the charts", |_| Ok(())),
+    ("charts", "lint, render and judge the charts", |_| charts::test()),
     ("apiserver", "every rule of the API against a real API server", apiserver),
     ("e2e", "a hub and four hospital clusters on phantoms", e2e),
 ];
