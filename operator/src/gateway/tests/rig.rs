@@ -96,12 +96,16 @@ impl Rig {
     }
 
     pub(super) fn client(&self, identity: Option<Identity>) -> HubClient<Channel> {
+        self.client_at(self.address, identity)
+    }
+
+    pub(super) fn client_at(&self, address: SocketAddr, identity: Option<Identity>) -> HubClient<Channel> {
         let mut tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.pki.ca)).domain_name("localhost");
         if let Some(identity) = identity {
             tls = tls.identity(identity);
         }
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap().tls_config(tls).unwrap();
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         HubClient::new(endpoint.connect_lazy())
     }
 
@@ -111,6 +115,22 @@ impl Rig {
 
     pub(super) fn plaintext_client(&self) -> HubClient<Channel> {
         HubClient::new(Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy())
+    }
+
+    /// A relay to the gateway that, once told, keeps its connection open and passes nothing on.
+    pub(super) async fn relay(&self) -> (SocketAddr, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, silence, gateway) = (listener.local_addr().unwrap(), CancellationToken::new(), self.address);
+        let told = silence.clone();
+        tokio::spawn(async move {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = tokio::net::TcpStream::connect(gateway).await.unwrap();
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                () = told.cancelled() => std::future::pending().await,
+            }
+        });
+        (address, silence)
     }
 
     /// Stores a model of ten parameters; its digest.
