@@ -85,7 +85,7 @@ impl Unmasking {
         threads: NonZeroUsize,
         sum: &mut Vec<u32>,
     ) -> Result<(), HubError> {
-        *sum = self.begin_chunk(chunk, std::mem::take(sum))?.add(uploads)?.finish(threads)?;
+        *sum = self.begin_chunk(chunk, std::mem::take(sum))?.verify_and_add(uploads)?.finish(threads)?;
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl ChunkSum<'_> {
     ///
     /// # Errors
     /// [`HubError`]; the sum is dropped, for a part of a bad chunk may be in it.
-    pub fn add(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
+    pub fn verify_and_add(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
         let expected = self.expect(uploads)?;
         let mut hashers = vec![blake3::Hasher::new(); uploads.len()];
         // Tile by tile, so that bytes are hashed and added in one walk through memory.
@@ -138,11 +138,11 @@ impl ChunkSum<'_> {
         Ok(self)
     }
 
-    /// As [`ChunkSum::add`], for bytes that a store has just checked against [`crate::hub::Hub::chunk_digests`].
+    /// As [`ChunkSum::verify_and_add`], for bytes that a store has just checked against [`crate::hub::Hub::chunk_digests`].
     ///
     /// # Errors
     /// [`HubError`]; the sum is dropped.
-    pub fn add_checked(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
+    pub fn add_verified(mut self, uploads: &[&[u8]]) -> Result<Self, HubError> {
         self.expect(uploads)?;
         sum::add_all(&mut self.sum, uploads)?;
         self.added += uploads.len();

@@ -93,12 +93,12 @@ fn chunks_can_be_added_as_they_are_read() {
     assert_eq!(chunk.missing().count(), 5);
     for pair in survivors.chunks(2) {
         let uploads: Vec<&[u8]> = pair.iter().map(|i| world.sites[*i].uploads[1].as_slice()).collect();
-        chunk = chunk.add(&uploads).unwrap();
+        chunk = chunk.verify_and_add(&uploads).unwrap();
     }
     let head = world.attempt.round.layout().unwrap().head();
     assert_eq!(chunk.finish(common::ONE).unwrap(), sum[head..]);
     let uploads: Vec<&[u8]> = world.sites.iter().map(|s| s.uploads[1].as_slice()).collect();
-    let checked = unmasking.begin_chunk(1, Vec::new()).unwrap().add_checked(&uploads).unwrap();
+    let checked = unmasking.begin_chunk(1, Vec::new()).unwrap().add_verified(&uploads).unwrap();
     assert_eq!(checked.finish(common::ONE).unwrap(), sum[head..]);
     let short = unmasking.begin_chunk(1, Vec::new()).unwrap().finish(common::ONE);
     assert_eq!(short, Err(HubError::Uploads { got: 0, expected: 5 }));
