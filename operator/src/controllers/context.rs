@@ -4,14 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_crds::{FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
-use consilium_federation::{Digest, SiteName};
+use consilium_federation::{Digest, SiteName, StudyKey};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Client;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{Book, Owner};
@@ -202,6 +202,22 @@ impl Context {
         }
         specs.insert(digest, spec.clone());
         Ok(spec)
+    }
+
+    /// Whether a study is gone, or another stands under its name. A study that the cache lacks is asked for at the API:
+    /// one that does not parse is left out of the cache, and must not take its rounds along.
+    ///
+    /// # Errors
+    /// When the API does not say.
+    pub async fn study_is_gone(&self, study: &StudyKey, uid: &str) -> Result<bool, Error> {
+        let key = ObjectRef::<FederatedStudy>::new(&study.name).within(&study.namespace);
+        if let Some(known) = self.caches.studies.get(&key) {
+            return Ok(known.uid().as_deref() != Some(uid));
+        }
+        let api: Api<FederatedStudy> = Api::namespaced(self.client.clone(), &study.namespace);
+        let found = api.get_metadata_opt(&study.name).await;
+        let found = found.map_err(Error::kube(format!("looking whether the study {study} is gone")))?;
+        Ok(found.is_none_or(|meta| meta.uid().as_deref() != Some(uid)))
     }
 
     /// Asks for a reconcile of whatever stands in a book entry.

@@ -26,7 +26,7 @@ pub enum Error {
         what: String,
         /// Why it failed.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// Something else wrote first, or is still in the way.
     #[error("{0}")]
@@ -64,7 +64,7 @@ impl Error {
     /// Wraps a failed call to the store.
     pub fn store(what: impl Into<String>) -> impl FnOnce(StoreError) -> Self {
         let what = what.into();
-        move |source| Self::Store { what, source }
+        move |source| Self::Store { what, source: Box::new(source) }
     }
 
     /// How to go on.

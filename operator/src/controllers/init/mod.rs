@@ -148,17 +148,15 @@ pub async fn delete(context: &Context, names: &[String]) -> Result<(), Error> {
 /// # Errors
 /// When the API refuses.
 pub async fn sweep(context: &Context) -> Result<(), Error> {
-    let studies: BTreeSet<String> = context.caches.studies.state().iter().filter_map(|s| s.uid()).collect();
-    let orphaned = |j: &Job| {
-        j.metadata.deletion_timestamp.is_none() && j.labels().get(job::UID_LABEL).is_some_and(|u| !studies.contains(u))
-    };
-    let jobs = context.caches.jobs.state_filter(orphaned);
-    for job in &jobs {
-        if let Some(uid) = job.labels().get(job::UID_LABEL) {
-            context.delivered.forget(uid);
+    let mut orphans = Vec::new();
+    for of in context.caches.jobs.state().iter().filter(|j| j.metadata.deletion_timestamp.is_none()) {
+        let Some(owner) = job::owner(of) else { continue };
+        if context.study_is_gone(&owner.study, &owner.uid).await? {
+            context.delivered.forget(&owner.uid);
+            orphans.push(of.name_any());
         }
     }
-    delete(context, &jobs.iter().map(|j| j.name_any()).collect::<Vec<_>>()).await
+    delete(context, &orphans).await
 }
 
 fn jobs(context: &Context) -> Api<Job> {

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 
 /// The name of a key: the first 16 hexadecimal digits of its SHA-256.
 pub fn key_id(key: &VerifyingKey) -> String {
-    format!("hub-{}", &Digest::of(key.as_bytes()).hex()[..16])
+    Digest::of(key.as_bytes()).hex()[..16].to_owned()
 }
 
 /// The release of a round whose gate passed, attested.
@@ -99,6 +99,8 @@ mod tests {
         let release = cut(&passed(), &study_spec(), &key(1)).unwrap();
         assert_eq!((release.round, release.dice.as_str(), release.contributors.len()), (3, "0.8712", 3));
         assert_eq!(release.evidence.len(), 3);
+        // The bounds of the schema; the API server would refuse more.
+        assert_eq!((release.attestation.key_id.len(), release.attestation.signature.len()), (16, 88));
         verify(&release, &key(1).verifying_key()).unwrap();
         assert!(verify(&release, &key(2).verifying_key()).unwrap_err().contains("keyID"));
         // The same round gives the same release, so that a second try meets the first one's object.

@@ -13,12 +13,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consilium_crds::{FederatedStudy, TrainingRound};
+use consilium_crds::TrainingRound;
+use consilium_federation::StudyKey;
 use consilium_federation::round::{RoundPolicy, RoundState};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
 
 use super::context::Context;
 use super::error::{Class, Error};
@@ -38,7 +38,8 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
     let uid = round.uid().ok_or_else(|| Error::Bug("a TrainingRound without a UID".into()))?;
     let now = context.now();
     let deleting = round.metadata.deletion_timestamp.is_some();
-    if !deleting && !has_study(&context, &round) {
+    let study = StudyKey::new(round.namespace().unwrap_or_default(), round.spec.study.clone());
+    if !deleting && context.study_is_gone(&study, &round.spec.study_uid).await? {
         return apply::delete(&context, &round, &uid).await;
     }
     let policy = match policy(&context, &round).await {
@@ -73,12 +74,6 @@ fn requeue(state: &RoundState, now: Timestamp) -> Action {
     // A little late, so that the deadline has passed when it is looked at.
     let pause = decide::wake_in(state, now).map_or(IDLE, |d| d.saturating_add(Duration::from_millis(5)));
     Action::requeue(pause)
-}
-
-fn has_study(context: &Context, round: &TrainingRound) -> bool {
-    let namespace = round.namespace().unwrap_or_default();
-    let study = context.caches.studies.get(&ObjectRef::<FederatedStudy>::new(&round.spec.study).within(&namespace));
-    study.is_some_and(|study| study.uid().as_deref() == Some(&round.spec.study_uid))
 }
 
 async fn policy(context: &Context, round: &TrainingRound) -> Result<RoundPolicy, Error> {

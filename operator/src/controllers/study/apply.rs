@@ -17,15 +17,17 @@ use crate::controllers::init::{self, job};
 use crate::controllers::release::cut;
 use crate::controllers::write;
 
-/// Acts, writes the status if it changed, records the Events. A failed act leaves the others undone but not the
-/// status unwritten: what is known is known.
+/// Acts, writes the status if it changed, records the Events. A failed act does not keep the status unwritten, nor
+/// the acts that do not need it: a release whose name is taken must not end the training.
 pub async fn apply(context: &Context, facts: &Facts, plan: Plan) -> Result<(), Error> {
     let Plan { acts, status, notes } = plan;
-    let mut result = Ok(());
+    let mut failures: Vec<(&Act, Error)> = Vec::new();
     for act in &acts {
-        result = perform(context, facts, act).await;
-        if result.is_err() {
-            break;
+        if failures.iter().any(|(failed, _)| needs(act, failed)) {
+            continue;
+        }
+        if let Err(error) = perform(context, facts, act).await {
+            failures.push((act, error));
         }
     }
     let study = &*facts.study;
@@ -38,10 +40,20 @@ pub async fn apply(context: &Context, facts: &Facts, plan: Plan) -> Result<(), E
         if let (Some(_), Some(uid)) = (model, study.uid()) {
             context.delivered.forget(&uid);
         }
+        write::events(context, study, notes).await;
     }
-    result?;
-    write::events(context, study, notes).await;
-    Ok(())
+    // The first is the one to act on; the others come again with the next turn.
+    failures.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Whether an act makes no sense after another failed.
+const fn needs(act: &Act, failed: &Act) -> bool {
+    match failed {
+        Act::StoreSpec => matches!(act, Act::StartInit(_) | Act::Start(_)),
+        // A round is kept until its release is cut.
+        Act::Release { .. } => matches!(act, Act::Archive { .. }),
+        _ => false,
+    }
 }
 
 async fn perform(context: &Context, facts: &Facts, act: &Act) -> Result<(), Error> {
@@ -105,7 +117,11 @@ async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Res
     let api: Api<TrainingRound> = Api::namespaced(context.client.clone(), &study.namespace().unwrap_or_default());
     let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
     match api.create(&params, &round).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            let message = format!("round {} of {}", new.number, study.spec.rounds.max);
+            write::events(context, study, vec![write::Note::normal("RoundStarted", message)]).await;
+            Ok(())
+        }
         Err(error) if already_exists(&error) => {
             Err(Error::Conflict(format!("{} is there already; reading again", round.name_any())))
         }

@@ -319,7 +319,6 @@ impl Planner<'_> {
         }
         let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
         let number = number + 1;
-        self.notes.push(Note::normal("RoundStarted", format!("round {number} of {}", study.spec.rounds.max)));
         self.acts.push(Act::Start(NewRound { number, base_model, participants, waited_for, carry: carry.clone() }));
     }
 

@@ -1,0 +1,153 @@
+//! The hub beside a real API server: rights, fences, finalizers and restarts as they are, hospitals in memory.
+//!
+//! Needs a server: `cargo xtask apiserver -- cargo test -p consilium-operator --test apiserver`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod hospital;
+mod pod;
+mod world;
+
+use consilium_crds::conditions::status_of;
+use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_federation::SiteName;
+use consilium_federation::round::{Outcome, RoundStep};
+use hospital::Manner;
+use k8s_openapi::api::batch::v1::Job;
+use kube::Api;
+use kube::api::DeleteParams;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use world::{Running, SITES, TASKS, apply, eventually, install, study};
+
+fn hospitals(running: &Running, manners: [Manner; 4]) -> Vec<JoinHandle<()>> {
+    let start = |(site, manner): (&str, Manner)| {
+        let site: SiteName = site.parse().unwrap();
+        hospital::start(&running.hub, &site, manner)
+    };
+    SITES.into_iter().zip(manners).map(start).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_federation_runs_beside_a_real_api_server() {
+    let Ok(kubeconfig) = std::env::var("CONSILIUM_APISERVER_KUBECONFIG") else {
+        println!("not run, since CONSILIUM_APISERVER_KUBECONFIG is not set; see `cargo xtask apiserver`");
+        return;
+    };
+    consilium_operator::admin::init_logs(&std::env::var("CONSILIUM_LOG").unwrap_or_else(|_| "warn".into()));
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let (admin, operator) = world::clients(&kubeconfig).await;
+    install(&admin).await;
+    let folder = tempfile::tempdir().unwrap();
+    let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
+    let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
+
+    let mut running = Running::start(operator.clone(), folder.path()).await;
+    // A study with a bad reference says so, and stands in nobody's way.
+    apply(&admin, study("typo", 1, &["alder", "birch", "cedra"])).await;
+    eventually("the bad reference is told", async || {
+        let status = studies.get("typo").await.ok()?.status?;
+        let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted")?;
+        (accepted.reason == "InvalidReference" && accepted.message.contains("\"cedra\"")).then_some(())
+    })
+    .await;
+
+    // The first model is made by a Job, whose pod is played here.
+    apply(&admin, study("hippocampus", 3, &SITES)).await;
+    pod::play_init(&admin, running.port).await;
+    let willing = [Manner::Willing, Manner::Willing, Manner::Willing, Manner::Refusing];
+    let mut people = hospitals(&running, willing);
+    eventually("a hospital is connected", async || {
+        let site = Api::<TrustSite>::all(admin.clone()).get("alder").await.ok()?;
+        (status_of(&site.status?.conditions, "Connected") == Some("True")).then_some(())
+    })
+    .await;
+    let first = eventually("the first round is over", async || {
+        let state = rounds.get("hippocampus-1").await.ok()?.status?.round?;
+        state.is_over().then_some(state)
+    })
+    .await;
+    assert_eq!((first.outcome, first.contributors), (Some(Outcome::Completed), 3));
+
+    // Killed and started again on the same store, at whatever point the second round has reached.
+    people.iter().for_each(JoinHandle::abort);
+    running.stop().await;
+    running = Running::start(operator.clone(), folder.path()).await;
+    people = hospitals(&running, willing);
+    let done = eventually("the study is finished", async || {
+        let status = studies.get("hippocampus").await.ok()?.status?;
+        (status_of(&status.conditions, "Succeeded") == Some("True")).then_some(status)
+    })
+    .await;
+    assert_eq!((done.current_round, done.rounds_succeeded), (Some(3), Some(3)));
+    pod::check_model(&running.hub, done.model.unwrap(), 3.0 * hospital::STEP).await;
+    eventually("old rounds are archived", async || {
+        let left = rounds.list(&Default::default()).await.ok()?.items.len();
+        (left == 1).then_some(())
+    })
+    .await;
+
+    promote(&admin).await;
+    delete_mid_round(&admin, &running).await;
+    people.iter().for_each(JoinHandle::abort);
+    running.stop().await;
+}
+
+async fn promote(admin: &kube::Client) {
+    let releases: Api<ModelRelease> = Api::namespaced(admin.clone(), "research");
+    let release = eventually("the release is attested", async || {
+        let release = releases.get("hippocampus-r3").await.ok()?;
+        let attested = status_of(&release.status.as_ref()?.conditions, "Attested") == Some("True");
+        attested.then_some(release)
+    })
+    .await;
+    apply(
+        admin,
+        json!({"apiVersion": "consilium.health/v1alpha1", "kind": "ModelPromotion",
+            "metadata": {"name": "shadow", "namespace": "research"},
+            "spec": {"release": {"name": "hippocampus-r3", "digest": release.spec.model}, "stage": "Shadow",
+                "sites": ["alder", "birch"]}}),
+    )
+    .await;
+    let promotions: Api<ModelPromotion> = Api::namespaced(admin.clone(), "research");
+    eventually("the promotion is rolled out", async || {
+        let status = promotions.get("shadow").await.ok()?.status?;
+        (status_of(&status.conditions, "RolledOut") == Some("True")).then_some(())
+    })
+    .await;
+    promotions.delete("shadow", &DeleteParams::default()).await.unwrap();
+    eventually("the promotion is gone once hospitals acknowledged", async || {
+        promotions.get_opt("shadow").await.ok()?.is_none().then_some(())
+    })
+    .await;
+}
+
+/// Without a garbage collector: the operator itself sees that the study is gone.
+async fn delete_mid_round(admin: &kube::Client, running: &Running) {
+    let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
+    let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
+    studies.delete("hippocampus", &DeleteParams::default()).await.unwrap();
+    eventually("the Init Job and the rounds of the study are gone", async || {
+        let jobs: Api<Job> = Api::namespaced(admin.clone(), TASKS);
+        let gone = |job: &Job| job.metadata.deletion_timestamp.is_some();
+        let jobs_gone = jobs.list(&Default::default()).await.ok()?.items.iter().all(gone);
+        (jobs_gone && rounds.list(&Default::default()).await.ok()?.items.is_empty()).then_some(())
+    })
+    .await;
+    // One made anew under the same name is another study; it starts, and is deleted while hospitals train.
+    let slow = hospitals(running, [Manner::Slow; 4]);
+    apply(admin, study("hippocampus", 3, &SITES)).await;
+    pod::play_init(admin, running.port).await;
+    eventually("the new study's first round is offered", async || {
+        let state = rounds.get("hippocampus-1").await.ok()?.status?.round?;
+        (state.step == RoundStep::Training).then_some(())
+    })
+    .await;
+    studies.delete("hippocampus", &DeleteParams::default()).await.unwrap();
+    eventually("its round is gone", async || rounds.get_opt("hippocampus-1").await.ok()?.is_none().then_some(())).await;
+    let alder: SiteName = "alder".parse().unwrap();
+    eventually("no hospital is asked for anything any more", async || {
+        running.hub.assignment(&alder)?.items.is_empty().then_some(())
+    })
+    .await;
+    slow.iter().for_each(JoinHandle::abort);
+}
