@@ -61,7 +61,7 @@ pub enum AskError {
 pub struct Question {
     /// `http://host:port`.
     pub url: String,
-    /// The model; without one, the server's only model is not known by name and must be given.
+    /// The model's name, that of its release.
     pub model: String,
     /// The scan.
     pub image: PathBuf,

@@ -190,23 +190,23 @@ pub struct Answer {
     pub json_length: Option<usize>,
 }
 
-/// Writes the answer to a question.
-pub fn answer(identity: &Identity, question: &Question, mask: &Mask) -> Answer {
+/// Writes the answer to the question with this id.
+pub fn answer(identity: &Identity, id: Option<&str>, binary: bool, mask: &Mask) -> Answer {
     let [x, y, z] = mask.grid.shape;
     let mut output = json!({ "name": OUTPUT, "datatype": "UINT8", "shape": [z, y, x] });
-    if question.binary_answer {
+    if binary {
         output["parameters"] = json!({ "binary_data_size": mask.labels.len() });
     } else {
         output["data"] = json!(mask.labels);
     }
     let mut head = json!({ "model_name": identity.name, "model_version": identity.version, "outputs": [output],
         "parameters": { "model_digest": identity.digest } });
-    if let Some(id) = &question.id {
+    if let Some(id) = id {
         head["id"] = json!(id);
     }
     let mut body = head.to_string().into_bytes();
-    let json_length = question.binary_answer.then_some(body.len());
-    if question.binary_answer {
+    let json_length = binary.then_some(body.len());
+    if binary {
         body.extend_from_slice(&mask.labels);
     }
     Answer { body, json_length }

@@ -30,7 +30,7 @@ fn binary_tensors_there_and_back() {
     assert!(question.binary_answer);
     let identity = Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into() };
     let mask = Mask { grid: grid.clone(), labels: vec![0, 1, 2, 0, 1, 2] };
-    let answer = answer(&identity, &question, &mask);
+    let answer = answer(&identity, None, true, &mask);
     assert_eq!(read_answer(&answer.body, answer.json_length, &grid).unwrap(), mask);
     let head: Value = serde_json::from_slice(&answer.body[..answer.json_length.unwrap()]).unwrap();
     assert_eq!(head["outputs"][0]["shape"], json!([1, 2, 3]));

@@ -148,9 +148,10 @@ async fn try_answer(served: &Served, headers: &HeaderMap, body: Bytes) -> Result
                 .ok_or_else(|| invalid(format!("{HEADER_LENGTH} is no whole number")))?,
         ),
     };
-    let question = protocol::parse(&body, json_length, served.max_voxels).map_err(|e| invalid(e.to_string()))?;
+    let protocol::Question { id, volume, binary_answer } =
+        protocol::parse(&body, json_length, served.max_voxels).map_err(|e| invalid(e.to_string()))?;
     drop(body);
-    let mask = served.batcher.segment(question.volume.clone()).await.map_err(|refused| match refused {
+    let mask = served.batcher.segment(volume).await.map_err(|refused| match refused {
         Refused::Overloaded(_) => {
             let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
@@ -158,7 +159,7 @@ async fn try_answer(served: &Served, headers: &HeaderMap, body: Bytes) -> Result
         }
         Refused::Failed(_) => (Ending::Failed, error(StatusCode::INTERNAL_SERVER_ERROR, &refused.to_string())),
     })?;
-    let answer = protocol::answer(&served.identity, &question, &mask);
+    let answer = protocol::answer(&served.identity, id.as_deref(), binary_answer, &mask);
     let mut response = answer.body.into_response();
     let kind = if answer.json_length.is_some() { "application/octet-stream" } else { "application/json" };
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use consilium_federation::digest::Digest;
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
@@ -17,6 +17,9 @@ use crate::contract::{Root, write_json};
 use crate::data::{Examples, read_folder};
 use crate::engine::{Checkpoints, Engine, Job, Outcome};
 use crate::error::TrainerError;
+
+/// How often `progress.json` is replaced.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn run(
     root: &Root,
@@ -45,7 +48,15 @@ pub(super) fn run(
         rounds: task.rounds,
         checkpoints: Some(Checkpoints { folder: root.checkpoint(), every: args.checkpoint_every, task: digest }),
     };
-    let mut tell = |progress: &Progress, _loss: f64| root.progress(progress);
+    let mut told = Instant::now();
+    let mut tell = |progress: &Progress, _loss: f64| {
+        // The file is made durable each time; once a second is as often as anyone looks.
+        if progress.step < progress.of && progress.step > 1 && told.elapsed() < TELL_EVERY {
+            return Ok(());
+        }
+        told = Instant::now();
+        root.progress(progress)
+    };
     let outcome = engine.run(&job, stop, &mut tell)?;
     let seconds = began.elapsed().as_secs_f64();
     write_results(root, &engine, &examples, &outcome, seconds)?;
