@@ -17,11 +17,34 @@ use crate::Context;
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
+/// How long the first report waits for the controllers to look at what is known from before a restart.
+const FIRST_LOOK: Duration = Duration::from_secs(15);
+
+/// Waits until every part that was known before the restart has a fact again.
+///
+/// A round that is not listed counts as forgotten at the hub, which takes that as word that its work was cleaned up.
+async fn first_look(ctx: &Context) {
+    let known = ctx.desired.borrow().clone();
+    let mut facts = ctx.facts.changed();
+    let looked = facts.wait_for(|_| {
+        let (rounds, deployments) = ctx.facts.snapshot();
+        known.items.iter().all(|item| {
+            rounds.iter().any(|round| round.uid == item.uid) || deployments.iter().any(|model| model.uid == item.uid)
+        })
+    });
+    tokio::select! {
+        () = ctx.shutdown.cancelled() => {}
+        () = tokio::time::sleep(FIRST_LOOK) => {}
+        _ = looked => {}
+    }
+}
+
 /// Runs until shutdown.
 pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) {
     let mut facts = ctx.facts.changed();
     let mut desired = ctx.desired.clone();
     let mut backoff = Backoff::default();
+    first_look(&ctx).await;
     loop {
         let Some(open) = (tokio::select! {
             () = ctx.shutdown.cancelled() => return,

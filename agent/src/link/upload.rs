@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use consilium_crds::round_task::Irreversible;
 use consilium_federation::assignment::RoundWork;
@@ -49,6 +50,9 @@ pub enum AnnounceError {
     },
 }
 
+/// How long uploads have to end between two chunks at shutdown.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
 /// How one turn of an upload ended.
 enum Turn {
     /// The hub holds all of it, or has refused it: nothing to do while this connection lasts.
@@ -57,16 +61,26 @@ enum Turn {
     Waiting(String),
     /// Try again after a while.
     Retry(String),
+    /// It was no longer asked for.
+    Stopped,
 }
 
 struct Uploads {
     ctx: Arc<Context>,
     announce: Arc<dyn Announce>,
-    running: HashMap<UploadKey, CancellationToken>,
+    running: HashMap<UploadKey, Running>,
     tasks: JoinSet<(UploadKey, Result<Turn, StateError>)>,
     quiet: HashSet<UploadKey>,
     waiting: HashSet<UploadKey>,
     retries: HashMap<UploadKey, (Backoff, Instant)>,
+    /// Grows with every change of what a turn depends on.
+    changes: u64,
+}
+
+struct Running {
+    stop: CancellationToken,
+    /// `changes` when it began: what it saw may be out of date by the time it ends.
+    began: u64,
 }
 
 /// Runs until shutdown. Fails only when the volume does.
@@ -85,24 +99,27 @@ pub(super) async fn run(
         quiet: HashSet::new(),
         waiting: HashSet::new(),
         retries: HashMap::new(),
+        changes: 0,
     };
     loop {
         let open = channel.borrow_and_update().clone();
         uploads.turn(open);
-        let retry_at = uploads.retries.values().map(|(_, at)| *at).min();
+        let retry_at = uploads.retry_at();
         tokio::select! {
             () = ctx.shutdown.cancelled() => {
-                uploads.running.values().for_each(CancellationToken::cancel);
-                while uploads.tasks.join_next().await.is_some() {}
+                uploads.running.values().for_each(|running| running.stop.cancel());
+                let rest = async { while uploads.tasks.join_next().await.is_some() {} };
+                // What does not stop in time is ended like a kill would, and resumed like after one.
+                let _ = tokio::time::timeout(STOP_WITHIN, rest).await;
                 return Ok(());
             }
             _ = channel.changed() => {
                 uploads.quiet.clear();
                 uploads.retries.clear();
             }
-            _ = desired.changed() => uploads.waiting.clear(),
-            _ = policy.changed() => uploads.waiting.clear(),
-            _ = facts.changed() => uploads.waiting.clear(),
+            _ = desired.changed() => uploads.changed(),
+            _ = policy.changed() => uploads.changed(),
+            _ = facts.changed() => uploads.changed(),
             Some(ended) = uploads.tasks.join_next() => uploads.ended(ended)?,
             () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
         }
@@ -123,12 +140,24 @@ fn restore(ctx: &Context) -> Result<(), StateError> {
 }
 
 impl Uploads {
+    /// Something that a turn depends on is different now.
+    fn changed(&mut self) {
+        self.changes += 1;
+        self.waiting.clear();
+    }
+
+    /// When the next one that failed is due.
+    fn retry_at(&self) -> Option<Instant> {
+        let idle = self.retries.iter().filter(|(key, _)| !self.running.contains_key(key));
+        idle.map(|(_, (_, at))| *at).min()
+    }
+
     /// Stops what is no longer asked for and starts what is.
     fn turn(&mut self, channel: Option<Channel>) {
         let desired = self.ctx.desired.borrow().clone();
         let asked: Vec<(UploadKey, &RoundWork)> = desired.items.iter().filter_map(wanted).collect();
         let keys: BTreeSet<&UploadKey> = asked.iter().map(|(key, _)| key).collect();
-        self.running.iter().filter(|(key, _)| !keys.contains(key)).for_each(|(_, stop)| stop.cancel());
+        self.running.iter().filter(|(key, _)| !keys.contains(key)).for_each(|(_, running)| running.stop.cancel());
         self.retries.retain(|key, _| keys.contains(key));
         self.quiet.retain(|key| keys.contains(key));
         self.waiting.retain(|key| keys.contains(key));
@@ -139,12 +168,8 @@ impl Uploads {
             if later || self.running.contains_key(&key) || self.quiet.contains(&key) || self.waiting.contains(&key) {
                 continue;
             }
-            if let Some((_, at)) = self.retries.get_mut(&key) {
-                // It is on its way; its outcome sets the next time.
-                *at = now + std::time::Duration::from_secs(3600);
-            }
             let stop = self.ctx.shutdown.child_token();
-            self.running.insert(key.clone(), stop.clone());
+            self.running.insert(key.clone(), Running { stop: stop.clone(), began: self.changes });
             let turn =
                 Turner { ctx: self.ctx.clone(), announce: self.announce.clone(), channel: channel.clone(), stop };
             let work = work.clone();
@@ -160,7 +185,7 @@ impl Uploads {
         ended: Result<(UploadKey, Result<Turn, StateError>), tokio::task::JoinError>,
     ) -> anyhow::Result<()> {
         let (key, turn) = ended?;
-        self.running.remove(&key);
+        let began = self.running.remove(&key).map(|running| running.began);
         match turn? {
             Turn::Settled => {
                 self.retries.remove(&key);
@@ -169,8 +194,11 @@ impl Uploads {
             Turn::Waiting(why) => {
                 tracing::info!(round = key.round_uid, attempt = key.attempt, why, "nothing is uploaded for now");
                 self.retries.remove(&key);
-                self.waiting.insert(key);
+                if began == Some(self.changes) {
+                    self.waiting.insert(key);
+                }
             }
+            Turn::Stopped => {}
             Turn::Retry(why) => {
                 let (backoff, at) =
                     self.retries.entry(key.clone()).or_insert_with(|| (Backoff::default(), Instant::now()));
@@ -289,11 +317,7 @@ impl Turner {
                     self.ctx.state.append(ended(key, sent, false), self.ctx.now())?;
                 }
                 self.count("interrupted");
-                Ok(if self.stop.is_cancelled() {
-                    Turn::Waiting("it was stopped".into())
-                } else {
-                    Turn::Retry(error.to_string())
-                })
+                Ok(if self.stop.is_cancelled() { Turn::Stopped } else { Turn::Retry(error.to_string()) })
             }
         }
     }

@@ -23,12 +23,10 @@ pub use release::{ReleaseDecision, ReleaseInputs, release};
 pub enum Barrier {
     /// Before a task is made.
     CreateTask,
-    /// Before a task's pod gets the base model, and before another try.
+    /// For a task that exists: before its pod gets the base model, before another try.
     Fetch,
-    /// While a task's pod works: what only concerns the start is not asked again, so that an agent
-    /// that has just restarted stops nobody.
-    Running,
-    /// Before the first byte of an update leaves: the point of no return.
+    /// For an update that exists, up to the first byte that leaves: the point of no return. What only concerns training
+    /// is not asked again.
     Upload,
 }
 
@@ -133,7 +131,7 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
     rungs::spec_is_the_approved_one(work, spec)?;
     rungs::work_fits_spec(work, spec)?;
     rungs::image(&spec.trainer.image, policy)?;
-    if matches!(barrier, Barrier::CreateTask | Barrier::Fetch) {
+    if barrier != Barrier::Upload {
         rungs::hardware(&spec.trainer, policy)?;
     }
     rungs::aggregation(&spec.aggregation.secure, policy)?;

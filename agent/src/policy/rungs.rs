@@ -63,9 +63,7 @@ pub(super) fn opted_in(work: &RoundWork, policy: &SitePolicySpec) -> Rung {
 /// Drain finishes what was started; Disabled stops everything.
 pub(super) fn participation(participation: Participation, barrier: Barrier) -> Rung {
     match (participation, barrier) {
-        (Participation::Enabled, _) | (Participation::Drain, Barrier::Fetch | Barrier::Running | Barrier::Upload) => {
-            Ok(())
-        }
+        (Participation::Enabled, _) | (Participation::Drain, Barrier::Fetch | Barrier::Upload) => Ok(()),
         (Participation::Drain, Barrier::CreateTask) => Err(deny(
             "SitePolicy spec.participation is Drain: nothing new starts; set it to Enabled to take part".into(),
         )),
@@ -203,10 +201,11 @@ pub(super) fn aggregation(secure: &Secure, policy: &SitePolicySpec) -> Rung {
     }
 }
 
-/// No task starts where its pod could reach the network, and one that runs there is stopped.
+/// No task starts where its pod could reach the network, and nothing that was trained there leaves. An update from
+/// before a restart was trained under an earlier probe.
 pub(super) fn network(enforcement: &Enforcement, barrier: Barrier) -> Rung {
     let message = match (enforcement, barrier) {
-        (Enforcement::Enforced, _) | (Enforcement::Unknown, Barrier::Running | Barrier::Upload) => return Ok(()),
+        (Enforcement::Enforced, _) | (Enforcement::Unknown, Barrier::Upload) => return Ok(()),
         (Enforcement::Unknown, _) => {
             "whether task pods are kept from the network is being probed; no task starts before that is known"
                 .to_owned()

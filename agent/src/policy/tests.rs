@@ -52,7 +52,7 @@ pub(crate) fn policy(changes: &[(&str, Value)]) -> SitePolicySpec {
         "resources": {"cpu": "8", "memory": "64Gi", "workClaim": "work"},
         "studies": [{
             "study": "research/hippocampus", "uid": "uid-1", "specDigest": spec().digest(), "approval": "Automatic",
-            "dataset": {"trainClaim": "train", "evaluateClaim": "evaluate"}
+            "dataset": {"trainClaim": "train", "evaluateClaim": "evaluate", "labelsClaim": "labels"}
         }],
         "aggregation": {"minContributors": 3, "allowPlaintextUpdates": true}
     });
@@ -123,10 +123,10 @@ fn without_a_policy_or_a_probe_nothing_starts() {
     for barrier in [Barrier::CreateTask, Barrier::Fetch] {
         assert_eq!(ask(Some(&policy), &Enforcement::Unknown, barrier), "NetworkPolicyNotEnforced");
     }
-    // An agent that has just restarted has not probed yet; what runs must not die of that.
-    assert_eq!(ask(Some(&policy), &Enforcement::Unknown, Barrier::Running), "Allowed");
+    // An agent that has just restarted has not probed yet; an update from before must not wait for that.
+    assert_eq!(ask(Some(&policy), &Enforcement::Unknown, Barrier::Upload), "Allowed");
     let reached = Enforcement::NotEnforced("10.96.0.1:443 answered".into());
-    assert_eq!(ask(Some(&policy), &reached, Barrier::Running), "NetworkPolicyNotEnforced");
+    assert_eq!(ask(Some(&policy), &reached, Barrier::Upload), "NetworkPolicyNotEnforced");
 }
 
 /// A study that nobody opted in to must not even make the agent fetch something from the hub.
@@ -150,17 +150,17 @@ fn the_spec_is_asked_for_only_when_the_study_is_opted_in() {
 #[test]
 fn the_barriers_ask_what_still_matters() {
     let at = |change: (&str, Value), barrier| ask(&work(), &policy(&[change]), &spec(), barrier) == Decision::Allowed;
-    use Barrier::{CreateTask, Fetch, Running, Upload};
+    use Barrier::{CreateTask, Fetch, Upload};
     for (change, allowed) in [
-        (("/participation", json!("Drain")), [false, true, true, true]),
-        (("/participation", json!("Disabled")), [false; 4]),
-        (("/maxGPUs", json!(0)), [false, false, true, true]),
-        (("/registries", json!([])), [false; 4]),
-        (("/studies", json!([])), [false; 4]),
-        (("/aggregation/minContributors", json!(4)), [false; 4]),
-        (("/aggregation/allowPlaintextUpdates", json!(false)), [false; 4]),
+        (("/participation", json!("Drain")), [false, true, true]),
+        (("/participation", json!("Disabled")), [false; 3]),
+        (("/maxGPUs", json!(0)), [false, false, true]),
+        (("/registries", json!([])), [false; 3]),
+        (("/studies", json!([])), [false; 3]),
+        (("/aggregation/minContributors", json!(4)), [false; 3]),
+        (("/aggregation/allowPlaintextUpdates", json!(false)), [false; 3]),
     ] {
-        let found = [CreateTask, Fetch, Running, Upload].map(|barrier| at(change.clone(), barrier));
+        let found = [CreateTask, Fetch, Upload].map(|barrier| at(change.clone(), barrier));
         assert_eq!(found, allowed, "{change:?}");
     }
 }
@@ -242,7 +242,7 @@ proptest! {
         plaintext in any::<bool>(),
         floor in 3..6u32,
         gpus in 0..16u32,
-        barrier in prop::sample::select(vec![Barrier::CreateTask, Barrier::Fetch, Barrier::Running, Barrier::Upload]),
+        barrier in prop::sample::select(vec![Barrier::CreateTask, Barrier::Fetch, Barrier::Upload]),
     ) {
         let policy = policy(&[
             ("/studies/0/approval", json!("PerRound")),
@@ -260,7 +260,7 @@ proptest! {
             prop_assert!(work.kind != TaskKind::Init && (3..=4).contains(&work.roster_size));
             prop_assert!(plaintext && floor <= 3 && participation != "Disabled");
             prop_assert!(participation == "Enabled" || barrier != Barrier::CreateTask);
-            prop_assert!(gpus >= 8 || matches!(barrier, Barrier::Running | Barrier::Upload));
+            prop_assert!(gpus >= 8 || barrier == Barrier::Upload);
         }
     }
 }
