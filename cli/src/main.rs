@@ -1,1 +1,111 @@
-fn main() {}
+//! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
+//!
+//! **Belongs here:** offline signing, digests, ready-made policy entries, and the two views `status` and `explain`.
+//! **Does not belong here:** decisions. Nothing here changes a cluster: what is to be changed is printed, for `kubectl`
+//! or for Git.
+#![forbid(unsafe_code)]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use consilium_federation::ladder::Stage;
+use jiff::Timestamp;
+
+mod cluster;
+mod error;
+mod explain;
+mod keys;
+mod objects;
+mod opt_in;
+mod sign;
+mod status;
+mod table;
+
+use error::Result;
+
+/// Federated studies and their models, beside kubectl.
+#[derive(Parser)]
+#[command(name = "kubectl-consilium", bin_name = "kubectl consilium", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a signing key: FILE (keep it offline) and FILE.pub (goes into SitePolicy spec.releases.keys).
+    Keygen {
+        /// Where the private key goes; must not exist.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Sign an approval, offline; prints the entry for spec.approvals of a ModelPromotion.
+    Sign(sign::Arguments),
+    /// Print the digest of a study's spec: what a hospital opts in to.
+    Digest {
+        /// File with a FederatedStudy, YAML or JSON.
+        #[arg(short = 'f', long = "file")]
+        file: PathBuf,
+    },
+    /// Print the entry by which a hospital opts in to a study, for spec.studies of its SitePolicy.
+    OptIn(opt_in::Arguments),
+    /// Studies, rounds and hospitals at the hub; policy and tasks in a hospital.
+    Status {
+        /// Only this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// Say, hospital by hospital, why it is or is not in a round, and who would have to do what.
+    Explain {
+        /// Name of the FederatedStudy.
+        study: String,
+        /// Its namespace.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+        /// The round; the newest one when left out.
+        #[arg(long)]
+        round: Option<u32>,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Arguments::parse().command).await {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command; what it has to say goes to standard output, whole or not at all.
+async fn run(command: Command) -> Result<String> {
+    match command {
+        Command::Keygen { out } => keys::make(&out),
+        Command::Sign(arguments) => sign::run(&arguments, Timestamp::now()),
+        Command::Digest { file } => Ok(format!("{}\n", objects::study(&file)?.spec.digest())),
+        Command::OptIn(arguments) => opt_in::run(&arguments).await,
+        Command::Status { namespace } => status::run(namespace.as_deref(), Timestamp::now()).await,
+        Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,
+    }
+}
+
+/// A stage as an argument.
+fn stage(text: &str) -> std::result::Result<Stage, String> {
+    text.parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// A clash between two flags is otherwise found by the first person who uses them.
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

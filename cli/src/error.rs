@@ -1,0 +1,44 @@
+//! What can go wrong, each with what to do.
+
+use std::path::PathBuf;
+
+use consilium_crds::values::ValueError;
+
+/// A command that did not work. The text is the whole message for the person who typed it.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{} exists already; a signing key is never overwritten: name another file, or move this one away", path.display())]
+    KeyExists { path: PathBuf },
+    #[error("{} is not an Ed25519 private key in PKCS#8 PEM ({problem}); make one with `kubectl consilium keygen --out FILE`", path.display())]
+    Key { path: PathBuf, problem: String },
+    #[error("{} is not a {expected}: {problem}", path.display())]
+    Object { path: PathBuf, expected: &'static str, problem: String },
+    #[error("{} holds a {found}; {expected} is needed", path.display())]
+    Kind { path: PathBuf, expected: &'static str, found: String },
+    #[error(
+        "{name}: status.evidenceDigest is {said}, but the evidence in spec has {computed}; \
+         the object was changed on its way: fetch it again and do not sign it"
+    )]
+    Evidence { name: String, said: String, computed: String },
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    #[error("{field} is {value:?}: {rule}")]
+    Argument { field: &'static str, value: String, rule: &'static str },
+    #[error("{what} {name:?} is not there; {way_out}")]
+    Missing { what: &'static str, name: String, way_out: &'static str },
+    #[error(
+        "the cluster could not be asked: {0}. Which cluster and user this is, says `kubectl config current-context`"
+    )]
+    Cluster(String),
+}
+
+/// Result of a command.
+pub type Result<T> = std::result::Result<T, CliError>;
+
+impl From<kube::Error> for CliError {
+    fn from(error: kube::Error) -> Self {
+        Self::Cluster(error.to_string())
+    }
+}

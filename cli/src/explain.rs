@@ -1,0 +1,167 @@
+//! `explain`: why each hospital is or is not in a round, and who would have to do what.
+
+use consilium_crds::{FederatedStudy, TrainingRound};
+use consilium_federation::round::{Outcome, RoundState, RoundStep, SiteReason, SiteState};
+
+use crate::{
+    cluster,
+    error::{CliError, Result},
+    table,
+};
+
+/// The explanation of a study's round.
+pub async fn run(namespace: &str, study: &str, number: Option<u32>) -> Result<String> {
+    let client = cluster::client().await?;
+    let way_out = "studies live in the hub's cluster; name the study's namespace with --namespace";
+    let missing = |what| CliError::Missing { what, name: format!("{namespace}/{study}"), way_out };
+    let studies = cluster::list::<FederatedStudy>(&client, Some(namespace)).await?.unwrap_or_default();
+    let found = studies.into_iter().find(|s| s.metadata.name.as_deref() == Some(study));
+    let found = found.ok_or_else(|| missing("FederatedStudy"))?;
+    let mut rounds = cluster::list::<TrainingRound>(&client, Some(namespace)).await?.unwrap_or_default();
+    rounds.retain(|round| round.spec.study == study && number.is_none_or(|n| round.spec.number == n));
+    match rounds.into_iter().max_by_key(|round| round.spec.number) {
+        Some(round) => Ok(explain(&round)),
+        None if number.is_some() => Err(missing("the asked round of study")),
+        None => Ok(no_round(&found)),
+    }
+}
+
+fn no_round(study: &FederatedStudy) -> String {
+    let conditions = study.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let said =
+        conditions.iter().find(|c| c.status == "False").map(|c| format!("{}: {} ({})\n", c.type_, c.message, c.reason));
+    format!("No round has begun.\n{}", said.unwrap_or_default())
+}
+
+fn explain(round: &TrainingRound) -> String {
+    let name = format!("{} round {}", round.spec.study, round.spec.number);
+    let Some(state) = round.status.as_ref().and_then(|status| status.round.as_ref()) else {
+        return format!("{name} has been made and not begun.\n");
+    };
+    let ready = state.sites.iter().filter(|s| came_through(s)).count();
+    let mut text = format!("{name}: {}\n", summary(state));
+    text.push_str(&format!(
+        "{ready} of {} hospitals are ready or further; {} are needed.\n\n",
+        state.sites.len(),
+        round.spec.quorum
+    ));
+    let rows: Vec<Vec<String>> = state.sites.iter().map(row).collect();
+    text.push_str(&table::lay_out(&["HOSPITAL", "REASON", "WHO ACTS", "WHAT IT MEANS"], &rows));
+    text
+}
+
+fn came_through(site: &SiteState) -> bool {
+    matches!(site.reason, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated) || site.contributed
+}
+
+fn summary(state: &RoundState) -> String {
+    let message = state.message.as_deref().map(|m| format!(": {m}")).unwrap_or_default();
+    match (state.step, state.outcome) {
+        (RoundStep::Failed, Some(Outcome::QuorumLost)) => {
+            format!("failed, too few hospitals were ready at the deadline{message}")
+        }
+        (RoundStep::Failed, Some(Outcome::AggregationFailed)) => format!("failed, no attempt came through{message}"),
+        (RoundStep::Failed, Some(Outcome::Cancelled)) => format!("was cancelled{message}"),
+        (RoundStep::Failed, _) => format!("failed{message}"),
+        (RoundStep::Succeeded, _) => format!("succeeded with {} updates{message}", state.contributors),
+        (step, _) => format!("{step:?}, attempt {}, until {}{message}", state.attempt, state.deadline),
+    }
+}
+
+fn row(site: &SiteState) -> Vec<String> {
+    let (who, what) = meaning(site);
+    let what = match &site.message {
+        Some(message) => format!("{what} ({message})"),
+        None => what.to_owned(),
+    };
+    vec![site.site.to_string(), format!("{:?}", site.reason), who.to_owned(), what]
+}
+
+/// Who has to act on a reason, if anyone, and what it means.
+fn meaning(site: &SiteState) -> (&'static str, &'static str) {
+    if site.contributed {
+        return ("nobody", "its update is in the sum");
+    }
+    match site.reason {
+        SiteReason::Offered => {
+            ("hospital", "its agent has not answered: kubectl get tsite shows whether it is connected")
+        }
+        SiteReason::AwaitingApproval => {
+            ("hospital", "its policy approves each round: raise approvedThroughRound to allow this one")
+        }
+        SiteReason::AwaitingRoster => ("hospital", "its list of hospital keys does not hold all participants yet"),
+        SiteReason::DeniedByPolicy => ("nobody", "its policy says no; that is no failure, and no reason is owed"),
+        SiteReason::SpecChanged => {
+            ("hospital", "the study was edited or made anew since the opt-in: opt in to the new digest")
+        }
+        SiteReason::Queued => ("nobody", "waits for room on its GPUs"),
+        SiteReason::IncompatibleGPU => ("researcher", "it has no hardware that the study asks for: see spec.trainer"),
+        SiteReason::NetworkPolicyNotEnforced => {
+            ("hospital", "task pods are not kept from the network there, so none starts")
+        }
+        SiteReason::Training => ("nobody", "is at work"),
+        SiteReason::OutOfMemory => {
+            ("researcher", "the last try ran out of memory; the next is under way: batchSize or width may be too large")
+        }
+        SiteReason::InvalidData => {
+            ("hospital", "the trainer refused its data or the config; it is not tried again in this round")
+        }
+        SiteReason::Failed => ("hospital", "all tries failed: kubectl get rtasks in its cluster says why"),
+        SiteReason::Ready => ("nobody", "its update is on its own disk and waits for the others"),
+        SiteReason::Submitted => ("nobody", "its update is at the hub"),
+        SiteReason::Rejected => {
+            ("hospital", "its update was refused: out of shape, not finite, or in conflict with an earlier one")
+        }
+        SiteReason::Missed => {
+            ("nobody", "was not ready when the attempt opened, or did not survive it; the next round counts it in")
+        }
+        SiteReason::Evaluated => ("nobody", "has scored the new model and voted"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn round(step: &str, sites: serde_json::Value) -> TrainingRound {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        serde_json::from_value(json!({
+            "apiVersion": "consilium.health/v1alpha1", "kind": "TrainingRound", "metadata": {"name": "h-1"},
+            "spec": {"study": "h", "studyUID": "u", "specDigest": digest, "number": 1, "baseModel": digest,
+                "tensorSchema": digest, "participants": ["alder", "birch"], "quorum": 3, "deadline": "2026-06-01T00:00:00Z"},
+            "status": {"round": {"step": step, "startedAt": "2026-05-31T00:00:00Z", "deadline": "2026-06-01T00:00:00Z",
+                "attempt": 0, "sites": sites}}
+        }))
+        .unwrap()
+    }
+
+    /// The person who asks learns who has to act; a veto is not shown as anyone's fault.
+    #[test]
+    fn each_hospital_gets_its_reason_and_who_acts() {
+        let sites = json!([
+            {"site": "alder", "reason": "SpecChanged"},
+            {"site": "birch", "reason": "DeniedByPolicy"},
+            {"site": "cedar", "reason": "InvalidData", "message": "case 7 is truncated"},
+            {"site": "damson", "reason": "Submitted", "contributed": true},
+        ]);
+        let text = explain(&round("Training", sites));
+        for part in [
+            "1 of 4 hospitals are ready or further; 3 are needed",
+            "alder     SpecChanged     hospital",
+            "birch     DeniedByPolicy  nobody    its policy says no; that is no failure",
+            "(case 7 is truncated)",
+            "damson    Submitted       nobody    its update is in the sum",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    /// A round that the operator has not touched yet must not look like one without hospitals.
+    #[test]
+    fn a_round_without_a_state_says_so() {
+        let mut fresh = round("Training", json!([]));
+        fresh.status = None;
+        assert_eq!(explain(&fresh), "h round 1 has been made and not begun.\n");
+    }
+}

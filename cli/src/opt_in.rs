@@ -1,0 +1,163 @@
+//! `opt-in`: the entry by which a hospital allows a study, ready to be pasted into its SitePolicy.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use consilium_crds::{FederatedStudy, SitePolicy, site_policy::OfferedStudy};
+use consilium_federation::{digest::Digest, ids::StudyKey};
+use kube::Api;
+
+use crate::{
+    cluster,
+    error::{CliError, Result},
+    objects,
+};
+
+/// Which study, and how it is allowed.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// `namespace/name` of a study that the hub offers to this hospital (SitePolicy status.studies).
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    study: Option<StudyKey>,
+    /// File with the FederatedStudy as the hub has it (with metadata.uid), in place of asking this hospital's cluster.
+    #[arg(short = 'f', long)]
+    file: Option<PathBuf>,
+    /// Namespace of the SitePolicy.
+    #[arg(short, long, default_value = "consilium-agent")]
+    namespace: String,
+    /// How rounds are approved.
+    #[arg(long, value_enum, default_value_t = Approval::PerRound)]
+    approval: Approval,
+    /// Last round to approve, with per-round approval.
+    #[arg(long, default_value_t = 0)]
+    through: u32,
+    /// Claim with the training scans.
+    #[arg(long)]
+    train_claim: String,
+    /// Claim with the evaluation scans.
+    #[arg(long)]
+    evaluate_claim: String,
+    /// Claim with the labels of the evaluation scans.
+    #[arg(long)]
+    labels_claim: String,
+}
+
+/// How rounds are approved.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Approval {
+    /// Every round.
+    Automatic,
+    /// Up to `--through`.
+    PerRound,
+}
+
+/// What identifies a study to a hospital.
+struct Offer {
+    study: StudyKey,
+    uid: String,
+    spec_digest: Digest,
+}
+
+/// Returns the entry.
+pub async fn run(arguments: &Arguments) -> Result<String> {
+    let offer = match (&arguments.file, &arguments.study) {
+        (Some(path), _) => from_study(&objects::study(path)?)?,
+        (None, Some(study)) => offered(study, &arguments.namespace).await?,
+        // Safety: clap requires one of the two.
+        (None, None) => return Err(CliError::Argument { field: "STUDY", value: String::new(), rule: "name a study" }),
+    };
+    Ok(entry(&offer, arguments))
+}
+
+fn from_study(study: &FederatedStudy) -> Result<Offer> {
+    let missing =
+        |what, way_out| CliError::Missing { what, name: study.metadata.name.clone().unwrap_or_default(), way_out };
+    let way_out = "take the object from the hub: `kubectl get fstudy NAME -o yaml`";
+    let uid = study.metadata.uid.clone().ok_or_else(|| missing("metadata.uid of study", way_out))?;
+    let namespace = study.metadata.namespace.clone().ok_or_else(|| missing("metadata.namespace of study", way_out))?;
+    let name = study.metadata.name.clone().unwrap_or_default();
+    Ok(Offer { study: StudyKey::new(namespace, name), uid, spec_digest: study.spec.digest() })
+}
+
+async fn offered(study: &StudyKey, namespace: &str) -> Result<Offer> {
+    let policies: Api<SitePolicy> = Api::namespaced(cluster::client().await?, namespace);
+    let policy = policies.get_opt("default").await?.ok_or_else(|| CliError::Missing {
+        what: "SitePolicy",
+        name: format!("{namespace}/default"),
+        way_out: "this is done in the hospital's cluster; name the agent's namespace with --namespace",
+    })?;
+    let studies = policy.status.map(|status| status.studies).unwrap_or_default();
+    find(&studies, study)
+}
+
+fn find(studies: &[OfferedStudy], study: &StudyKey) -> Result<Offer> {
+    let found = studies.iter().find(|offered| offered.study == *study).ok_or_else(|| CliError::Missing {
+        what: "offered study",
+        name: study.to_string(),
+        way_out: "the hub offers it once a round begins that names this hospital; see `kubectl get sitepolicy default -o yaml`",
+    })?;
+    Ok(Offer { study: found.study.clone(), uid: found.uid.clone(), spec_digest: found.spec_digest })
+}
+
+fn entry(offer: &Offer, arguments: &Arguments) -> String {
+    let approval = match arguments.approval {
+        Approval::Automatic => "  approval: Automatic\n".to_owned(),
+        Approval::PerRound => format!("  approval: PerRound\n  approvedThroughRound: {}\n", arguments.through),
+    };
+    format!(
+        "- study: {}\n  uid: {}\n  specDigest: {}\n{approval}  dataset:\n    trainClaim: {}\n    evaluateClaim: {}\n    \
+         labelsClaim: {}\n",
+        offer.study,
+        offer.uid,
+        offer.spec_digest,
+        arguments.train_claim,
+        arguments.evaluate_claim,
+        arguments.labels_claim,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_crds::site_policy::{StudyApproval, StudyOptIn};
+
+    use super::*;
+
+    fn arguments(approval: Approval) -> Arguments {
+        Arguments {
+            study: None,
+            file: None,
+            namespace: "consilium-agent".into(),
+            approval,
+            through: 3,
+            train_claim: "train".into(),
+            evaluate_claim: "evaluate".into(),
+            labels_claim: "labels".into(),
+        }
+    }
+
+    /// What is printed is what the policy's own type reads.
+    #[test]
+    fn the_entry_is_a_policy_entry() {
+        let offer = Offer {
+            study: "research/hippocampus".parse().unwrap(),
+            uid: "1234".into(),
+            spec_digest: Digest::of(b"spec"),
+        };
+        let parse =
+            |approval| serde_yaml_ng::from_str::<Vec<StudyOptIn>>(&entry(&offer, &arguments(approval))).unwrap();
+        let per_round = parse(Approval::PerRound).remove(0);
+        assert_eq!((per_round.approval, per_round.approved_through_round), (StudyApproval::PerRound, Some(3)));
+        assert_eq!((per_round.uid.as_str(), per_round.spec_digest), ("1234", offer.spec_digest));
+        assert_eq!(per_round.dataset.labels_claim, "labels");
+        assert_eq!(parse(Approval::Automatic).remove(0).approval, StudyApproval::Automatic);
+    }
+
+    /// A study file from Git has no UID, and an opt-in without the right one would never match.
+    #[test]
+    fn a_study_that_was_never_applied_cannot_be_opted_in_to() {
+        let text = include_str!("../../examples/hippocampus/study.yaml");
+        let study: FederatedStudy = serde_yaml_ng::from_str(text).unwrap();
+        let error = from_study(&study).err().unwrap().to_string();
+        assert!(error.contains("metadata.uid") && error.contains("from the hub"), "{error}");
+    }
+}
