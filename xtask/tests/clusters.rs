@@ -1,6 +1,8 @@
 //! The clusters themselves, run for real: needs root and a few minutes, and leaves the clusters up.
 //! `cargo test -p xtask --test clusters -- --ignored --test-threads 1`
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 
 use serde_json::{Value, json};
