@@ -106,7 +106,7 @@ fn pod(secret: &str, spec: &FederatedStudySpec, settings: &Settings) -> Value {
             {
                 "name": TRAINER,
                 "image": spec.trainer.image,
-                "args": ["init", "--root", "/consilium", "--data", "/data"],
+                "args": ["run", "--root", "/consilium"],
                 "env": [{"name": "OMP_NUM_THREADS", "value": "2"}],
                 "resources": resources,
                 "securityContext": locked,
