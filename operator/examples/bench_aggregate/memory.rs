@@ -88,13 +88,19 @@ impl Drop for Hub {
     }
 }
 
+/// Makes chunks off the threads that speak to the hub.
+async fn made<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(make).await.expect("made")
+}
+
 async fn upload(mut client: HubClient<Channel>, shape: Shape, site: usize) {
-    let digests = (0..shape.chunks()).map(|c| Digest::of(&shape.chunk(site, c)).to_string()).collect();
-    let begin = v1::BeginUploadRequest { round_uid: ROUND.into(), attempt: 1, chunks: digests };
+    let digest = move |chunk| Digest::of(&shape.chunk(site, chunk)).to_string();
+    let chunks = made(move || (0..shape.chunks()).map(digest).collect()).await;
+    let begin = v1::BeginUploadRequest { round_uid: ROUND.into(), attempt: 1, chunks };
     let missing = client.begin_upload(begin).await.expect("begun").into_inner().missing;
     let mut complete = false;
     for index in missing {
-        let content = shape.chunk(site, index);
+        let content = made(move || shape.chunk(site, index)).await;
         let put = v1::PutChunkRequest { round_uid: ROUND.into(), attempt: 1, index, content };
         complete = client.put_chunk(put).await.expect("stored").into_inner().complete;
     }

@@ -45,23 +45,20 @@ impl Shape {
         (self.parameters - (chunk as usize - 1) * CHUNK_ELEMENTS).min(CHUNK_ELEMENTS)
     }
 
-    /// One chunk of hospital `site`: the head with weight one, then small updates.
+    /// One chunk of hospital `site`: the head with weight one, then small ring elements.
     pub(crate) fn chunk(&self, site: usize, chunk: u32) -> Bytes {
-        let ring = RingParams::new(self.sites, CLIP).expect("a roster");
         if chunk == 0 {
             let mut head = vec![0; 16];
+            let ring = RingParams::new(self.sites, CLIP).expect("a roster");
             encode_head(&ring, Weight::EQUAL, &[], &mut head).expect("a head");
             return to_bytes(&head).into();
         }
-        let mut state = (site as u32) << 16 | chunk;
-        let mut next = || {
+        let mut state = ((site as u32) << 16) | chunk;
+        let next = |_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1u32 << 24) as f32 * 1e-4
+            state >> 20
         };
-        let update: Vec<f32> = (0..self.body(chunk)).map(|_| next()).collect();
-        let mut encoded = vec![0; update.len()];
-        ring.encode(Weight::EQUAL, &update, &mut encoded).expect("finite");
-        to_bytes(&encoded).into()
+        to_bytes(&(0..self.body(chunk)).map(next).collect::<Vec<u32>>()).into()
     }
 
     /// Stores a base model of zeros and ones; its digest.

@@ -32,7 +32,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long it waits for the answer: with the interval, a killed hospital is noticed within 20 s (the budget is 30).
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A TLS handshake that takes longer is given up.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes that a hospital may send ahead of being read, in a connection: bounds memory with 200 hospitals sending.
 const WINDOW_BYTES: u32 = 128 << 10;
 /// Calls that one hospital may have open at a time.
