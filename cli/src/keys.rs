@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ed25519_dalek::{
     SigningKey,
-    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding},
+    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes, spki::der::pem::LineEnding},
 };
 use zeroize::Zeroizing;
 
@@ -22,7 +22,8 @@ pub fn make(out: &Path) -> Result<String> {
     let random = Path::new("/dev/urandom");
     File::open(random).and_then(|mut file| file.read_exact(&mut *seed)).map_err(io(random))?;
     let key = SigningKey::from_bytes(&seed);
-    let pem = key
+    // Without the public key, which OpenSSL does not read (PKCS#8 version 1, RFC 8410).
+    let pem = KeypairBytes { secret_key: *seed, public_key: None }
         .to_pkcs8_pem(LineEnding::LF)
         .map_err(|error| CliError::Key { path: out.into(), problem: error.to_string() })?;
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(out);
@@ -72,6 +73,9 @@ mod tests {
         let path = folder.path().join("mary.key");
         make(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        // 48 bytes of DER: the seed alone, as `openssl genpkey -algorithm ed25519` writes it.
+        let pem = fs::read_to_string(&path).unwrap();
+        assert_eq!(BASE64.decode(pem.lines().nth(1).unwrap()).unwrap().len(), 48);
         let public = fs::read_to_string(folder.path().join("mary.key.pub")).unwrap();
         let key = read(&path).unwrap();
         assert_eq!(BASE64.encode(key.verifying_key().as_bytes()), public.trim());
