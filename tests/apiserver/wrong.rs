@@ -50,6 +50,7 @@ impl Walk<'_> {
 
     fn wrong_type(&mut self, schema: &Value, at: &[String]) {
         let (kind, value) = match schema["type"].as_str() {
+            Some("string") if schema["format"] == "date-time" => ("date-time", json!(7)),
             Some("string") => ("string", json!(7)),
             Some("integer") => ("integer", json!("seven")),
             Some("boolean") => ("boolean", json!("yes")),

@@ -78,13 +78,19 @@ fn kills_on_a_slow_link(world: &World) -> Outcome {
 
 fn chunks_of(folder: &std::path::Path, site: &str) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries.flatten().map(|entry| {
-        let path = entry.path();
-        match path.is_dir() {
-            true => chunks_of(&path, site),
-            false => usize::from(path.components().any(|part| part.as_os_str() == site) && path.components().any(|part| part.as_os_str() == "rounds")),
-        }
-    }).sum()
+    entries
+        .flatten()
+        .map(|entry| {
+            let path = entry.path();
+            match path.is_dir() {
+                true => chunks_of(&path, site),
+                false => usize::from(
+                    path.components().any(|part| part.as_os_str() == site)
+                        && path.components().any(|part| part.as_os_str() == "rounds"),
+                ),
+            }
+        })
+        .sum()
 }
 
 /// A study that is deleted while hospitals train must take its Jobs, pods and Secrets with it everywhere.
@@ -97,19 +103,27 @@ pub fn deletion(world: &World) -> Outcome {
     wait::until(alder, "a running task", ROUND, || {
         let pods = wait::list(alder, TASKS, "pods")?;
         let running = pods.iter().any(|pod| {
-            pod["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-")) && pod["status"]["phase"] == "Running"
+            pod["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"))
+                && pod["status"]["phase"] == "Running"
         });
         Ok(Answer::of(running.then_some(()), format!("{} pods", pods.len())))
     })?;
     federation.hub.kubectl(&["delete", "federatedstudy", "-n", RESEARCH, "deletion", "--timeout=60s"])?;
     for site in &federation.sites {
         for kind in ["roundtasks", "jobs", "pods", "secrets"] {
-            wait::until(site, &format!("no {kind} of the deleted study in {}", site.name), Duration::from_secs(120), || {
-                let objects = wait::list(site, TASKS, kind)?;
-                let name = |object: &&Value| object["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"));
-                let left: Vec<&Value> = objects.iter().filter(name).collect();
-                Ok(Answer::of(left.is_empty().then_some(()), format!("{} left", left.len())))
-            })?;
+            wait::until(
+                site,
+                &format!("no {kind} of the deleted study in {}", site.name),
+                Duration::from_secs(120),
+                || {
+                    let objects = wait::list(site, TASKS, kind)?;
+                    let name = |object: &&Value| {
+                        object["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"))
+                    };
+                    let left: Vec<&Value> = objects.iter().filter(name).collect();
+                    Ok(Answer::of(left.is_empty().then_some(()), format!("{} left", left.len())))
+                },
+            )?;
         }
     }
     wait::until(&federation.hub, "no round of the deleted study", Duration::from_secs(120), || {

@@ -49,7 +49,8 @@ pub fn refusal_and_edit(world: &World) -> Outcome {
     let edited = study::apply(federation, &world.object(&plan)?)?;
     let edited = wait::until(&federation.hub, "the edited digest", Duration::from_secs(30), || {
         let now = study::accepted(federation, &plan.name)?;
-        let changed = now["status"]["specDigest"] != edited["metadata"]["x"] && now["status"]["specDigest"] != old["specDigest"];
+        let changed =
+            now["status"]["specDigest"] != edited["metadata"]["x"] && now["status"]["specDigest"] != old["specDigest"];
         Ok(Answer::of(changed.then_some(now), "the old digest"))
     })?;
     world.allow(&["damson"], &[])?;
@@ -109,7 +110,10 @@ pub fn broken_data(world: &World) -> Outcome {
     fs::write(&victim, whole)?;
     outcome?;
     let jobs = wait::list(damson, TASKS, "jobs")?;
-    let tries = jobs.iter().filter(|job| job["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("broken-r1-train"))).count();
+    let tries = jobs
+        .iter()
+        .filter(|job| job["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("broken-r1-train")))
+        .count();
     ensure(tries <= 1, || format!("{tries} Jobs for data that cannot be read"))?;
     study::finished(federation, &plan.name, ROUND)?;
     let rounds = study::rounds(federation, &plan.name)?;

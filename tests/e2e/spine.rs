@@ -11,18 +11,23 @@ use crate::harness::{HOSPITALS, Outcome, ROUND, World, ensure};
 pub fn firewall(world: &World) -> Outcome {
     let (hub, alder) = (&world.federation.hub, world.federation.site("alder")?);
     for port in [6443, 10250, 10256, 2379, 8080, 8444, 30443] {
-        let dial = format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{}/{port}' 2>/dev/null && echo open || echo shut", alder.ip);
+        let dial =
+            format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{}/{port}' 2>/dev/null && echo open || echo shut", alder.ip);
         let seen = hub.exec(&["bash", "-c", &dial])?;
         ensure(seen.trim() == "shut", || format!("port {port} of {} answers from outside", alder.name))?;
     }
     for site in &world.federation.sites {
         let counters = site.counters()?;
         let packets = |name: &str| counters.get(name).map_or(0, |counter| counter.packets);
-        ensure(packets("agent_to_hub") > 0, || format!("{}: no packet of the agent has crossed: {counters:?}", site.name))?;
+        ensure(packets("agent_to_hub") > 0, || {
+            format!("{}: no packet of the agent has crossed: {counters:?}", site.name)
+        })?;
         ensure(packets("task_to_agent") > 0, || format!("{}: the probe pod has not reached the agent", site.name))?;
         // The probe pod tries what it must not reach; the wall has seen it and said no.
         let refused = packets("task_to_pod_rejected") + packets("task_to_host_rejected");
-        ensure(refused > 0, || format!("{}: the probe pod's forbidden dials were not refused: {counters:?}", site.name))?;
+        ensure(refused > 0, || {
+            format!("{}: the probe pod's forbidden dials were not refused: {counters:?}", site.name)
+        })?;
         let enforced = wait::get(site, "consilium-agent", "sitepolicy", "default");
         if let Ok(policy) = enforced {
             let seen = wait::condition(&policy, "Enforced");

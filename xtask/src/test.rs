@@ -10,8 +10,7 @@ use std::{
 
 use crate::{
     apiserver::ApiServer,
-    charts,
-    cluster,
+    charts, cluster,
     error::{Error, Result},
     libtorch, packages, process, verify,
 };

@@ -3,8 +3,11 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, IsTerminal, Read},
-    process::{Child, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    process::{Child, ChildStdout, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +19,6 @@ use super::{Federation, RESEARCH, TASKS};
 use crate::{
     cluster::Cluster,
     error::{Error, Result},
-    process,
 };
 
 /// Something changed.
@@ -31,54 +33,85 @@ enum Change {
 /// Returns how long each round took, by number.
 pub fn follow(federation: &Federation, study: &str, limit: Duration) -> Result<BTreeMap<u64, Duration>> {
     let (sender, changes) = channel();
-    let mut watches = Vec::new();
-    watches.push(watch(&federation.hub, RESEARCH, "trainingrounds", sender.clone(), |object| {
-        Some(Change::Round(object))
-    })?);
-    watches.push(watch(&federation.hub, RESEARCH, "federatedstudies", sender.clone(), |object| {
-        Some(Change::Study(object))
-    })?);
+    let hub = &federation.hub;
+    let mut watches = vec![
+        Watch::start(hub, RESEARCH, "trainingrounds", sender.clone(), Change::Round),
+        Watch::start(hub, RESEARCH, "federatedstudies", sender.clone(), Change::Study),
+    ];
     for site in &federation.sites {
         let name = site.name.clone();
-        let change = move |task| Some(Change::Task { site: name.clone(), task });
-        watches.push(watch(site, TASKS, "roundtasks", sender.clone(), change)?);
+        let change = move |task| Change::Task { site: name.clone(), task };
+        watches.push(Watch::start(site, TASKS, "roundtasks", sender.clone(), change));
     }
-    drop(sender);
     let mut screen = Screen::new(federation, study);
     let result = screen.run(&changes, limit);
-    for mut child in watches {
-        // Ending a watch that has ended by itself is no error.
-        child.kill().ok();
-        child.wait().ok();
-    }
+    watches.iter().for_each(Watch::stop);
     screen.close();
     result.map(|()| screen.durations)
 }
 
-/// Starts `kubectl get --watch` and sends what it prints, object by object.
-fn watch(
-    cluster: &Cluster,
-    namespace: &str,
-    kind: &str,
-    sender: Sender<Change>,
-    change: impl Fn(Box<Value>) -> Option<Change> + Send + 'static,
-) -> Result<Child> {
-    let mut command = cluster.command("kubectl");
-    command.args(["get", kind, "-n", namespace, "--watch", "-o", "json", "--request-timeout=0"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|source| Error::Spawn { command: process::shown(&command), source })?;
-    if let Some(output) = child.stdout.take() {
+/// `kubectl get --watch`, started again whenever it ends: an API server closes watches after a while.
+struct Watch {
+    running: Arc<Mutex<Running>>,
+}
+
+#[derive(Default)]
+struct Running {
+    stopped: bool,
+    child: Option<Child>,
+}
+
+impl Watch {
+    fn start(
+        cluster: &Cluster,
+        namespace: &'static str,
+        kind: &'static str,
+        sender: Sender<Change>,
+        change: impl Fn(Box<Value>) -> Change + Send + 'static,
+    ) -> Self {
+        let running = Arc::new(Mutex::new(Running::default()));
+        let (cluster, mine) = (cluster.clone(), Arc::clone(&running));
         thread::spawn(move || {
-            let objects = serde_json::Deserializer::from_reader(Lines(BufReader::new(output))).into_iter::<Value>();
-            for object in objects.map_while(std::result::Result::ok) {
-                let Some(change) = change(Box::new(object)) else { continue };
-                if sender.send(change).is_err() {
-                    break;
+            while let Some(output) = spawn(&cluster, namespace, kind, &mine) {
+                let objects = serde_json::Deserializer::from_reader(Lines(BufReader::new(output))).into_iter::<Value>();
+                for object in objects.map_while(std::result::Result::ok) {
+                    if sender.send(change(Box::new(object))).is_err() {
+                        return;
+                    }
                 }
+                thread::sleep(Duration::from_secs(1));
             }
         });
+        Self { running }
     }
-    Ok(child)
+
+    fn stop(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.stopped = true;
+        if let Some(mut child) = running.child.take() {
+            // Ending a watch that has ended by itself is no error.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// Starts the next kubectl, unless the watch was stopped; its standard output.
+fn spawn(cluster: &Cluster, namespace: &str, kind: &str, running: &Mutex<Running>) -> Option<ChildStdout> {
+    let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(mut ended) = running.child.take() {
+        ended.kill().ok();
+        ended.wait().ok();
+    }
+    if running.stopped {
+        return None;
+    }
+    let mut command = cluster.command("kubectl");
+    command.args(["get", kind, "-n", namespace, "--watch", "-o", "json", "--request-timeout=0"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+    let output = child.stdout.take();
+    running.child = Some(child);
+    output
 }
 
 /// Reads what is there without waiting for a full buffer, so that an object is seen as soon as it is printed.
@@ -211,7 +244,7 @@ pub fn describe(round: &Value) -> String {
     let state = &round["status"]["round"];
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let site = |site: &Value| {
-        let dice: Vec<String> = site["dice"].as_array().into_iter().flatten().map(|d| text(d)).collect();
+        let dice: Vec<String> = site["dice"].as_array().into_iter().flatten().map(text).collect();
         let detail = if dice.is_empty() { text(&site["reason"]) } else { format!("Dice {}", dice.join("/")) };
         let mark = if site["contributed"] == true { "+" } else { "" };
         format!("{}{mark}: {detail}", text(&site["site"]))
