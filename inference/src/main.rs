@@ -85,6 +85,7 @@ struct AskArgs {
 }
 
 fn main() -> ExitCode {
+    consilium_imaging::torch::wait_without_spinning();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

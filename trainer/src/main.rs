@@ -9,6 +9,7 @@ use consilium_trainer::cli::Cli;
 use consilium_trainer::commands;
 
 fn main() -> ExitCode {
+    consilium_imaging::torch::wait_without_spinning();
     let cli = Cli::parse();
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {

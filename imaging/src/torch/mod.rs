@@ -5,12 +5,14 @@
 
 mod config;
 mod loss;
+mod threads;
 mod unet;
 mod weights;
 mod window;
 
 pub use config::Network;
 pub use loss::dice_cross_entropy;
+pub use threads::wait_without_spinning;
 pub use unet::{UNet3d, UNet3dConfig};
 pub use weights::{WeightsError, load_weights, named_parameters, save_weights};
 pub use window::Segmenter;
