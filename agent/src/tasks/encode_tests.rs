@@ -93,7 +93,7 @@ fn a_file_with_other_tensors_or_bytes_is_refused_by_name() {
     let good = (tensor("a", &[2]), vec![0.0, 0.0]);
     let b = (tensor("b", &[1]), vec![0.0]);
     let cases = [
-        (file(&[good.clone()]), "\"b\" is missing"),
+        (file(std::slice::from_ref(&good)), "\"b\" is missing"),
         (file(&[(tensor("a", &[1, 2]), vec![0.0, 0.0]), b.clone()]), "expected [2]"),
         (file(&[good.clone(), b.clone(), (tensor("c", &[1]), vec![0.0])]), "\"c\" is not in the model"),
     ];

@@ -90,7 +90,7 @@ fn state(job: &Job, pod: Option<&Pod>, mode: Mode, now: Timestamp) -> TryState {
     }
     let Some(pod) = pod else {
         return match verdict {
-            Some((false, reason)) if reason == "DeadlineExceeded" => TryState::Ended(End::Deadline),
+            Some((false, "DeadlineExceeded")) => TryState::Ended(End::Deadline),
             Some(_) => TryState::Ended(End::Lost("its pod is gone".into())),
             None => TryState::Waiting(suspended(job).then(|| "the Job is suspended, as by a queue".into())),
         };
@@ -103,7 +103,7 @@ fn state(job: &Job, pod: Option<&Pod>, mode: Mode, now: Timestamp) -> TryState {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
     let over = matches!(phase, "Succeeded" | "Failed");
     match verdict {
-        Some((false, reason)) if reason == "DeadlineExceeded" => TryState::Ended(End::Deadline),
+        Some((false, "DeadlineExceeded")) => TryState::Ended(End::Deadline),
         Some(_) => TryState::Ended(end_of(pod, mode)),
         None if is_lost(pod, now) => TryState::Ended(End::Lost(lost_message(pod))),
         // The Job decides whether a disrupted pod is replaced within the try.

@@ -64,7 +64,7 @@ fn a_failure_file_as_message_is_understood() {
 fn ends_are_told_apart() {
     let failed = Some(("Failed", "BackoffLimitExceeded"));
     let trained = |deliver| pod("Failed", &[("trainer", exit(0, "Completed", "")), ("deliver", deliver)]);
-    let cases: Vec<(Option<(&str, &str)>, Option<Pod>, End)> = vec![
+    let cases = [
         (failed, Some(trained(exit(1, "Error", "x"))), End::Undelivered),
         (
             failed,
