@@ -3,6 +3,9 @@
 //!
 //! Needs a server: `cargo xtask apiserver` starts one and runs this.
 
+// A test of its own harness: a panic is how it fails.
+#![allow(clippy::expect_used, clippy::panic)]
+
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use consilium_crds::schema;
