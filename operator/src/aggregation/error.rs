@@ -40,6 +40,14 @@ pub enum AggregateError {
         /// Why.
         source: ChunkError,
     },
+    /// One chunk of the base model cannot be used.
+    #[error("chunk {chunk} of the base model cannot be used: {source}; restore the store's volume")]
+    Base {
+        /// Which.
+        chunk: usize,
+        /// Why.
+        source: ChunkError,
+    },
     /// The weights, the roster or the clip norm.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -80,7 +88,9 @@ impl AggregateError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Store(error) => error.is_transient(),
-            Self::Chunk { source: ChunkError::Read(_), .. } | Self::Stopped => true,
+            Self::Chunk { source: ChunkError::Read(_), .. }
+            | Self::Base { source: ChunkError::Read(_), .. }
+            | Self::Stopped => true,
             _ => false,
         }
     }
@@ -102,7 +112,7 @@ pub enum ChunkError {
         expected: usize,
     },
     /// Not what the hospital sent.
-    #[error("it has the digest {found}, the upload was begun with {expected}; the volume damaged it")]
+    #[error("it has the digest {found}, expected {expected}; the volume damaged it")]
     Digest {
         /// The digest it has.
         found: Digest,

@@ -11,10 +11,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use bytes::Bytes;
 use consilium_federation::model::ModelManifest;
 use consilium_federation::{Digest, SiteName};
-use consilium_secagg::layout::Layout;
+use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout};
 use consilium_secagg::ring::{RingParams, WeightSum};
 use tokio::runtime::Handle;
 
@@ -22,6 +21,8 @@ use crate::store::{BlobStore, UploadKey};
 
 pub use error::AggregateError;
 pub use sum::{CHUNK_BUFFER_BYTES, Summer};
+
+use sum::MeanError;
 
 /// Chunks that are summed side by side: two cores hash twice as fast, and while one chunk waits for the volume to make
 /// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`].
@@ -162,15 +163,20 @@ impl Plan {
         weights: WeightSum,
         chunk: u32,
     ) -> Result<Done, AggregateError> {
-        let sum = self.sum(handle, summer, chunk)?;
+        self.sum(handle, summer, chunk)?;
         // Safety: the caller takes chunks from 1 up, and the manifest has one for each body chunk of the layout.
         let index = chunk as usize - 1;
-        let base = handle.block_on(self.store.get_object(self.base.chunks[index]))?;
-        self.base.verify_chunk(index, &base)?;
-        let (bytes, squares) = sum::add_mean(&self.ring, sum, weights, &base)
-            .map_err(|offset| AggregateError::NotFinite { parameter: index as u64 * (1 << 20) + offset as u64 })?;
-        drop(base);
-        Ok((chunk, handle.block_on(self.store.put_object(Bytes::from(bytes)))?, squares))
+        let digest = self.base.chunks[index];
+        let base = handle.block_on(self.store.open_object(digest))?;
+        let (new, squares) = summer.add_mean(&self.ring, weights, base, digest).map_err(|error| match error {
+            MeanError::Base(source) => AggregateError::Base { chunk: index, source },
+            MeanError::NotFinite(offset) => {
+                AggregateError::NotFinite { parameter: index as u64 * CHUNK_ELEMENTS as u64 + offset as u64 }
+            }
+        })?;
+        let stored = handle.block_on(self.store.put_object(new.clone()));
+        summer.reuse(new);
+        Ok((chunk, stored?, squares))
     }
 
     /// The ring sum of one chunk over all contributors.

@@ -1,5 +1,6 @@
 use std::io::Read;
 
+use bytes::Bytes;
 use consilium_federation::model::{CHUNK_ELEMENTS, Tensor, TensorSchema};
 use consilium_secagg::ring::encode_head;
 use consilium_secagg::sum::to_bytes;
@@ -157,6 +158,19 @@ async fn a_damaged_chunk_is_refused_by_hospital_and_number() {
     assert!(text.contains("chunk 2 of birch") && text.contains("no longer"), "{text}");
     std::fs::write(&file, &whole).unwrap();
     aggregate(&case.store, &case.job).await.unwrap();
+}
+
+/// A model must not be built on a damaged one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_base_model_is_refused_by_chunk() {
+    let case = Case::new(SMALL).await;
+    let hex = case.store.get_manifest(case.job.base_model).await.unwrap().chunks[1].hex();
+    let file = case.folder.path().join(format!("objects/{}/{hex}", &hex[..2]));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[17] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = aggregate(&case.store, &case.job).await.unwrap_err();
+    assert!(matches!(error, AggregateError::Base { chunk: 1, .. }) && !error.is_transient(), "{error}");
 }
 
 /// One hospital that does not clip could replace the model; the sum alone shows it.

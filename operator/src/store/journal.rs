@@ -1,17 +1,36 @@
 //! The rules of the journal over a plain object store: create only if absent, tell torn from different, and the
 //! two records that every store has.
 
+use std::io::{Cursor, Read};
+
 use bytes::Bytes;
 use consilium_federation::Digest;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::error::StoreError;
 
 /// Bytes of `sha256:<64 hex>` and a line feed, in front of a sealed record.
 const SEAL: usize = 72;
+
+/// One stored object as a stream of bytes; nothing says yet that they are the right ones.
+pub struct ChunkReader(Source);
+
+enum Source {
+    File(std::fs::File),
+    Memory(Cursor<Bytes>),
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.0 {
+            Source::File(file) => file.read(buffer),
+            Source::Memory(bytes) => bytes.read(buffer),
+        }
+    }
+}
 
 fn io(what: &'static str, path: &Path, cause: Error) -> StoreError {
     StoreError::Io { what, path: path.to_string(), cause }
@@ -52,6 +71,23 @@ pub(super) async fn read(files: &LocalFileSystem, path: &Path) -> Result<Option<
         Err(Error::NotFound { .. }) => Ok(None),
         Err(cause) => Err(io("reading", path, cause)),
     }
+}
+
+/// Opens an object as a stream.
+pub(super) async fn open(files: &LocalFileSystem, path: &Path) -> Result<ChunkReader, StoreError> {
+    let found = match files.get(path).await {
+        Ok(found) => found,
+        Err(Error::NotFound { .. }) => return Err(StoreError::Missing { path: path.to_string() }),
+        Err(cause) => return Err(io("reading", path, cause)),
+    };
+    let source = match found.payload {
+        GetResultPayload::File(file, _) => Source::File(file),
+        // Other stores than a folder have no file to read from; a chunk is small enough to hold.
+        GetResultPayload::Stream(_) => {
+            Source::Memory(Cursor::new(found.bytes().await.map_err(|cause| io("reading", path, cause))?))
+        }
+    };
+    Ok(ChunkReader(source))
 }
 
 /// Whether an object is there.

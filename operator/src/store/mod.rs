@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex};
 use object_store::local::LocalFileSystem;
 
 pub use error::StoreError;
-pub use uploads::{ChunkReader, UploadKey};
+pub use journal::ChunkReader;
+pub use uploads::UploadKey;
 
 /// Free bytes that an upload must leave on the volume, so that sums and journals still fit.
 pub const RESERVED_BYTES: u64 = 64 << 20;

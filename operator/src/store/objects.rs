@@ -7,7 +7,7 @@ use consilium_federation::model::ModelManifest;
 use object_store::path::Path;
 use serde::Serialize;
 
-use super::{BlobStore, StoreError, check_name, journal};
+use super::{BlobStore, ChunkReader, StoreError, check_name, journal};
 
 fn path_of(digest: Digest) -> Path {
     let hex = digest.hex();
@@ -47,6 +47,14 @@ impl BlobStore {
             return Err(StoreError::Corrupt { path: path.to_string(), found });
         }
         Ok(bytes)
+    }
+
+    /// An object as a stream; whoever reads it checks its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], or the volume.
+    pub async fn open_object(&self, digest: Digest) -> Result<ChunkReader, StoreError> {
+        journal::open(&self.0.files, &path_of(digest)).await
     }
 
     /// Whether an object with this digest is there; its bytes are not looked at.

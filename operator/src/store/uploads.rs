@@ -1,7 +1,6 @@
 //! Uploads of hospitals, chunk by chunk, so that a kill of either side at any point costs at most one chunk.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::{Cursor, Read};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -9,10 +8,9 @@ use consilium_federation::digest::canonical_json;
 use consilium_federation::model::{CHUNK_BYTES, CHUNK_ELEMENTS, MAX_ELEMENTS};
 use consilium_federation::{Digest, SiteName};
 use object_store::path::Path;
-use object_store::{Error, GetResultPayload, ObjectStoreExt};
 
 use super::objects::digest_of;
-use super::{BlobStore, RESERVED_BYTES, StoreError, check_name, journal};
+use super::{BlobStore, ChunkReader, RESERVED_BYTES, StoreError, check_name, journal};
 
 /// Chunks of the largest upload: the head and the body of the largest model.
 const MAX_CHUNKS: usize = 1 + (MAX_ELEMENTS as usize).div_ceil(CHUNK_ELEMENTS);
@@ -35,23 +33,6 @@ pub(super) struct Open(HashMap<UploadKey, OpenUpload>);
 struct OpenUpload {
     chunks: Arc<[Digest]>,
     missing: BTreeSet<u32>,
-}
-
-/// One stored chunk as a stream of bytes; nothing says yet that they are the right ones.
-pub struct ChunkReader(Source);
-
-enum Source {
-    File(std::fs::File),
-    Memory(Cursor<Bytes>),
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match &mut self.0 {
-            Source::File(file) => file.read(buffer),
-            Source::Memory(bytes) => bytes.read(buffer),
-        }
-    }
 }
 
 impl UploadKey {
@@ -166,19 +147,7 @@ impl BlobStore {
     /// # Errors
     /// [`StoreError::Missing`], or the volume.
     pub async fn open_chunk(&self, key: &UploadKey, chunks: &[Digest], index: u32) -> Result<ChunkReader, StoreError> {
-        let path = key.chunk(chunks, index)?;
-        let io = |cause| StoreError::Io { what: "reading", path: path.to_string(), cause };
-        let found = match self.0.files.get(&path).await {
-            Ok(found) => found,
-            Err(Error::NotFound { .. }) => return Err(StoreError::Missing { path: path.to_string() }),
-            Err(cause) => return Err(io(cause)),
-        };
-        let source = match found.payload {
-            GetResultPayload::File(file, _) => Source::File(file),
-            // Other stores than a folder have no file to read from; a chunk is small enough to hold.
-            GetResultPayload::Stream(_) => Source::Memory(Cursor::new(found.bytes().await.map_err(io)?)),
-        };
-        Ok(ChunkReader(source))
+        journal::open(&self.0.files, &key.chunk(chunks, index)?).await
     }
 
     /// Deletes what was uploaded for a round; what is deleted already is no fault.
