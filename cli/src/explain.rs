@@ -38,20 +38,22 @@ fn explain(round: &TrainingRound) -> String {
     let Some(state) = round.status.as_ref().and_then(|status| status.round.as_ref()) else {
         return format!("{name} has been made and not begun.\n");
     };
-    let ready = state.sites.iter().filter(|s| came_through(s)).count();
-    let mut text = format!("{name}: {}\n", summary(state));
-    text.push_str(&format!(
-        "{ready} of {} hospitals are ready or further; {} are needed.\n\n",
-        state.sites.len(),
-        round.spec.quorum
-    ));
-    let rows: Vec<Vec<String>> = state.sites.iter().map(row).collect();
+    let scored = state.step == RoundStep::Evaluating;
+    let through = state.sites.iter().filter(|s| came_through(s, scored)).count();
+    let what = if scored { "have scored the new model" } else { "are ready or further" };
+    let (all, quorum) = (state.sites.len(), round.spec.quorum);
+    let mut text = format!("{name}: {}\n{through} of {all} hospitals {what}; {quorum} are needed.\n\n", summary(state));
+    let rows: Vec<Vec<String>> = state.sites.iter().map(|site| row(site, scored)).collect();
     text.push_str(&table::lay_out(&["HOSPITAL", "REASON", "WHO ACTS", "WHAT IT MEANS"], &rows));
     text
 }
 
-fn came_through(site: &SiteState) -> bool {
-    matches!(site.reason, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated) || site.contributed
+fn came_through(site: &SiteState, scored: bool) -> bool {
+    match site.reason {
+        SiteReason::Evaluated => true,
+        SiteReason::Ready | SiteReason::Submitted => !scored,
+        _ => site.contributed && !scored,
+    }
 }
 
 fn summary(state: &RoundState) -> String {
@@ -68,8 +70,8 @@ fn summary(state: &RoundState) -> String {
     }
 }
 
-fn row(site: &SiteState) -> Vec<String> {
-    let (who, what) = meaning(site);
+fn row(site: &SiteState, scored: bool) -> Vec<String> {
+    let (who, what) = meaning(site, scored);
     let what = match &site.message {
         Some(message) => format!("{what} ({message})"),
         None => what.to_owned(),
@@ -77,9 +79,10 @@ fn row(site: &SiteState) -> Vec<String> {
     vec![site.site.to_string(), format!("{:?}", site.reason), who.to_owned(), what]
 }
 
-/// Who has to act on a reason, if anyone, and what it means.
-fn meaning(site: &SiteState) -> (&'static str, &'static str) {
-    if site.contributed {
+/// Who has to act on a reason, if anyone, and what it means. While the model is scored a contribution is past, and the
+/// reason speaks of the scoring.
+fn meaning(site: &SiteState, scored: bool) -> (&'static str, &'static str) {
+    if site.contributed && !scored {
         return ("nobody", "its update is in the sum");
     }
     match site.reason {
@@ -155,6 +158,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+    }
+
+    /// While a model is scored, a hospital that has given its update and cannot score is the one to look at.
+    #[test]
+    fn while_the_model_is_scored_the_reason_speaks_of_that() {
+        let sites = json!([
+            {"site": "alder", "reason": "InvalidData", "contributed": true},
+            {"site": "birch", "reason": "Evaluated", "contributed": true},
+        ]);
+        let text = explain(&round("Evaluating", sites));
+        assert!(text.contains("1 of 2 hospitals have scored the new model"), "{text}");
+        assert!(text.contains("alder     InvalidData  hospital  the trainer refused its data"), "{text}");
     }
 
     /// A round that the operator has not touched yet must not look like one without hospitals.

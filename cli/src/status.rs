@@ -19,7 +19,10 @@ pub async fn run(namespace: Option<&str>, now: Timestamp) -> Result<String> {
     let client = cluster::client().await?;
     let mut text = String::new();
     let studies = cluster::list::<FederatedStudy>(&client, namespace).await?;
-    if let Some(studies) = &studies {
+    let policies = cluster::list::<SitePolicy>(&client, namespace).await?;
+    // Both sides' kinds may be installed; a cluster without a policy is shown as a hub.
+    let is_hospital = policies.as_ref().is_some_and(|policies| !policies.is_empty());
+    if let Some(studies) = studies.as_ref().filter(|studies| !studies.is_empty() || !is_hospital) {
         let rounds = cluster::list::<TrainingRound>(&client, namespace).await?.unwrap_or_default();
         text.push_str(&study_table(studies, &rounds, now));
         // Hospitals have no namespace; who may see one namespace only may not see them.
@@ -28,8 +31,7 @@ pub async fn run(namespace: Option<&str>, now: Timestamp) -> Result<String> {
             text.push_str(&format!("\n{}", site_table(&sites, now)));
         }
     }
-    let policies = cluster::list::<SitePolicy>(&client, namespace).await?;
-    if let Some(policies) = policies.as_ref().filter(|policies| !policies.is_empty() || studies.is_none()) {
+    if let Some(policies) = policies.as_ref().filter(|_| is_hospital || studies.is_none()) {
         let tasks = cluster::list::<RoundTask>(&client, namespace).await?.unwrap_or_default();
         let models = cluster::list::<ModelDeployment>(&client, namespace).await?.unwrap_or_default();
         text.push_str(&hospital(policies, &tasks, &models));
