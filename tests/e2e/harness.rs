@@ -45,8 +45,11 @@ fn start() -> Result<World, Box<dyn Error>> {
     Ok(World { federation, data, signer })
 }
 
+/// One scenario, over clusters that it shares with the others.
+pub type Scenario = fn(&World) -> Outcome;
+
 /// Runs all scenarios in order, also after one has failed, and closes with the counts.
-pub fn run(scenarios: &[(&str, fn(&World) -> Outcome)]) -> ExitCode {
+pub fn run(scenarios: &[(&str, Scenario)]) -> ExitCode {
     let begin = Instant::now();
     let world = match start() {
         Ok(world) => world,

@@ -33,7 +33,10 @@ pub struct Arguments {
 /// Least ratio of the training step beside PyTorch eager (DESIGN, "Budgets").
 const TRAIN_BUDGET: f64 = 0.97;
 
-const BENCHES: &[(&str, fn(&Arguments) -> Result<Vec<Value>>)] = &[
+/// Runs a bench and returns its figures.
+type Bench = fn(&Arguments) -> Result<Vec<Value>>;
+
+const BENCHES: &[(&str, Bench)] = &[
     ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", arguments)),
     ("secagg", |arguments| example("consilium-secagg", "bench_secagg", arguments)),
     ("train", train),
