@@ -37,8 +37,8 @@ const TRAIN_BUDGET: f64 = 0.97;
 type Bench = fn(&Arguments) -> Result<Vec<Value>>;
 
 const BENCHES: &[(&str, Bench)] = &[
-    ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", arguments)),
-    ("secagg", |arguments| example("consilium-secagg", "bench_secagg", arguments)),
+    ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", &[], arguments)),
+    ("secagg", |arguments| example("consilium-secagg", "bench", &["all"], arguments)),
     ("train", train),
 ];
 
@@ -99,8 +99,9 @@ fn build(package: &str, target: &[&str]) -> Result<PathBuf> {
     })
 }
 
-fn example(package: &str, name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
+fn example(package: &str, name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {
     let mut command = Command::new(build(package, &["--example", name])?);
+    command.args(fixed);
     if arguments.long {
         command.arg("--long");
     }
@@ -114,7 +115,8 @@ fn figures(text: &str) -> Vec<Value> {
 /// The training step beside PyTorch eager: same network, weights, batch and threads, taken in turns.
 fn train(_: &Arguments) -> Result<Vec<Value>> {
     let trainer = build("consilium-trainer", &["--bin", "consilium-trainer"])?;
-    let python = eager_python()?;
+    // PyPI's build holds CUDA as well; its CPU part is the same libtorch that we link.
+    let python = cache::python("eager", &["torch==2.13.0", "numpy", "safetensors"])?;
     let folder = cache::sub("bench")?;
     let exported = folder.join("step.safetensors");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/bench/eager.py");
@@ -152,20 +154,6 @@ fn furthest(a: &Value, b: &Value) -> f64 {
         return f64::INFINITY;
     }
     a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
-}
-
-/// A Python with the same PyTorch, in a virtual environment in the cache; PyPI's build, whose CPU part is the same.
-fn eager_python() -> Result<PathBuf> {
-    let folder = cache::sub("bench")?.join("venv");
-    let python = folder.join("bin/python");
-    let stamp = cache::Stamp::new(&cache::sub("bench")?, "venv", cache::fingerprint([b"torch 2.13.0".as_slice()]));
-    if !stamp.is_current() {
-        process::output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        let packages = ["torch==2.13.0", "numpy", "safetensors"];
-        process::output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
-        stamp.write()?;
-    }
-    Ok(python)
 }
 
 #[cfg(test)]

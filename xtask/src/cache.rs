@@ -6,11 +6,15 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, IoContext, Result};
+use crate::{
+    error::{Error, IoContext, Result},
+    process,
+};
 
 /// The cache folder; made if it is not there.
 pub fn root() -> Result<PathBuf> {
@@ -96,6 +100,21 @@ impl Lock {
             Err(fs::TryLockError::Error(source)) => Err(source).at("lock", path),
         }
     }
+}
+
+/// A Python with these PyPI packages, in a virtual environment of its own.
+pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = sub("python")?;
+    let environment = folder.join(name);
+    let python = environment.join("bin/python");
+    let stamp = Stamp::new(&folder, name, fingerprint(packages.iter().map(|package| package.as_bytes())));
+    if !stamp.is_current() || !python.exists() {
+        crate::packages::ensure_pip()?;
+        process::output(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+        process::output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+        stamp.write()?;
+    }
+    Ok(python)
 }
 
 #[cfg(test)]
