@@ -62,8 +62,11 @@ fn load_position(folder: &Path) -> Result<Option<Position>, TrainerError> {
     }
 }
 
+/// What a checkpoint holds: where training stood, and every tensor by name.
+pub type Saved = (Position, Vec<(String, Tensor)>);
+
 /// The checkpoint of this task, if there is a whole one.
-pub fn load(folder: &Path, task: Digest) -> Result<Option<(Position, Vec<(String, Tensor)>)>, TrainerError> {
+pub fn load(folder: &Path, task: Digest) -> Result<Option<Saved>, TrainerError> {
     let Some(position) = load_position(folder)?.filter(|position| position.task == task) else { return Ok(None) };
     match Tensor::read_safetensors(folder.join(&position.tensors)) {
         Ok(tensors) => Ok(Some((position, tensors))),

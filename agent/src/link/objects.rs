@@ -93,7 +93,7 @@ impl ObjectSource for HubObjects {
             let mut request = Request::new(GetObjectRequest { digest: digest.to_string() });
             request.set_timeout(CALL_TIMEOUT);
             match client(channel).get_object(request).await {
-                Ok(reply) => Ok(reply.into_inner().content.into()),
+                Ok(reply) => Ok(reply.into_inner().content),
                 // Also `NotFound`: a hub that has just restarted does not know yet what it asked for.
                 Err(status) => Err(unavailable(status.message().to_owned())),
             }

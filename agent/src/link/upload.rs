@@ -266,10 +266,10 @@ impl Turner {
             None => self.begin(key, &update)?,
         };
         let act = Irreversible { attempt: key.attempt, step: step_name(ProtocolStep::Upload), ledger_head };
-        if before.as_ref() != Some(&act) {
-            if let Err(error) = self.announce.announce(&update.meta.task_name, &act).await {
-                return Ok(Turn::Retry(error.to_string()));
-            }
+        if before.as_ref() != Some(&act)
+            && let Err(error) = self.announce.announce(&update.meta.task_name, &act).await
+        {
+            return Ok(Turn::Retry(error.to_string()));
         }
         self.send(key, &update).await
     }

@@ -114,13 +114,14 @@ proptest! {
     ) {
         let grid = Grid::axis_aligned([5, 4, 3], [sx, sy, sz]);
         let fast = squared_distances(&grid, |at| targets[at]);
-        for at in 0..grid.len() {
+        prop_assert_eq!(fast.len(), grid.len());
+        for (at, &fast) in fast.iter().enumerate() {
             let p = grid.position(at);
             let slow = (0..grid.len()).filter(|&q| targets[q]).map(|q| {
                 let q = grid.position(q);
                 (0..3).map(|i| ((p[i] as f64 - q[i] as f64) * f64::from(grid.spacing[i])).powi(2)).sum::<f64>()
             }).fold(f64::INFINITY, f64::min);
-            prop_assert!(fast[at] == slow || (fast[at] - slow).abs() < 1e-6, "at {p:?}: {} is not {slow}", fast[at]);
+            prop_assert!(fast == slow || (fast - slow).abs() < 1e-6, "at {p:?}: {fast} is not {slow}");
         }
     }
 }
