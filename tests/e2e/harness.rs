@@ -107,6 +107,7 @@ impl World {
             width: 4,
             shape: [32, 40, 32],
             epochs: 1,
+            batch_size: 2,
             learning_rate: "0.003".into(),
             gate: ("0.01".into(), "0".into()),
             deadline: "10m".into(),

@@ -33,6 +33,9 @@ pub struct Arguments {
     /// Width of the network.
     #[arg(long, default_value_t = 8)]
     width: u32,
+    /// Scans in one step: a hospital with few scans takes few steps in an epoch, and small steps make more of them.
+    #[arg(long, default_value_t = 1)]
+    batch_size: u32,
     /// Learning rate of the first round.
     #[arg(long, default_value = "0.002")]
     learning_rate: String,
@@ -130,6 +133,7 @@ fn plan(arguments: &Arguments, source: &data::Source) -> study::Plan {
         width: arguments.width,
         shape: source.shape(),
         epochs: arguments.epochs,
+        batch_size: arguments.batch_size,
         learning_rate: arguments.learning_rate.clone(),
         // What a model must reach to be looked at at all; a real study asks for more. Phantoms are few, and harder.
         gate: match source {

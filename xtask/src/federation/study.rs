@@ -28,6 +28,8 @@ pub struct Plan {
     pub shape: [u32; 3],
     /// Passes over the data in each round.
     pub epochs: u32,
+    /// Scans in one step of the optimiser.
+    pub batch_size: u32,
     /// Learning rate of the first round.
     pub learning_rate: String,
     /// Global and per-hospital floor of the gate.
@@ -56,6 +58,7 @@ pub fn object(plan: &Plan, image: &str) -> Result<Value> {
     config["network"]["width"] = json!(plan.width);
     config["shape"] = json!(plan.shape);
     config["epochsPerRound"] = json!(plan.epochs);
+    config["batchSize"] = json!(plan.batch_size);
     config["learningRate"] = json!(plan.learning_rate);
     let rounds = &mut spec["rounds"];
     rounds["max"] = json!(plan.rounds);
