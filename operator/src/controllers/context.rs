@@ -11,7 +11,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{Book, Owner};
@@ -160,6 +160,15 @@ impl Context {
     /// The book of assignments. Never held over an await.
     pub fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this very object is still in its cache. Asked under the book's lock: the cache forgets an object before
+    /// its work is taken out of the book, so work that is put in while the object stands is taken out when it goes.
+    pub fn stands<K>(cache: &Store<K>, object: &K) -> bool
+    where
+        K: Resource<DynamicType = ()> + Clone + 'static,
+    {
+        cache.get(&ObjectRef::from_obj(object)).is_some_and(|known| known.meta().uid == object.meta().uid)
     }
 
     /// Changes the book and publishes what changed, in one go, so that no older list overtakes a newer one.

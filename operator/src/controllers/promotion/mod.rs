@@ -74,6 +74,9 @@ pub async fn reconcile(promotion: Arc<ModelPromotion>, context: Arc<Context>) ->
     if let Some(items) = plan.items {
         let owner = owner(&promotion);
         context.publish(|book| {
+            if !Context::stands(&context.caches.promotions, &promotion) {
+                return book.remove(&uid);
+            }
             for site in &promotion.spec.sites {
                 book.revive(&uid, site);
             }
@@ -128,7 +131,10 @@ async fn clean_up(
     let promotion = facts.promotion;
     let items = decide::items(facts);
     let outstanding = !items.is_empty();
-    context.publish(|book| book.set(uid, &owner(promotion), items));
+    context.publish(|book| match Context::stands(&context.caches.promotions, promotion) {
+        true => book.set(uid, &owner(promotion), items),
+        false => book.remove(uid),
+    });
     let since = promotion.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
     if let (true, true, Ok(pause)) = (outstanding, left.is_positive(), Duration::try_from(left)) {

@@ -94,6 +94,9 @@ pub async fn effects(
 fn publish(context: &Context, round: &TrainingRound, uid: &str) {
     let owner = Owner::Round { namespace: round.namespace().unwrap_or_default(), name: round.name_any() };
     context.publish(|book| {
+        if !Context::stands(&context.caches.rounds, round) {
+            return book.remove(uid);
+        }
         let items = items::items(round, &book.acknowledged(uid));
         book.set(uid, &owner, items)
     });
