@@ -186,10 +186,11 @@ fn report(
     clock: &Clock,
 ) -> Result<()> {
     println!("\n{}", source.describe());
-    println!("\n$ kubectl get trounds -n research");
-    print!("{}", federation.hub.kubectl(&["get", "trounds", "-n", "research"])?);
-    println!("\n$ kubectl get mrelease,mpromo -n research");
-    print!("{}", federation.hub.kubectl(&["get", "mrelease,mpromo", "-n", "research"])?);
+    // Whole names: kubectl looks a name up anew when it does not know it, but not a short one.
+    for kinds in ["trainingrounds", "modelreleases,modelpromotions"] {
+        println!("\n$ kubectl get {kinds} -n research");
+        print!("{}", federation.hub.kubectl(&["get", kinds, "-n", "research"])?);
+    }
     println!("\nanswers of the promoted model, each from its hospital's own pod:");
     for answer in served {
         let dice: Vec<String> = answer.dice.iter().map(|d| format!("{d:.3}")).collect();

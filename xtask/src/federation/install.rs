@@ -68,16 +68,6 @@ fn helm_install(cluster: &Cluster, release: &str, namespace: &str, values: &Valu
     cluster.helm(&args).map(drop)
 }
 
-/// The definitions; kubectl then forgets which kinds it knew, or the short names of the new ones stay unknown to it.
-fn install_kinds(cluster: &Cluster, namespace: &str) -> Result<()> {
-    helm_install(cluster, "consilium-crds", namespace, &json!({}))?;
-    let known = cluster.state.join("kubectl");
-    match std::fs::remove_dir_all(&known) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("remove", known),
-        _ => Ok(()),
-    }
-}
-
 fn namespace(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 }
@@ -108,7 +98,7 @@ fn hub(federation: &Federation, gateway: &pki::Authority, sites: &pki::Authority
         tls_secret(SYSTEM, "consilium-gateway-tls", &pair, &sites.certificate()),
         secret(SYSTEM, "consilium-hub-key", &[("key", &random_seed()?)]),
     ])?;
-    install_kinds(hub, SYSTEM)?;
+    helm_install(hub, "consilium-crds", SYSTEM, &json!({}))?;
     let values = json!({
         "images": {
             "operator": federation.image("consilium-operator")?,
@@ -149,7 +139,7 @@ fn site(federation: &Federation, cluster: &Cluster, pair: &pki::Pair, authority:
         objects.push(storage::local_pv(name, path, &cluster.name, "10Gi", Access::Shared));
     }
     cluster.apply(&objects)?;
-    install_kinds(cluster, AGENT)?;
+    helm_install(cluster, "consilium-crds", AGENT, &json!({}))?;
     let values = json!({
         "images": {
             "agent": federation.image("consilium-agent")?,
