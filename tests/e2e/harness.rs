@@ -84,10 +84,10 @@ fn explain(world: &World) {
         println!("  --- {what}");
         text.unwrap_or_else(|error| error.to_string()).lines().for_each(|line| println!("  {line}"));
     };
-    show("hub", hub.kubectl(&["get", "fstudy,trounds,mrelease,mpromo", "-A"]));
+    show("hub", hub.kubectl(&["get", "federatedstudies,trainingrounds,modelreleases,modelpromotions", "-A"]));
     show("operator", hub.kubectl(&["logs", "-n", "consilium-system", "deployment/consilium-operator", "--tail=15"]));
     for site in &world.federation.sites {
-        show(&site.name, site.kubectl(&["get", "rtasks,jobs,pods,mdeploy", "-A"]));
+        show(&site.name, site.kubectl(&["get", "roundtasks,jobs,pods,modeldeployments", "-A"]));
         show("its agent", site.kubectl(&["logs", "-n", "consilium-agent", "consilium-agent-0", "--tail=15"]));
     }
 }
