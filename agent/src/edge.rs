@@ -1,8 +1,10 @@
 //! The two edges to the outside world that decisions must not touch: the clock and randomness.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rand::{TryCryptoRng, TryRng};
 
 /// A clock. Tests give their own.
 #[derive(Clone)]
@@ -26,6 +28,8 @@ impl Clock {
 }
 
 /// A source of random bytes. Tests give their own.
+///
+/// It is also a generator for cryptographic keys.
 #[derive(Clone)]
 pub struct Entropy(Arc<Fill>);
 
@@ -62,3 +66,23 @@ impl Entropy {
         f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
     }
 }
+
+impl TryRng for Entropy {
+    type Error = Infallible;
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        let mut bytes = [0; 4];
+        self.fill(&mut bytes);
+        Ok(u32::from_le_bytes(bytes))
+    }
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes);
+        Ok(u64::from_le_bytes(bytes))
+    }
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        self.fill(bytes);
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Entropy {}

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use consilium_federation::Digest;
 use consilium_federation::report::{DeployReport, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
@@ -26,7 +27,9 @@ pub enum UploadFact {
 #[derive(Default)]
 struct Inner {
     rounds: BTreeMap<(String, TaskKind), RoundReport>,
-    uploads: BTreeMap<String, UploadFact>,
+    uploads: BTreeMap<(String, TaskKind), UploadFact>,
+    rosters: Vec<(Digest, bool)>,
+    roster_trouble: Option<String>,
     deployments: BTreeMap<String, DeployReport>,
     decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
     release_decisions: BTreeMap<String, ReleaseDecision>,
@@ -57,19 +60,51 @@ impl Facts {
         let key = (uid.to_owned(), kind);
         self.change(|inner| {
             inner.decisions.remove(&key);
-            if kind == TaskKind::Train {
-                inner.uploads.remove(uid);
-            }
+            inner.uploads.remove(&key);
             inner.rounds.remove(&key).is_some()
         });
     }
 
-    /// Sets or clears what became of a round's upload. Written by `link` alone.
-    pub fn set_upload(&self, uid: &str, fact: Option<UploadFact>) {
+    /// Sets or clears what became of a part's place in a sum. Written by `link` alone.
+    pub fn set_upload(&self, uid: &str, kind: TaskKind, fact: Option<UploadFact>) {
+        let key = (uid.to_owned(), kind);
         self.change(|inner| match fact {
-            Some(fact) => inner.uploads.insert(uid.to_owned(), fact.clone()).as_ref() != Some(&fact),
-            None => inner.uploads.remove(uid).is_some(),
+            Some(fact) => inner.uploads.insert(key, fact.clone()).as_ref() != Some(&fact),
+            None => inner.uploads.remove(&key).is_some(),
         });
+    }
+
+    /// What became of a part's place in a sum.
+    pub fn upload(&self, uid: &str, kind: TaskKind) -> Option<UploadFact> {
+        self.lock().uploads.get(&(uid.to_owned(), kind)).cloned()
+    }
+
+    /// Sets the digests of the rosters that hold here, and whether each lists this hospital with its key.
+    pub fn set_rosters(&self, rosters: Vec<(Digest, bool)>) {
+        self.change(|inner| {
+            let changed = inner.rosters != rosters;
+            inner.rosters = rosters;
+            changed
+        });
+    }
+
+    /// The digests of the rosters in whose attempts this hospital can take part.
+    pub fn rosters(&self) -> Vec<Digest> {
+        self.lock().rosters.iter().filter(|(_, listed)| *listed).map(|(digest, _)| *digest).collect()
+    }
+
+    /// Sets why an offered roster does not hold here. Never leaves the hospital.
+    pub fn set_roster_trouble(&self, why: Option<String>) {
+        self.change(|inner| {
+            let changed = inner.roster_trouble != why;
+            inner.roster_trouble = why;
+            changed
+        });
+    }
+
+    /// Why an offered roster does not hold here.
+    pub fn roster_trouble(&self) -> Option<String> {
+        self.lock().roster_trouble.clone()
     }
 
     /// The effective fact of one part in a round.
@@ -146,14 +181,15 @@ impl Facts {
     }
 }
 
-/// An upload outweighs `Ready` only: a task that has meanwhile failed or been refused is reported as such.
-fn effective(report: &RoundReport, uploads: &BTreeMap<String, UploadFact>) -> RoundReport {
+/// An upload outweighs a good result only: a task that has meanwhile failed or been refused is reported as such.
+fn effective(report: &RoundReport, uploads: &BTreeMap<(String, TaskKind), UploadFact>) -> RoundReport {
     let mut report = report.clone();
-    if report.kind != TaskKind::Train || report.reason != SiteReason::Ready {
+    if !matches!(report.reason, SiteReason::Ready | SiteReason::Evaluated) {
         return report;
     }
-    match uploads.get(&report.uid) {
-        Some(UploadFact::Submitted) => report.reason = SiteReason::Submitted,
+    match uploads.get(&(report.uid.clone(), report.kind)) {
+        Some(UploadFact::Submitted) if report.kind == TaskKind::Train => report.reason = SiteReason::Submitted,
+        Some(UploadFact::Submitted) => {}
         Some(UploadFact::Rejected(why)) => {
             report.reason = SiteReason::Rejected;
             report.message = Some(why.clone());
@@ -182,7 +218,7 @@ mod tests {
     fn an_upload_shows_over_ready_and_goes_with_the_round() {
         let facts = Facts::default();
         facts.set_round(ready("a"));
-        facts.set_upload("a", Some(UploadFact::Submitted));
+        facts.set_upload("a", TaskKind::Train, Some(UploadFact::Submitted));
         facts.set_round(ready("a"));
         assert_eq!(facts.round("a", TaskKind::Train).unwrap().reason, SiteReason::Submitted);
         facts.set_round(RoundReport { reason: SiteReason::DeniedByPolicy, ..ready("a") });

@@ -28,9 +28,14 @@ pub mod tasks;
 
 use std::sync::Arc;
 
+use consilium_crds::roster::site_id;
+use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
 use consilium_federation::SiteName;
 use consilium_federation::assignment::{Assignment, DeployWork, ItemState, RoundWork};
+use consilium_federation::task::TaskKind;
+use consilium_secagg::roster::{Governance, VerifiedRoster};
+use consilium_secagg::spec::Purpose;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -103,16 +108,81 @@ impl Context {
     ) -> Result<Decision, StateError> {
         let policy = self.site_policy();
         let enforcement = self.enforcement.borrow().clone();
+        let secure = match (&policy, spec) {
+            (Some(policy), Some(spec)) if spec.is_masked() => self.secure_facts(uid, work, &policy.spec)?,
+            _ => policy::SecureFacts::default(),
+        };
         let inputs = policy::LadderInputs {
             work,
             policy: policy.as_deref().map(|p| &p.spec),
             spec,
             enforcement: &enforcement,
+            secure: &secure,
             barrier,
         };
         let decision = policy::ladder(&inputs);
         self.record(uid, work, barrier, &decision)?;
         Ok(decision)
+    }
+
+    /// What this hospital knows itself about masked sums, for one part in a round.
+    fn secure_facts(
+        &self,
+        uid: &str,
+        work: &RoundWork,
+        policy: &SitePolicySpec,
+    ) -> Result<policy::SecureFacts, StateError> {
+        let rosters = match policy::governance(policy) {
+            Ok(Some(governance)) => self.rosters_seen(&governance)?,
+            // The rung says what is wrong with the governance.
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        let restored = self.state.rolled_back()?;
+        Ok(policy::SecureFacts {
+            rosters,
+            roster_trouble: self.facts.roster_trouble(),
+            released: self.released_elsewhere(uid, work)?,
+            restored_through: restored.and_then(|r| r.through(&work.study, &work.study_uid)),
+        })
+    }
+
+    /// The rosters that hold here under this governance, oldest first.
+    pub fn rosters_seen(&self, governance: &Governance) -> Result<Vec<policy::RosterSeen>, StateError> {
+        let key = self.state.site_key(&self.entropy)?.public();
+        let site = site_id(&self.site);
+        let book = self.state.rosters(governance)?;
+        let seen = |roster: &VerifiedRoster| policy::RosterSeen {
+            digest: state::hub_digest(roster.digest()),
+            version: roster.version(),
+            lists_us: roster.key(&site) == Some(&key),
+        };
+        Ok(book.accepted().iter().map(seen).collect())
+    }
+
+    /// The session in which shares for this study, purpose and model left, unless it is the attempt that is open: that
+    /// one may be finished, and its round may end.
+    fn released_elsewhere(&self, uid: &str, work: &RoundWork) -> Result<Option<String>, StateError> {
+        let purpose = match work.kind {
+            TaskKind::Evaluate => Purpose::Evaluate,
+            TaskKind::Train | TaskKind::Init => Purpose::Train,
+        };
+        let study = format!("{}@{}", work.study, work.study_uid);
+        for released in self.state.history()?.released {
+            let same = released.study == study
+                && released.purpose == purpose
+                && state::hub_digest(released.subject) == work.model;
+            if !same {
+                continue;
+            }
+            let here = self
+                .state
+                .released_in(&released)?
+                .is_some_and(|key| key.round_uid == uid && (work.step.is_none() || key.attempt == work.attempt));
+            if !here {
+                return Ok(Some(released.sid.to_string()));
+            }
+        }
+        Ok(None)
     }
 
     fn record(&self, uid: &str, work: &RoundWork, barrier: Barrier, decision: &Decision) -> Result<(), StateError> {

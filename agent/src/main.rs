@@ -41,7 +41,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let site = dialer.identity()?.site;
     let state = State::open(&config.state, entropy.bytes32())?;
     own_volume(&state, &site)?;
-    tracing::info!(%site, version = consilium_agent::VERSION, ledger_head = %state.head()?, "starting");
+    let signing_key = consilium_crds::roster::key_text(&state.site_key(&entropy)?.public());
+    tracing::info!(%site, signing_key, version = consilium_agent::VERSION, ledger_head = %state.head()?, "starting");
 
     let link = Link::new(dialer, state.assignment()?);
     let objects = config.state.join("objects");

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser as _;
-use consilium_agent::link::{ObjectError, ObjectSource};
+use consilium_agent::link::{Announce as _, AnnounceError, ObjectError, ObjectSource};
+use consilium_agent::site::KubeAnnounce;
 use consilium_agent::{Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, tasks};
+use consilium_crds::round_task::Irreversible;
 use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy, schema};
 use consilium_federation::Digest;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
@@ -85,6 +87,8 @@ fn item(uid: &str, round: u32, state: ItemState, clock: &Clock) -> Item {
         roster_size: 3,
         attempt: 0,
         step: None,
+        roster: None,
+        inputs: None,
         deadline: clock.now() + jiff::SignedDuration::from_hours(1),
     };
     Item { uid: uid.into(), state, work: Work::Round(work) }
@@ -184,7 +188,7 @@ impl Agent {
             format!("--inference-image=registry.example/inference@{digest}"),
         ]);
         let (desired, wanted) =
-            watch::channel(Arc::new(Assignment { hub_epoch: "e".into(), revision: 0, items: vec![] }));
+            watch::channel(Arc::new(Assignment { hub_epoch: "e".into(), revision: 0, rosters: vec![], items: vec![] }));
         let (policy_in, policy_out) = watch::channel(Some(policy("Automatic")));
         let metrics = Metrics::new().unwrap();
         let source = Objects(BTreeMap::from([(spec().digest(), canonical_json(&spec()).into())]));
@@ -212,7 +216,12 @@ impl Agent {
 
     fn want(&mut self, items: Vec<Item>) {
         self.revision += 1;
-        self.desired.send_replace(Arc::new(Assignment { hub_epoch: "e".into(), revision: self.revision, items }));
+        self.desired.send_replace(Arc::new(Assignment {
+            hub_epoch: "e".into(),
+            revision: self.revision,
+            rosters: vec![],
+            items,
+        }));
     }
 
     fn fact(&self, uid: &str) -> Option<SiteReason> {
@@ -235,6 +244,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     let mut agent = Agent::new(cluster.client.clone(), folder.path());
     let running = tokio::spawn(tasks::run(Arc::clone(&agent.ctx)));
 
+    of_two_writers_one_goes_on(&cluster).await;
     bad_data_is_reported_once(&cluster, &mut agent).await;
     a_veto_stops_and_an_approval_goes_on(&cluster, &mut agent).await;
     a_removed_job_and_a_stored_update(&cluster, &agent).await;
@@ -242,6 +252,33 @@ async fn rounds_come_and_go_on_a_real_api_server() {
 
     agent.ctx.shutdown.cancel();
     running.await.unwrap().unwrap();
+}
+
+/// Two agents on two copies of a volume see one RoundTask: the API server itself must let only one act through.
+async fn of_two_writers_one_goes_on(cluster: &Cluster) {
+    let digest = Digest::of(b"x");
+    let task: RoundTask = serde_json::from_value(json!({
+        "apiVersion": "consilium.health/v1alpha1", "kind": "RoundTask", "metadata": {"name": "shown"},
+        "spec": {
+            "study": "research/hippocampus", "studyUID": "study", "specDigest": digest, "roundUID": "round-0",
+            "round": 1, "kind": "Train", "model": digest, "image": format!("registry.example/trainer@{digest}"),
+            "gpus": 0, "deadline": "2199-01-01T00:00:00Z",
+        },
+    }))
+    .unwrap();
+    let tasks: Api<RoundTask> = cluster.api();
+    tasks.create(&PostParams::default(), &task).await.unwrap();
+    let announce = KubeAnnounce::new(cluster.client.clone(), NAMESPACE);
+    let act = |attempt| Irreversible { attempt, step: "Share".into(), ledger_head: digest };
+    let (first, second) = (announce.recall("shown").await.unwrap(), announce.recall("shown").await.unwrap());
+    assert_eq!((first.act.clone(), &first), (None, &second));
+    announce.announce("shown", &act(1), &first.version).await.unwrap();
+    let lost = announce.announce("shown", &act(2), &second.version).await;
+    assert!(matches!(lost, Err(AnnounceError::Changed(_))), "{lost:?}");
+    assert_eq!(announce.recall("shown").await.unwrap().act, Some(act(1)));
+    tasks.delete("shown", &DeleteParams::default()).await.unwrap();
+    let gone = announce.recall("shown").await;
+    assert!(matches!(gone, Err(AnnounceError::Gone(_))), "{gone:?}");
 }
 
 async fn bad_data_is_reported_once(cluster: &Cluster, agent: &mut Agent) {

@@ -13,6 +13,12 @@ pub enum CliError {
     KeyExists { path: PathBuf },
     #[error("{} is not an Ed25519 private key in PKCS#8 PEM ({problem}); make one with `kubectl consilium keygen --out FILE`", path.display())]
     Key { path: PathBuf, problem: String },
+    #[error("{}: {problem}", path.display())]
+    Roster { path: PathBuf, problem: String },
+    #[error("{} exists already, and may carry signatures: name another file", path.display())]
+    RosterExists { path: PathBuf },
+    #[error("{} does not hold for this policy: {problem}; {way_out}", path.display())]
+    RosterRefused { path: PathBuf, problem: String, way_out: &'static str },
     #[error("{} is not a {expected}: {problem}", path.display())]
     Object { path: PathBuf, expected: &'static str, problem: String },
     #[error("{} holds a {found}; {expected} is needed", path.display())]

@@ -1,7 +1,7 @@
 //! `explain`: why each hospital is or is not in a round, and who would have to do what.
 
 use consilium_crds::{FederatedStudy, TrainingRound};
-use consilium_federation::round::{Outcome, RoundState, RoundStep, SiteReason, SiteState};
+use consilium_federation::round::{Outcome, ProtocolStep, RoundState, RoundStep, SiteReason, SiteState};
 
 use crate::{
     cluster,
@@ -66,16 +66,30 @@ fn summary(state: &RoundState) -> String {
         (RoundStep::Failed, Some(Outcome::Cancelled)) => format!("was cancelled{message}"),
         (RoundStep::Failed, _) => format!("failed{message}"),
         (RoundStep::Succeeded, _) => format!("succeeded with {} updates{message}", state.contributors),
-        (step, _) => format!("{step:?}, attempt {}, until {}{message}", state.attempt, state.deadline),
+        (step, _) => format!("{step:?}, attempt {}{}, until {}{message}", state.attempt, open(state), state.deadline),
+    }
+}
+
+/// Where an open attempt stands, and what is waited for.
+fn open(state: &RoundState) -> String {
+    let Some(step) = state.protocol_step else { return String::new() };
+    let members: Vec<&SiteState> = state.sites.iter().filter(|site| site.member).collect();
+    let done = members.iter().filter(|site| site.done).count();
+    match step {
+        ProtocolStep::Sum => " (Sum: the hub adds up)".to_owned(),
+        _ => format!(" ({step:?}: {done} of {} hospitals have answered)", members.len()),
     }
 }
 
 fn row(site: &SiteState, scored: bool) -> Vec<String> {
     let (who, what) = meaning(site, scored);
-    let what = match &site.message {
+    let mut what = match &site.message {
         Some(message) => format!("{what} ({message})"),
         None => what.to_owned(),
     };
+    if let Some(step) = site.dropped {
+        what.push_str(&format!("; it fell out of the attempt at {step:?}"));
+    }
     vec![site.site.to_string(), format!("{:?}", site.reason), who.to_owned(), what]
 }
 
@@ -92,7 +106,11 @@ fn meaning(site: &SiteState, scored: bool) -> (&'static str, &'static str) {
         SiteReason::AwaitingApproval => {
             ("hospital", "its policy approves each round: raise approvedThroughRound to allow this one")
         }
-        SiteReason::AwaitingRoster => ("hospital", "its list of hospital keys does not hold all participants yet"),
+        SiteReason::AwaitingRoster => (
+            "governance",
+            "no roster with its key holds in it yet: sign one and apply it at the hub; its SitePolicy status says what it \
+             has",
+        ),
         SiteReason::DeniedByPolicy => ("nobody", "its policy says no; that is no failure, and no reason is owed"),
         SiteReason::SpecChanged => {
             ("hospital", "the study was edited or made anew since the opt-in: opt in to the new digest")
@@ -155,6 +173,29 @@ mod tests {
             "birch     DeniedByPolicy  nobody    its policy says no; that is no failure",
             "(case 7 is truncated)",
             "damson    Submitted       nobody    its update is in the sum",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    /// In an open attempt the question is who is waited for, and at which step somebody was lost.
+    #[test]
+    fn an_open_attempt_says_who_is_waited_for_and_who_was_lost() {
+        let sites = json!([
+            {"site": "alder", "reason": "Submitted", "member": true, "done": true, "survived": true},
+            {"site": "birch", "reason": "Submitted", "member": true, "survived": true},
+            {"site": "cedar", "reason": "Missed", "dropped": "Upload"},
+            {"site": "damson", "reason": "AwaitingRoster"},
+        ]);
+        let mut round = round("Aggregating", sites);
+        if let Some(state) = round.status.as_mut().and_then(|status| status.round.as_mut()) {
+            (state.attempt, state.protocol_step) = (1, Some(ProtocolStep::Agree));
+        }
+        let text = explain(&round);
+        for part in [
+            "attempt 1 (Agree: 1 of 2 hospitals have answered)",
+            "it fell out of the attempt at Upload",
+            "damson    AwaitingRoster  governance",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

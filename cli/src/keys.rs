@@ -36,7 +36,8 @@ pub fn make(out: &Path) -> Result<String> {
     let beside = public_file(out);
     fs::write(&beside, format!("{public}\n")).map_err(io(&beside))?;
     Ok(format!(
-        "{} is the private key: keep it off every cluster.\n{} is the public one, for SitePolicy spec.releases.keys:\n\n\
+        "{} is the private key: keep it off every cluster.\n{} is the public one, for SitePolicy spec.releases.keys \
+         (a governance member's goes into spec.governance.keys, without a role):\n\n\
          - id: NAME\n  role: ROLE\n  publicKey: {public}\n",
         out.display(),
         beside.display()

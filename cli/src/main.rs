@@ -1,6 +1,6 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
-//! **Belongs here:** offline signing, digests, ready-made policy entries, and the two views `status` and `explain`.
+//! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the two views `status` and `explain`.
 //! **Does not belong here:** decisions. Nothing here changes a cluster: what is to be changed is printed, for `kubectl`
 //! or for Git.
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ mod explain;
 mod keys;
 mod objects;
 mod opt_in;
+mod roster;
 mod sign;
 mod status;
 mod table;
@@ -33,7 +34,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a signing key: FILE (keep it offline) and FILE.pub (goes into SitePolicy spec.releases.keys).
+    /// Make a signing key: FILE (keep it offline) and FILE.pub (goes into SitePolicy spec.releases.keys, or for a member
+    /// of the governance into spec.governance.keys).
     Keygen {
         /// Where the private key goes; must not exist.
         #[arg(long)]
@@ -41,6 +43,9 @@ enum Command {
     },
     /// Sign an approval, offline; prints the entry for spec.approvals of a ModelPromotion.
     Sign(sign::Arguments),
+    /// Make, sign and read the roster: which hospitals belong to the federation, by which keys.
+    #[command(subcommand)]
+    Roster(roster::Command),
     /// Print the digest of a study's spec: what a hospital opts in to.
     Digest {
         /// File with a FederatedStudy, YAML or JSON.
@@ -86,6 +91,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<String> {
     match command {
         Command::Keygen { out } => keys::make(&out),
+        Command::Roster(command) => roster::run(&command),
         Command::Sign(arguments) => sign::run(&arguments, Timestamp::now()),
         Command::Digest { file } => Ok(format!("{}\n", objects::study(&file)?.spec.digest())),
         Command::OptIn(arguments) => opt_in::run(&arguments).await,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use consilium_crds::{FederatedStudy, ModelRelease};
+use consilium_crds::{FederatedStudy, ModelRelease, SitePolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -16,6 +16,11 @@ pub fn study(path: &Path) -> Result<FederatedStudy> {
 /// A ModelRelease from a file.
 pub fn release(path: &Path) -> Result<ModelRelease> {
     read(path, "ModelRelease")
+}
+
+/// A SitePolicy from a file.
+pub fn policy(path: &Path) -> Result<SitePolicy> {
+    read(path, "SitePolicy")
 }
 
 fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T> {

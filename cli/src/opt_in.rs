@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use consilium_crds::{FederatedStudy, SitePolicy, site_policy::OfferedStudy};
+use consilium_crds::{FederatedStudy, SitePolicy, site_policy::OfferedStudy, study::ProtocolKind};
 use consilium_federation::{digest::Digest, ids::StudyKey};
 use kube::Api;
 
@@ -56,9 +56,10 @@ struct Offer {
     study: StudyKey,
     uid: String,
     spec_digest: Digest,
+    note: Option<&'static str>,
 }
 
-/// Returns the entry.
+/// Returns the entry; what else the policy has to say for the study to run goes to standard error.
 pub async fn run(arguments: &Arguments) -> Result<String> {
     let offer = match (&arguments.file, &arguments.study) {
         (Some(path), _) => from_study(&objects::study(path)?)?,
@@ -66,7 +67,21 @@ pub async fn run(arguments: &Arguments) -> Result<String> {
         // Safety: clap requires one of the two.
         (None, None) => return Err(CliError::Argument { field: "STUDY", value: String::new(), rule: "name a study" }),
     };
+    if let Some(note) = offer.note {
+        eprintln!("note: {note}");
+    }
     Ok(entry(&offer, arguments))
+}
+
+/// What a hospital must know before it opts in to a study with this protocol.
+const fn plainly(protocol: ProtocolKind) -> Option<&'static str> {
+    match protocol {
+        ProtocolKind::SecAgg => None,
+        ProtocolKind::None => Some(
+            "this study has protocol None: the hub can read this hospital's update. It is refused unless SitePolicy \
+             spec.aggregation.allowPlaintextUpdates is true",
+        ),
+    }
 }
 
 fn from_study(study: &FederatedStudy) -> Result<Offer> {
@@ -76,7 +91,8 @@ fn from_study(study: &FederatedStudy) -> Result<Offer> {
     let uid = study.metadata.uid.clone().ok_or_else(|| missing("metadata.uid of study", way_out))?;
     let namespace = study.metadata.namespace.clone().ok_or_else(|| missing("metadata.namespace of study", way_out))?;
     let name = study.metadata.name.clone().unwrap_or_default();
-    Ok(Offer { study: StudyKey::new(namespace, name), uid, spec_digest: study.spec.digest() })
+    let note = plainly(study.spec.aggregation.secure.protocol);
+    Ok(Offer { study: StudyKey::new(namespace, name), uid, spec_digest: study.spec.digest(), note })
 }
 
 async fn offered(study: &StudyKey, namespace: &str) -> Result<Offer> {
@@ -87,7 +103,15 @@ async fn offered(study: &StudyKey, namespace: &str) -> Result<Offer> {
         way_out: "this is done in the hospital's cluster; name the agent's namespace with --namespace",
     })?;
     let studies = policy.status.map(|status| status.studies).unwrap_or_default();
-    find(&studies, study)
+    let mut offer = find(&studies, study)?;
+    // What the study's protocol is, only its text says; but without governance there is only one that can run.
+    if policy.spec.governance.is_none() {
+        offer.note = Some(
+            "this policy pins no governance (spec.governance), so the study runs here only if it does not mask its \
+             updates; see the guide for hospital administrators",
+        );
+    }
+    Ok(offer)
 }
 
 fn find(studies: &[OfferedStudy], study: &StudyKey) -> Result<Offer> {
@@ -96,7 +120,7 @@ fn find(studies: &[OfferedStudy], study: &StudyKey) -> Result<Offer> {
         name: study.to_string(),
         way_out: "the hub offers it once a round begins that names this hospital; see `kubectl get sitepolicy default -o yaml`",
     })?;
-    Ok(Offer { study: found.study.clone(), uid: found.uid.clone(), spec_digest: found.spec_digest })
+    Ok(Offer { study: found.study.clone(), uid: found.uid.clone(), spec_digest: found.spec_digest, note: None })
 }
 
 fn entry(offer: &Offer, arguments: &Arguments) -> String {
@@ -142,6 +166,7 @@ mod tests {
             study: "research/hippocampus".parse().unwrap(),
             uid: "1234".into(),
             spec_digest: Digest::of(b"spec"),
+            note: None,
         };
         let parse =
             |approval| serde_yaml_ng::from_str::<Vec<StudyOptIn>>(&entry(&offer, &arguments(approval))).unwrap();
@@ -150,6 +175,17 @@ mod tests {
         assert_eq!((per_round.uid.as_str(), per_round.spec_digest), ("1234", offer.spec_digest));
         assert_eq!(per_round.dataset.labels_claim, "labels");
         assert_eq!(parse(Approval::Automatic).remove(0).approval, StudyApproval::Automatic);
+    }
+
+    /// Who opts in to a study without masks must not have to find that out in its YAML.
+    #[test]
+    fn a_study_without_masks_is_pointed_out() {
+        let text = include_str!("../../examples/hippocampus/study.yaml");
+        let mut study: FederatedStudy = serde_yaml_ng::from_str(text).unwrap();
+        study.metadata.uid = Some("1234".into());
+        assert_eq!(from_study(&study).unwrap().note, None);
+        study.spec.aggregation.secure.protocol = ProtocolKind::None;
+        assert!(from_study(&study).unwrap().note.unwrap().contains("allowPlaintextUpdates"));
     }
 
     /// A study file from Git has no UID, and an opt-in without the right one would never match.

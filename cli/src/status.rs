@@ -3,8 +3,9 @@
 use consilium_crds::{
     FederatedStudy, ModelDeployment, RoundTask, SitePolicy, TrainingRound, TrustSite,
     conditions::{self, status_of},
+    site_policy::SitePolicyStatus,
 };
-use consilium_federation::round::{RoundStep, SiteReason};
+use consilium_federation::round::{RoundState, RoundStep, SiteReason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -73,7 +74,7 @@ fn study_table(studies: &[FederatedStudy], rounds: &[TrainingRound], now: Timest
         vec![
             format!("{}/{}", dash(meta.namespace.as_ref()), dash(meta.name.as_ref())),
             format!("{}/{}", status.current_round.unwrap_or(0), study.spec.rounds.max),
-            dash(state.map(|s| format!("{:?}", s.step))),
+            dash(state.map(step)),
             dash(ready),
             study.spec.rounds.quorum.to_string(),
             dash(running.map(|s| span(s.deadline.as_second() - now.as_second()))),
@@ -84,6 +85,14 @@ fn study_table(studies: &[FederatedStudy], rounds: &[TrainingRound], now: Timest
     };
     let headings = ["STUDY", "ROUND", "STEP", "SITES", "QUORUM", "DEADLINE", "DICE", "READY", "RELEASE"];
     table::lay_out(&headings, &studies.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The step, and of an open attempt the protocol's step.
+fn step(state: &RoundState) -> String {
+    match state.protocol_step {
+        Some(open) => format!("{:?}/{open:?}", state.step),
+        None => format!("{:?}", state.step),
+    }
 }
 
 fn site_table(sites: &[TrustSite], now: Timestamp) -> String {
@@ -111,6 +120,7 @@ fn hospital(policies: &[SitePolicy], tasks: &[RoundTask], models: &[ModelDeploym
             condition(Some(&status.conditions), "Connected"),
             condition(Some(&status.conditions), "Enforced"),
         ));
+        text.push_str(&masks(policy, &status));
         let offered = status.studies.iter().map(|s| vec![s.study.to_string(), s.round.to_string(), s.reason.clone()]);
         text.push_str(&table::lay_out(&["STUDY", "ROUND", "DECISION"], &offered.collect::<Vec<_>>()));
         text.push('\n');
@@ -131,6 +141,32 @@ fn hospital(policies: &[SitePolicy], tasks: &[RoundTask], models: &[ModelDeploym
     };
     text.push('\n');
     text.push_str(&table::lay_out(&["MODEL", "STAGE", "READY"], &models.iter().map(model).collect::<Vec<_>>()));
+    text
+}
+
+/// What masked sums need of this hospital: its key, the governance it pinned, and the rosters that hold.
+fn masks(policy: &SitePolicy, status: &SitePolicyStatus) -> String {
+    let mut text = format!("Signing key {}\n", dash(status.signing_key.as_ref()));
+    text.push_str(&match &policy.spec.governance {
+        Some(governance) => {
+            let names: Vec<&str> = governance.keys.iter().map(|key| key.id.as_str()).collect();
+            format!("Governance of {}: {} of {}\n", governance.federation, governance.required, names.join(", "))
+        }
+        None => {
+            "Governance: not pinned, so that only studies with protocol None can run (spec.governance)\n".to_owned()
+        }
+    });
+    let versions: Vec<String> =
+        status.rosters.iter().map(|r| format!("version {} with {} hospitals", r.version, r.sites)).collect();
+    let held = if versions.is_empty() { "none".to_owned() } else { versions.join(", ") };
+    text.push_str(&format!("Rosters that hold: {held}\n"));
+    if let Some(no) = status.conditions.iter().find(|c| c.type_ == "RosterAccepted" && c.status == "False") {
+        text.push_str(&format!("No roster to take part under: {}\n", no.message));
+    }
+    if let Some(back) = status.conditions.iter().find(|c| c.type_ == "StateRolledBack" && c.status == "True") {
+        text.push_str(&format!("State rolled back: {}\n", back.message));
+    }
+    text.push('\n');
     text
 }
 
@@ -174,6 +210,34 @@ mod tests {
         let text = study_table(&[study.clone()], &[round(2, "Training"), round(1, "Succeeded")], now);
         let cells: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(cells[1..], ["2/5", "Training", "1/2", "3", "41m", "-", "-", "-"], "{text}");
+    }
+
+    /// An administrator finds here what the governance needs of this hospital, and what keeps it out of masked sums.
+    #[test]
+    fn a_hospital_shows_its_key_and_whose_rosters_hold() {
+        let text = include_str!("../../examples/hippocampus/site-policy.yaml");
+        let mut policy: SitePolicy = serde_yaml_ng::from_str(text).unwrap();
+        let fresh = hospital(std::slice::from_ref(&policy), &[], &[]);
+        assert!(fresh.contains("Signing key -\n") && fresh.contains("Rosters that hold: none"), "{fresh}");
+        let digest = format!("sha256:{}", "0".repeat(64));
+        policy.status = serde_json::from_value(json!({
+            "signingKey": "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+            "rosters": [{"version": 3, "digest": digest, "sites": 4}],
+            "conditions": [
+                {"type": "StateRolledBack", "status": "True", "reason": "Restored", "message": "a copy",
+                    "lastTransitionTime": "2026-06-01T00:00:00Z"},
+                {"type": "RosterAccepted", "status": "False", "reason": "NotListed", "message": "not on version 3",
+                    "lastTransitionTime": "2026-06-01T00:00:00Z"},
+            ],
+        }))
+        .ok();
+        let shown = hospital(std::slice::from_ref(&policy), &[], &[]);
+        for part in ["Signing key 11qY", "2 of ", "version 3 with 4 hospitals", "rolled back: a copy", "under: not on"]
+        {
+            assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+        }
+        policy.spec.governance = None;
+        assert!(hospital(&[policy], &[], &[]).contains("only studies with protocol None"));
     }
 
     /// A deadline in the past must not read as one in the far future.

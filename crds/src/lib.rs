@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod model_deployment;
 pub mod model_promotion;
 pub mod model_release;
+pub mod roster;
 pub mod round_task;
 pub mod schema;
 pub mod site_policy;

@@ -33,6 +33,9 @@ use crate::values;
     validation = Rule::new("self.spec.studies.all(s, !has(s.approvedThroughRound) || oldSelf.spec.studies.all(o, o.study != s.study || o.uid != s.uid || !has(o.approvedThroughRound) || s.approvedThroughRound >= o.approvedThroughRound))")
         .message("spec.studies: an approvedThroughRound is lower than it was and can only grow; write approval: Denied to withdraw")
         .field_path(".spec.studies"),
+    validation = Rule::new("!has(self.spec.governance) || self.spec.governance.required <= self.spec.governance.keys.size()")
+        .message(Message::Expression("'spec.governance.required is %d and must be at most the number of spec.governance.keys, which is %d: pin more keys or require fewer'.format([self.spec.governance.required, self.spec.governance.keys.size()])".into()))
+        .field_path(".spec.governance.required"),
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status"),
@@ -68,6 +71,10 @@ pub struct SitePolicySpec {
     #[serde(default)]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["study"]))]
     pub studies: Vec<StudyOptIn>,
+    /// Whose signatures make a roster of hospital keys hold here. Without it, only studies with `protocol: None` can
+    /// run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub governance: Option<GovernancePolicy>,
     /// Floors of the aggregation.
     pub aggregation: AggregationPolicy,
     /// Which models may be served here, on whose word.
@@ -179,16 +186,61 @@ pub struct Dataset {
     pub labels_claim: String,
 }
 
-/// Floors of the aggregation.
+/// Whose signatures make a roster hold. Compared out of band when the hospital enrols; never taken from the hub.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GovernancePolicy {
+    /// Name of the federation; a roster for another one does not count.
+    #[schemars(length(min = 1, max = 63))]
+    pub federation: String,
+    /// How many of the keys must sign a roster.
+    #[schemars(range(min = 1, max = 20))]
+    pub required: u32,
+    /// The governance members' keys.
+    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
+    pub keys: Vec<GovernanceKey>,
+}
+
+/// One governance member's key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GovernanceKey {
+    /// Its name here.
+    #[schemars(length(min = 1, max = 63))]
+    pub id: String,
+    /// Ed25519 public key, base64 of 32 bytes, as `kubectl consilium keygen` writes it.
+    #[schemars(length(max = 44), regex(pattern = values::PUBLIC_KEY_PATTERN))]
+    pub public_key: String,
+}
+
+/// Floors of the aggregation: they hold whatever the hub says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AggregationPolicy {
     /// Least number of updates in a sum that holds this hospital's.
     #[schemars(range(min = 3, max = 200))]
     pub min_contributors: u32,
+    /// Hospitals that may collude with the hub and must still not be able to read this hospital's update. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 66))]
+    pub colluders: u32,
+    /// Whether two sums may differ by a single hospital. Without it: Refuse where the attempt could spare two
+    /// hospitals (7 or more), Allow in smaller ones, where one drop-out would otherwise end the study.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub survivor_difference: Option<SurvivorDifference>,
     /// Take part in studies with `protocol: None`, where the hub can read this hospital's update.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_plaintext_updates: bool,
+}
+
+/// Whether the hospitals in a sum may be those of an earlier sum but for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SurvivorDifference {
+    /// No: the difference of the two sums says something of that one.
+    Refuse,
+    /// Yes.
+    Allow,
 }
 
 /// Which models may be served here.
@@ -219,10 +271,42 @@ pub struct SitePolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["study"]))]
     pub studies: Vec<OfferedStudy>,
-    /// Connected, Enforced, Ready.
+    /// This hospital's public signing key (Ed25519, base64), made on the agent's volume: what the governance puts into
+    /// the roster. Compare it with the agent's log before it is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 44))]
+    pub signing_key: Option<String>,
+    /// The rosters that hold here, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "atomic"))]
+    pub rosters: Vec<AcceptedRoster>,
+    /// Where the agent's ledger stood: a volume that never had this head was restored from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerHead>,
+    /// Connected, Enforced, RosterAccepted, StateRolledBack, Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// A roster that governance signed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AcceptedRoster {
+    /// Its version.
+    pub version: u64,
+    /// Its digest, without signatures.
+    pub digest: Digest,
+    /// Hospitals on it.
+    pub sites: u32,
+}
+
+/// The end of the agent's ledger at some moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LedgerHead {
+    /// Entries so far.
+    pub entries: u64,
+    /// Hash of the last one.
+    pub head: Digest,
 }
 
 /// A study as the hub offers it, for an administrator to opt in to.
@@ -241,4 +325,8 @@ pub struct OfferedStudy {
     /// The decision's reason, as in RoundTask.
     #[schemars(length(max = 40))]
     pub reason: String,
+    /// Why it is refused, and what would allow it. For this hospital's people; the hub is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 500))]
+    pub message: Option<String>,
 }

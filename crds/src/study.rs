@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use consilium_federation::digest::Digest;
 use consilium_federation::gate::Gate;
-use consilium_federation::ids::SiteName;
-use consilium_federation::round::{Protocol, RoundPolicy};
+use consilium_federation::ids::{SiteName, StudyKey};
+use consilium_federation::round::{EarlierSums, Protocol, RoundPolicy};
+use consilium_federation::task::TaskKind;
+use consilium_secagg::spec::{self as secagg, Purpose, RoundSpec};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -14,6 +16,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema;
 use crate::values::{self, ValueError};
+
+/// Example count that weighs in full; hospitals with more count as this many.
+///
+/// All hospitals must use one cap, and none may derive it from another's numbers. The ring's step in the mean is
+/// `n·C / (2^31·Σα)` with `α = examples / cap`, so a larger cap costs small hospitals precision: with four hospitals of
+/// 50 scans it is 1·10⁻⁵ of the clip norm at a cap of 2^20, close to an update's coordinates, and 6·10⁻⁷ at 2^16.
+pub const EXAMPLES_CAP: u64 = 1 << 16;
+/// Elements of a hospital's evaluation: its mean Dice.
+pub const EVALUATION_ELEMENTS: u64 = 1;
+/// Bound on the norm of an evaluation: Dice is at most 1.
+pub const EVALUATION_CLIP: f64 = 1.0;
 
 /// A federated study.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -35,6 +48,9 @@ use crate::values::{self, ValueError};
         .field_path(".spec.rounds.quorum"),
     validation = Rule::new("self.spec.aggregation.secure.minContributors <= self.spec.rounds.quorum")
         .message(Message::Expression("'spec.aggregation.secure.minContributors is %d and must be at most spec.rounds.quorum, which is %d, else a quorum could never be summed: lower the one or raise the other'.format([self.spec.aggregation.secure.minContributors, self.spec.rounds.quorum])".into()))
+        .field_path(".spec.aggregation.secure.minContributors"),
+    validation = Rule::new("self.spec.aggregation.secure.minContributors >= self.spec.aggregation.secure.colluders + 2")
+        .message(Message::Expression("'spec.aggregation.secure.minContributors is %d and must be at least colluders + 2, which is %d, else the hospitals that collude could subtract their own updates: raise the one or lower the other'.format([self.spec.aggregation.secure.minContributors, self.spec.aggregation.secure.colluders + 2])".into()))
         .field_path(".spec.aggregation.secure.minContributors"),
     validation = Rule::new("has(self.spec.initialModel.seed) != has(self.spec.initialModel.digest)")
         .message(Message::Expression("'spec.initialModel has ' + (has(self.spec.initialModel.seed) ? 'both' : 'neither') + ' of seed and digest: write seed to make a new model, or digest to start from one in the store'".into()))
@@ -169,18 +185,31 @@ pub enum Weighting {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Secure {
-    /// `None`: encoded but not masked, so the hub can read single updates; only for one trust
-    /// boundary, and only where each hospital's policy allows it.
+    /// `SecAgg` (the default): updates are masked so that the hub reads nothing but their sum. `None`: encoded but not
+    /// masked, so the hub can read single updates; only for one trust boundary, and only where each hospital's policy
+    /// allows it.
+    #[serde(default)]
     pub protocol: ProtocolKind,
     /// Least number of updates in a sum.
     #[schemars(range(min = 3, max = 200))]
     pub min_contributors: u32,
+    /// Hospitals that may work together with the hub and still not read another one's update. Default 1.
+    #[serde(default = "default_colluders")]
+    #[schemars(range(min = 0, max = 66))]
+    pub colluders: u32,
+}
+
+const fn default_colluders() -> u32 {
+    1
 }
 
 /// Names of protocols; holds only what works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ProtocolKind {
+    /// Double-masked sums that a malicious hub cannot read (Bonawitz et al., CCS 2017).
+    #[default]
+    SecAgg,
     /// No masks.
     None,
 }
@@ -350,24 +379,101 @@ impl FederatedStudySpec {
         }))
     }
 
-    /// The rules for a round; `waited_for` are the hospitals that were left out too often.
+    /// Updates are masked.
+    pub fn is_masked(&self) -> bool {
+        self.aggregation.secure.protocol == ProtocolKind::SecAgg
+    }
+
+    /// The specification of the sum that an attempt makes. Hub and hospital each make it from what they know
+    /// themselves: a hub that plans another sum gets adverts for one that it does not run.
+    ///
+    /// # Errors
+    /// A clip bound that is no number.
+    pub fn sum_spec(&self, facts: &SumFacts<'_>) -> Result<RoundSpec, ValueError> {
+        let secure = &self.aggregation.secure;
+        let counted = secagg::Weighting::Examples { cap: EXAMPLES_CAP };
+        let (purpose, clip, weighting, body) = match facts.kind {
+            // One number, the mean Dice over cases and classes, weighted by cases: at most 1.
+            TaskKind::Evaluate => (Purpose::Evaluate, EVALUATION_CLIP, counted, EVALUATION_ELEMENTS),
+            TaskKind::Train | TaskKind::Init => {
+                let weighting = match self.aggregation.weighting {
+                    Weighting::Examples => counted,
+                    Weighting::Equal => secagg::Weighting::Equal,
+                };
+                (Purpose::Train, self.clip()?, weighting, facts.parameters)
+            }
+        };
+        let digest = |d: Digest| consilium_secagg::ids::Digest(*d.as_bytes());
+        // Bounds of the schema: all three are at most 200.
+        let small = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        Ok(RoundSpec {
+            federation: facts.federation.to_owned(),
+            study: format!("{}@{}", facts.study, facts.study_uid),
+            round: u64::from(facts.round),
+            purpose,
+            subject: digest(facts.model),
+            plan: digest(facts.spec_digest),
+            schema: digest(facts.schema),
+            roster: digest(facts.roster),
+            capacity: small(facts.participants),
+            clip,
+            weighting,
+            statistics: Vec::new(),
+            body,
+            colluders: small(secure.colluders),
+            min_contributors: small(secure.min_contributors),
+        })
+    }
+
+    /// The rules for a round, but for the roster and earlier sums, which change with the hospitals; `waited_for` are the hospitals that were left out too often.
     pub fn round_policy(&self, waited_for: BTreeSet<SiteName>) -> Result<RoundPolicy, ValueError> {
         self.clip()?;
         Ok(RoundPolicy {
             quorum: self.rounds.quorum,
             min_contributors: self.aggregation.secure.min_contributors,
+            colluders: self.aggregation.secure.colluders,
+            roster: None,
+            earlier: EarlierSums::default(),
             required: self.sites.iter().filter(|s| s.required).map(|s| s.name.clone()).collect(),
             waited_for,
             grace: values::duration("spec.rounds.straggler.grace", &self.rounds.straggler.grace)?,
             step_limit: values::duration("spec.rounds.stepLimit", &self.rounds.step_limit)?,
             max_attempts: 3,
             protocol: match self.aggregation.secure.protocol {
+                ProtocolKind::SecAgg => Protocol::SecAgg,
                 ProtocolKind::None => Protocol::None,
             },
             gate: self.gate()?,
             evaluation_limit: self.deadline()?,
         })
     }
+}
+
+/// What a sum is about, beside the study's spec.
+#[derive(Clone, Copy, Debug)]
+pub struct SumFacts<'a> {
+    /// Name of the federation, as the roster has it.
+    pub federation: &'a str,
+    /// The study.
+    pub study: &'a StudyKey,
+    /// Its UID.
+    pub study_uid: &'a str,
+    /// Number of the round.
+    pub round: u32,
+    /// Train: updates; Evaluate: the metric.
+    pub kind: TaskKind,
+    /// The base model, or the model evaluated.
+    pub model: Digest,
+    /// Digest of the study's spec.
+    pub spec_digest: Digest,
+    /// Digest of the tensor schema.
+    pub schema: Digest,
+    /// Digest of the roster.
+    pub roster: Digest,
+    /// Participants of the round: scales the ring.
+    pub participants: u32,
+    /// Parameters of the model.
+    pub parameters: u64,
 }
 
 /// When a round that starts now must have trained.

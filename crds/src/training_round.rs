@@ -30,6 +30,7 @@ use crate::schema;
     printcolumn(name = "Round", type_ = "integer", json_path = ".spec.number"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.round.step"),
     printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.round.attempt"),
+    printcolumn(name = "Open", type_ = "string", json_path = ".status.round.protocolStep"),
     printcolumn(name = "Contributors", type_ = "string", json_path = ".status.contributors"),
     printcolumn(name = "Quorum", type_ = "integer", json_path = ".spec.quorum"),
     printcolumn(name = "Dice", type_ = "string", json_path = ".status.round.gate.global"),

@@ -20,6 +20,8 @@ pub const POSITIVE_DECIMAL_PATTERN: &str = "^([1-9][0-9]{0,8}(\\.[0-9]{1,9})?|0\
 pub const FRACTION_PATTERN: &str = "^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
 /// Pattern of a duration of hours, minutes and seconds; parts that would be 0 are left out, so that no duration is 0.
 pub const DURATION_PATTERN: &str = "^([1-9][0-9]{0,4}h)?([1-9][0-9]{0,4}m)?([1-9][0-9]{0,4}s)?$";
+/// Pattern of a public key: base64 of 32 bytes.
+pub const PUBLIC_KEY_PATTERN: &str = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
 /// Pattern of a memory quantity.
 pub const MEMORY_PATTERN: &str = "^[1-9][0-9]{0,8}(Mi|Gi|Ti)$";
 

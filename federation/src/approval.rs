@@ -28,7 +28,7 @@ pub struct Approval {
     #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
     pub expiry: Timestamp,
     /// The signature, base64 (88 characters).
-    #[schemars(length(max = 88))]
+    #[schemars(length(max = 88), regex(pattern = "^[A-Za-z0-9+/]{85}[AQgw]==$"))]
     pub signature: String,
 }
 
@@ -44,7 +44,7 @@ pub struct TrustedKey {
     #[schemars(length(min = 1, max = 63))]
     pub role: String,
     /// Ed25519 public key, base64 (44 characters).
-    #[schemars(length(max = 44))]
+    #[schemars(length(max = 44), regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
     pub public_key: String,
 }
 

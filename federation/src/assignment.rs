@@ -22,6 +22,9 @@ pub struct Assignment {
     pub hub_epoch: String,
     /// Grows with every change within an epoch.
     pub revision: u64,
+    /// Digests of the governance-signed rosters that the hub holds, newest first; the objects are fetched by them. What
+    /// counts is whether the keys that this hospital pinned have signed.
+    pub rosters: Vec<Digest>,
     /// The work, keyed by `uid`.
     pub items: Vec<Item>,
 }
@@ -75,12 +78,17 @@ pub struct RoundWork {
     pub model: Digest,
     /// Digest of the model's tensor schema.
     pub schema: Digest,
-    /// Number of hospitals in the study: fixes the scale of the ring encoding.
+    /// Number of hospitals in the round: fixes the scale of the ring encoding.
     pub roster_size: u32,
     /// The open attempt, 0 when none is.
     pub attempt: u32,
     /// The step of the attempt that this hospital is asked for, if any.
     pub step: Option<ProtocolStep>,
+    /// Digest of the roster (without its signatures) whose keys hold in the open attempt; none without masks.
+    pub roster: Option<Digest>,
+    /// Digest of what the step starts from (adverts, this hospital's shares, survivors, their proof): an immutable
+    /// object that is fetched by it. None where a step needs none.
+    pub inputs: Option<Digest>,
     /// When the hub stops waiting.
     pub deadline: Timestamp,
 }
@@ -155,13 +163,15 @@ mod tests {
             roster_size: 4,
             attempt: 0,
             step: None,
+            roster: None,
+            inputs: None,
             deadline: deadline.parse().unwrap(),
         };
         Item { uid: uid.into(), state, work: Work::Round(work) }
     }
 
     fn assignment(epoch: &str, revision: u64, items: Vec<Item>) -> Assignment {
-        Assignment { hub_epoch: epoch.into(), revision, items }
+        Assignment { hub_epoch: epoch.into(), revision, rosters: vec![], items }
     }
 
     #[test]

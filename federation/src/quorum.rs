@@ -13,9 +13,10 @@ pub const fn tolerated_colluders(n: u32, t: u32) -> u32 {
     (2 * t).saturating_sub(n).saturating_sub(1)
 }
 
-/// Survivors that an attempt of `n` hospitals needs: the threshold or the study's floor, whichever is more.
-pub fn survivors_needed(n: u32, min_contributors: u32) -> u32 {
-    threshold(n).max(min_contributors).min(n.max(min_contributors))
+/// Survivors that an attempt of `n` hospitals needs: the threshold, the study's floor, or two beside the colluders that
+/// it is to withstand, whichever is most.
+pub fn survivors_needed(n: u32, min_contributors: u32, colluders: u32) -> u32 {
+    threshold(n).max(min_contributors).max(colluders.saturating_add(2))
 }
 
 #[cfg(test)]
@@ -32,7 +33,8 @@ mod tests {
 
     #[test]
     fn the_floor_of_the_study_wins_when_it_is_higher() {
-        assert_eq!(survivors_needed(4, 4), 4);
-        assert_eq!(survivors_needed(4, 3), 3);
+        assert_eq!(survivors_needed(4, 4, 1), 4);
+        assert_eq!(survivors_needed(4, 3, 1), 3);
+        assert_eq!(survivors_needed(10, 3, 8), 10);
     }
 }

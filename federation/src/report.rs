@@ -19,6 +19,9 @@ pub struct Report {
     pub revision: u64,
     /// Version of the agent.
     pub agent_version: String,
+    /// Digests of the rosters (without their signatures) that this hospital has accepted: an attempt opens among
+    /// hospitals that share one.
+    pub rosters: Vec<Digest>,
     /// Its parts in rounds. A round that is not listed is not known (any more) there.
     pub rounds: Vec<RoundReport>,
     /// The models it serves or was asked to serve.

@@ -15,6 +15,7 @@ use consilium_federation::{Digest, SiteName};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
+use crate::attempts::Attempts;
 use crate::metrics::Metrics;
 use crate::store::{BlobStore, StoreError};
 
@@ -36,6 +37,8 @@ struct Inner {
     counter: AtomicU64,
     sites: Mutex<BTreeMap<SiteName, Site>>,
     manifests: Mutex<BTreeMap<Digest, Arc<ModelManifest>>>,
+    attempts: Attempts,
+    rosters: Mutex<Vec<Digest>>,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
     knows_accepted: AtomicBool,
     changes: broadcast::Sender<SiteName>,
@@ -73,6 +76,8 @@ impl Hub {
             counter: AtomicU64::new(0),
             sites: Mutex::default(),
             manifests: Mutex::default(),
+            attempts: Attempts::default(),
+            rosters: Mutex::default(),
             accepted: watch::Sender::new(Arc::default()),
             knows_accepted: AtomicBool::new(false),
             changes: broadcast::Sender::new(CHANGES),
@@ -84,18 +89,43 @@ impl Hub {
         &self.0.store
     }
 
+    /// The open attempts of the masking protocol.
+    pub fn attempts(&self) -> &Attempts {
+        &self.0.attempts
+    }
+
+    /// Replaces the rosters that are offered to every hospital (digests of signed rosters, newest first).
+    pub fn set_rosters(&self, rosters: Vec<Digest>) {
+        if *lock(&self.0.rosters) == rosters {
+            return;
+        }
+        lock(&self.0.rosters).clone_from(&rosters);
+        for site in self.sites().values() {
+            site.desired.send_if_modified(|known| {
+                let Some(assignment) = known.as_ref().filter(|known| known.rosters != rosters) else { return false };
+                *known = Some(Arc::new(self.assign(assignment.items.clone(), rosters.clone())));
+                true
+            });
+        }
+    }
+
+    fn assign(&self, items: Vec<Item>, rosters: Vec<Digest>) -> Assignment {
+        let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
+        Assignment { hub_epoch: self.0.epoch.clone(), revision, rosters, items }
+    }
+
     /// Publishes what one hospital is to do; its watchers get it if it differs from what they have.
     ///
     /// Call it only from synced caches: until the first call a hospital is told nothing at all, because an
     /// assignment that lacks an item is not the same as none. Returns whether anything changed.
     pub fn publish(&self, site: &SiteName, items: Vec<Item>) -> bool {
+        let rosters = lock(&self.0.rosters).clone();
         let mut sites = self.sites();
         sites.entry(site.clone()).or_default().desired.send_if_modified(|known| {
             if known.as_ref().is_some_and(|known| known.items == items) {
                 return false;
             }
-            let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
-            *known = Some(Arc::new(Assignment { hub_epoch: self.0.epoch.clone(), revision, items }));
+            *known = Some(Arc::new(self.assign(items, rosters)));
             true
         })
     }
@@ -188,7 +218,7 @@ impl Hub {
     }
 
     /// Whether an object is one that the hospital's active work leads to: the study's spec, the model's manifest,
-    /// its chunks, the tensor schema, a release.
+    /// its chunks, the tensor schema, a release, what a step of an attempt starts from, a roster.
     ///
     /// # Errors
     /// When a model's manifest cannot be read from the store.
@@ -196,10 +226,10 @@ impl Hub {
         let Some(assignment) = self.assignment(site) else { return Ok(false) };
         let active = || assignment.items.iter().filter(|item| item.state == ItemState::Active);
         let named = |item: &Item| match &item.work {
-            Work::Round(r) => [r.spec_digest, r.model, r.schema].contains(&digest),
+            Work::Round(r) => [r.spec_digest, r.model, r.schema].contains(&digest) || r.inputs == Some(digest),
             Work::Deploy(d) => [d.release_digest, d.model].contains(&digest),
         };
-        if active().any(named) {
+        if active().any(named) || assignment.rosters.contains(&digest) {
             return Ok(true);
         }
         let models: BTreeSet<Digest> = active().map(model_of).collect();
@@ -228,16 +258,16 @@ impl Hub {
         Ok(manifest)
     }
 
-    /// The work for which this hospital may upload now: an active item of this round whose open attempt is this
-    /// one and whose step is the upload.
-    pub fn upload_work(&self, site: &SiteName, round_uid: &str, attempt: u32) -> Option<RoundWork> {
+    /// The work for which this hospital may do a step now: an active item of this round whose open attempt and step
+    /// are these.
+    pub fn step_work(&self, site: &SiteName, round_uid: &str, attempt: u32, step: ProtocolStep) -> Option<RoundWork> {
         let assignment = self.assignment(site)?;
         assignment.items.iter().find_map(|item| match &item.work {
             Work::Round(work)
                 if item.uid == round_uid
                     && item.state == ItemState::Active
                     && work.attempt == attempt
-                    && work.step == Some(ProtocolStep::Upload) =>
+                    && work.step == Some(step) =>
             {
                 Some(work.clone())
             }
@@ -315,7 +345,7 @@ mod tests {
 
     fn report(revision: u64) -> Report {
         let (hub_epoch, agent_version) = (String::new(), String::new());
-        Report { hub_epoch, revision, agent_version, rounds: vec![], deployments: vec![] }
+        Report { hub_epoch, revision, agent_version, rosters: vec![], rounds: vec![], deployments: vec![] }
     }
 
     /// An agent refuses a revision below the one it has, so a restarted hub must begin above all it ever sent.

@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod aggregation;
+pub mod attempts;
 pub mod controllers;
 pub mod gateway;
 pub mod hub;

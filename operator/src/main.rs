@@ -97,6 +97,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let clock: Clock = Arc::new(jiff::Timestamp::now);
     let client = kube::Client::try_default().await.map_err(failure("finding the Kubernetes API"))?;
     let settings = Settings {
+        namespace: client.default_namespace().to_owned(),
         task_namespace: arguments.task_namespace.clone(),
         task_address: arguments.task_address.clone(),
         courier_image: arguments.courier_image.clone(),

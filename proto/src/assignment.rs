@@ -1,14 +1,20 @@
 //! The desired state on the wire.
 
+use consilium_federation::Digest;
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Assignment, DeployWork, Item, RoundWork, Work};
 
-use crate::text::{WireError, read, spell};
+use crate::text::{WireError, digests, read, spell};
 use crate::v1;
 
 impl From<&Assignment> for v1::Assignment {
     fn from(a: &Assignment) -> Self {
-        Self { hub_epoch: a.hub_epoch.clone(), revision: a.revision, items: a.items.iter().map(Into::into).collect() }
+        Self {
+            hub_epoch: a.hub_epoch.clone(),
+            revision: a.revision,
+            items: a.items.iter().map(Into::into).collect(),
+            rosters: a.rosters.iter().map(ToString::to_string).collect(),
+        }
     }
 }
 
@@ -35,6 +41,8 @@ impl From<&RoundWork> for v1::RoundWork {
             roster_size: w.roster_size,
             attempt: w.attempt,
             step: w.step.map(spell).unwrap_or_default(),
+            roster: w.roster.map(|d| d.to_string()).unwrap_or_default(),
+            inputs: w.inputs.map(|d| d.to_string()).unwrap_or_default(),
             deadline: w.deadline.to_string(),
         }
     }
@@ -62,7 +70,7 @@ impl TryFrom<v1::Assignment> for Assignment {
     type Error = WireError;
     fn try_from(a: v1::Assignment) -> Result<Self, WireError> {
         let items = a.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-        Ok(Self { hub_epoch: a.hub_epoch, revision: a.revision, items })
+        Ok(Self { hub_epoch: a.hub_epoch, revision: a.revision, rosters: digests("rosters", &a.rosters)?, items })
     }
 }
 
@@ -86,6 +94,9 @@ impl TryFrom<v1::Item> for Item {
 impl TryFrom<v1::RoundWork> for RoundWork {
     type Error = WireError;
     fn try_from(w: v1::RoundWork) -> Result<Self, WireError> {
+        let some = |field, text: &str| -> Result<Option<Digest>, WireError> {
+            if text.is_empty() { Ok(None) } else { read(field, text).map(Some) }
+        };
         let step = if w.step.is_empty() { None } else { Some(read("round.step", &w.step)?) };
         Ok(Self {
             study: w.study.parse().map_err(|e| WireError::new("round.study", &w.study, e))?,
@@ -98,6 +109,8 @@ impl TryFrom<v1::RoundWork> for RoundWork {
             roster_size: w.roster_size,
             attempt: w.attempt,
             step,
+            roster: some("round.roster", &w.roster)?,
+            inputs: some("round.inputs", &w.inputs)?,
             deadline: w.deadline.parse().map_err(|e| WireError::new("round.deadline", &w.deadline, e))?,
         })
     }

@@ -4,7 +4,7 @@ use consilium_federation::gate::CaseSums;
 use consilium_federation::report::{DeployReport, Evaluation, Report, RoundReport};
 use consilium_federation::task::{ClassScore, ScoreFile};
 
-use crate::text::{WireError, optional, read, spell};
+use crate::text::{WireError, digests, optional, read, spell};
 use crate::v1;
 
 /// Rounds and deployments that one report may list.
@@ -24,6 +24,7 @@ impl From<&Report> for v1::ReportRequest {
             agent_version: r.agent_version.clone(),
             rounds: r.rounds.iter().map(Into::into).collect(),
             deployments: r.deployments.iter().map(deployment).collect(),
+            rosters: r.rosters.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -65,6 +66,7 @@ impl TryFrom<v1::ReportRequest> for Report {
             hub_epoch: cut(r.hub_epoch),
             revision: r.revision,
             agent_version: cut(r.agent_version),
+            rosters: digests("rosters", &r.rosters)?,
             rounds: r.rounds.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             deployments: r.deployments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })

@@ -21,6 +21,8 @@ fn assignment() -> Assignment {
         roster_size: 4,
         attempt: 2,
         step: Some(ProtocolStep::Upload),
+        roster: Some(Digest::of(b"roster")),
+        inputs: Some(Digest::of(b"bundle")),
         deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
     };
     let approval = Approval {
@@ -39,6 +41,7 @@ fn assignment() -> Assignment {
     Assignment {
         hub_epoch: "e".into(),
         revision: 7,
+        rosters: vec![Digest::of(b"signed roster")],
         items: vec![
             Item { uid: "a-1".into(), state: ItemState::Active, work: Work::Round(round) },
             Item { uid: "b-2".into(), state: ItemState::Cancelled, work: Work::Deploy(deploy) },
@@ -63,6 +66,7 @@ fn a_report_survives_the_wire() {
         hub_epoch: "e".into(),
         revision: 7,
         agent_version: "0.1.0".into(),
+        rosters: vec![Digest::of(b"roster")],
         rounds: vec![RoundReport {
             uid: "a-1".into(),
             kind: TaskKind::Evaluate,
@@ -94,6 +98,8 @@ fn nonsense_is_refused_and_the_field_is_named() {
     assert_eq!(spoil(|r| r.kind = "Format".into()), "round.kind");
     assert_eq!(spoil(|r| r.study = "../etc".into()), "round.study");
     assert_eq!(spoil(|r| r.step = "Leap".into()), "round.step");
+    assert_eq!(spoil(|r| r.roster = "mine".into()), "round.roster");
+    assert_eq!(spoil(|r| r.inputs = "../x".into()), "round.inputs");
     assert_eq!(spoil(|r| r.deadline = "soon".into()), "round.deadline");
     let mut wire = v1::Assignment::from(&assignment());
     wire.items[0].uid = "../../x".into();

@@ -1,8 +1,12 @@
 //! Values that travel as text.
 
+use consilium_federation::Digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+/// Rosters that one message may name.
+const MAX_DIGESTS: usize = 16;
 
 /// A message from the other side does not make sense. Nothing of it is used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +47,14 @@ pub(crate) fn spell<T: Serialize>(value: T) -> String {
 /// Parses the API's spelling.
 pub(crate) fn read<T: DeserializeOwned>(field: &'static str, text: &str) -> Result<T, WireError> {
     serde_json::from_value(Value::String(text.to_owned())).map_err(|error| WireError::new(field, text, error))
+}
+
+/// Parses digests; no list of them is long.
+pub(crate) fn digests(field: &'static str, texts: &[String]) -> Result<Vec<Digest>, WireError> {
+    if texts.len() > MAX_DIGESTS {
+        return Err(WireError::new(field, texts.len(), format!("at most {MAX_DIGESTS} digests")));
+    }
+    texts.iter().map(|text| read(field, text)).collect()
 }
 
 pub(crate) fn optional(text: &str) -> Option<String> {

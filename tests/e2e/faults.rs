@@ -3,18 +3,57 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use xtask::federation::{AGENT, RESEARCH, SYSTEM, TASKS, study, view, wait, wait::Answer};
+use xtask::{
+    cluster::Cluster,
+    federation::{AGENT, RESEARCH, SYSTEM, TASKS, study, view, wait, wait::Answer},
+};
 
-use crate::harness::{HOSPITALS, Outcome, ROUND, World, ensure};
+use crate::{
+    harness::{HOSPITALS, Outcome, ROUND, World, ensure},
+    store::Upload,
+};
 
-/// Bytes a second that a hospital's link lets through while an upload is to be caught in the middle.
+/// Bytes a second that a hospital's link lets through while an upload is to be caught in the middle: an update of these
+/// studies (width 16) is well over a megabyte, and takes longer than it takes to see it and to end a pod.
 const SLOW: &str = "add table inet slow; add chain inet slow out { type filter hook forward priority 5; }; \
-    add rule inet slow out oifname e0 limit rate over 400 kbytes/second burst 200 kbytes drop";
+    add rule inet slow out oifname e0 limit rate over 120 kbytes/second burst 120 kbytes drop";
 
-fn kill(cluster: &xtask::cluster::Cluster, namespace: &str, pods: &[&str]) -> Outcome {
-    let mut args = vec!["delete", "pod", "-n", namespace, "--grace-period=0", "--force"];
-    args.extend(pods);
-    cluster.kubectl(&args)?;
+/// Takes the limit off, whether there is one or not.
+const FAST: &str = "add table inet slow; delete table inet slow";
+
+/// Ends a hospital's agent and returns when its process is gone, which a forced deletion does not wait for.
+pub fn kill_agent(cluster: &Cluster) -> Outcome {
+    let pod = ["consilium-agent-0", "-n", AGENT, "--ignore-not-found"];
+    cluster.kubectl(&[&["delete", "pod"], &pod[..], &["--grace-period=1", "--wait", "--timeout=60s"]].concat())?;
+    Ok(())
+}
+
+/// Does something while a hospital's link is slow.
+pub fn on_a_slow_link(cluster: &Cluster, what: impl FnOnce() -> Outcome) -> Outcome {
+    // Whoever ran before may have ended in the middle.
+    cluster.exec(&["nft", FAST])?;
+    cluster.exec(&["nft", SLOW])?;
+    let outcome = what();
+    unslow(cluster)?;
+    outcome
+}
+
+/// Gives a hospital its link back.
+pub fn unslow(cluster: &Cluster) -> Outcome {
+    cluster.exec(&["nft", FAST])?;
+    Ok(())
+}
+
+/// No hospital has started a task of this study a second time.
+pub fn trained_once(world: &World, study: &str) -> Outcome {
+    for site in &world.federation.sites {
+        let tasks = wait::list(site, TASKS, "roundtasks")?;
+        for task in tasks.iter().filter(|task| task["spec"]["study"] == format!("{RESEARCH}/{study}")) {
+            ensure(task["status"]["try"].as_u64().unwrap_or(1) == 1, || {
+                format!("{} trained again: {}", site.name, task["status"])
+            })?;
+        }
+    }
     Ok(())
 }
 
@@ -25,25 +64,12 @@ fn reason(round: &Value, site: &str) -> String {
 /// The hub dies while hospitals train, an agent dies while its update crosses a slow link: nobody trains twice.
 pub fn kills(world: &World) -> Outcome {
     let federation = &world.federation;
-    let alder = federation.site("alder")?;
-    alder.exec(&["nft", SLOW])?;
-    let outcome = kills_on_a_slow_link(world);
-    alder.exec(&["nft", "delete table inet slow"])?;
-    outcome?;
+    on_a_slow_link(federation.site("alder")?, || kills_on_a_slow_link(world))?;
     view::follow(federation, "kills", ROUND)?;
     let rounds = study::rounds(federation, "kills")?;
     let contributors = rounds.first().map(|r| r["status"]["round"]["contributors"].clone()).unwrap_or_default();
     ensure(contributors == 4, || format!("contributors: {contributors}"))?;
-    for site in &federation.sites {
-        let tasks = wait::list(site, TASKS, "roundtasks")?;
-        let mine = tasks.iter().filter(|t| t["spec"]["study"] == format!("{RESEARCH}/kills"));
-        for task in mine {
-            ensure(task["status"]["try"].as_u64().unwrap_or(1) == 1, || {
-                format!("{} trained again: {}", site.name, task["status"])
-            })?;
-        }
-    }
-    Ok(())
+    trained_once(world, "kills")
 }
 
 fn kills_on_a_slow_link(world: &World) -> Outcome {
@@ -62,35 +88,18 @@ fn kills_on_a_slow_link(world: &World) -> Outcome {
         })
     };
     first("a hospital trains", |round| HOSPITALS.iter().any(|site| reason(round, site) == "Training"))?;
-    kill(hub, SYSTEM, &["-l", "app.kubernetes.io/name=consilium-operator"])?;
-    first("alder uploads", |round| round["status"]["round"]["protocolStep"] == "Upload")?;
-    // In the middle: some chunk has arrived, but not all.
-    let store = hub.volume("store")?;
+    let operator = ["-l", "app.kubernetes.io/name=consilium-operator", "-n", SYSTEM];
+    hub.kubectl(&[&["delete", "pod", "--grace-period=0", "--force"], &operator[..]].concat())?;
+    let round = first("alder uploads", |round| round["status"]["round"]["protocolStep"] == "Upload")?;
+    // In the middle: some chunk has arrived, but not all. The store knows before any status does.
+    let upload = Upload::of(world, &round, "alder")?;
     wait::until(hub, "the first chunk of alder's upload", Duration::from_secs(120), || {
-        let found = chunks_of(&store, "alder");
-        Ok(Answer::of((found > 0).then_some(found), "none"))
+        Ok(Answer::of((upload.chunks() > 0).then_some(()), "none"))
     })?;
-    kill(alder, AGENT, &["consilium-agent-0"])?;
-    let rounds = study::rounds(federation, "kills")?;
-    let done = rounds.first().is_some_and(|round| World::site_entry(round, "alder")["done"] == true);
-    ensure(!done, || "the upload was over before the agent could be killed; make the link slower".into())
-}
-
-fn chunks_of(folder: &std::path::Path, site: &str) -> usize {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| {
-            let path = entry.path();
-            match path.is_dir() {
-                true => chunks_of(&path, site),
-                false => usize::from(
-                    path.components().any(|part| part.as_os_str() == site)
-                        && path.components().any(|part| part.as_os_str() == "rounds"),
-                ),
-            }
-        })
-        .sum()
+    kill_agent(alder)?;
+    ensure(!upload.is_complete(), || {
+        "the upload was over before the agent could be killed; make the link slower".into()
+    })
 }
 
 /// A study that is deleted while hospitals train must take its Jobs, pods and Secrets with it everywhere.

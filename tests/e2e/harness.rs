@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use xtask::{
     cache, cluster,
-    federation::{Federation, data, install, promote, study},
+    federation::{Federation, data, install, promote, roster, study},
     images, plugin,
 };
 
@@ -24,6 +24,8 @@ pub struct World {
     pub data: std::path::PathBuf,
     /// The safety officer whose key the hospitals trust.
     pub signer: promote::Signer,
+    /// Who signs rosters.
+    pub governance: roster::Governance,
 }
 
 /// Names of the hospitals.
@@ -42,7 +44,9 @@ fn start() -> Result<World, Box<dyn Error>> {
     let federation = Federation::new(clusters, images)?;
     install::all(&federation, &data)?;
     let signer = promote::Signer::new(&cache::sub("e2e")?, &plugin)?;
-    Ok(World { federation, data, signer })
+    let governance = roster::Governance::new(&cache::sub("e2e")?, &plugin)?;
+    governance.establish(&federation)?;
+    Ok(World { federation, data, signer, governance })
 }
 
 /// One scenario, over clusters that it shares with the others.
@@ -84,10 +88,13 @@ fn explain(world: &World) {
         println!("  --- {what}");
         text.unwrap_or_else(|error| error.to_string()).lines().for_each(|line| println!("  {line}"));
     };
-    show("hub", hub.kubectl(&["get", "federatedstudies,trainingrounds,modelreleases,modelpromotions", "-A"]));
+    show(
+        "hub",
+        hub.kubectl(&["get", "trustsites,federatedstudies,trainingrounds,modelreleases,modelpromotions", "-A"]),
+    );
     show("operator", hub.kubectl(&["logs", "-n", "consilium-system", "deployment/consilium-operator", "--tail=15"]));
     for site in &world.federation.sites {
-        show(&site.name, site.kubectl(&["get", "roundtasks,jobs,pods,modeldeployments", "-A"]));
+        show(&site.name, site.kubectl(&["get", "sitepolicies,roundtasks,jobs,pods,modeldeployments", "-A"]));
         show("its agent", site.kubectl(&["logs", "-n", "consilium-agent", "consilium-agent-0", "--tail=15"]));
     }
 }
@@ -123,12 +130,34 @@ impl World {
 
     /// Applies policies with these opt-ins in the named hospitals.
     pub fn allow(&self, sites: &[&str], opt_ins: &[Value]) -> Outcome {
-        let releases = study::ReleasePolicy { keys: json!([self.signer.trusted_key()?]) };
-        let policy = study::policy(&self.federation, opt_ins, &releases)?;
+        self.apply(sites, &self.policy(opt_ins)?)
+    }
+
+    /// As [`World::allow`], also where the hub can read these hospitals' updates.
+    pub fn allow_plaintext(&self, sites: &[&str], opt_ins: &[Value]) -> Outcome {
+        let mut policy = self.policy(opt_ins)?;
+        policy["spec"]["aggregation"]["allowPlaintextUpdates"] = json!(true);
+        self.apply(sites, &policy)
+    }
+
+    fn policy(&self, opt_ins: &[Value]) -> Result<Value, Box<dyn Error>> {
+        let keys = json!([self.signer.trusted_key()?]);
+        let pins = study::Pins { governance: self.governance.pinned()?, keys };
+        Ok(study::policy(&self.federation, opt_ins, &pins)?)
+    }
+
+    fn apply(&self, sites: &[&str], policy: &Value) -> Outcome {
         for site in sites {
-            study::apply_policy(self.federation.site(site)?, &policy)?;
+            study::apply_policy(self.federation.site(site)?, policy)?;
         }
         Ok(())
+    }
+
+    /// Names of the hospitals whose updates are in a round's model, in the order of the round.
+    pub fn contributors(round: &Value) -> Vec<String> {
+        let sites = round["status"]["round"]["sites"].as_array().into_iter().flatten();
+        let names = sites.filter(|site| site["contributed"] == true).map(|site| site["site"].as_str());
+        names.flatten().map(str::to_owned).collect()
     }
 
     /// The entry of a hospital in a round.

@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use serde_json::{Value, json};
-use xtask::federation::{RESEARCH, TASKS, study, wait, wait::Answer};
+use xtask::{
+    cluster::Cluster,
+    federation::{AGENT, RESEARCH, TASKS, study, view, wait, wait::Answer},
+};
 
 use crate::harness::{HOSPITALS, Outcome, ROUND, World, ensure};
 
@@ -75,6 +78,47 @@ pub fn refusal_and_edit(world: &World) -> Outcome {
     ensure(tasks.is_empty(), || "a hospital that refused has a task".into())?;
     federation.hub.kubectl(&["delete", "federatedstudy", "-n", RESEARCH, &plan.name])?;
     Ok(())
+}
+
+/// Without masks the hub reads every update, so a hospital must have said that it may: the others run, and this one is
+/// told in its own cluster what it would have to write.
+pub fn plaintext(world: &World) -> Outcome {
+    let federation = &world.federation;
+    let plan = world.plan("plaintext", 1);
+    let mut object = world.object(&plan)?;
+    object["spec"]["aggregation"]["secure"]["protocol"] = json!("None");
+    let accepted = study::apply(federation, &object)?;
+    let opt_ins = [study::opt_in(&accepted)];
+    let damson = federation.site("damson")?;
+    world.allow(&["damson"], &opt_ins)?;
+    let entry = decided(damson, &plan.name, "DeniedByPolicy")?;
+    let told = entry["message"].as_str().unwrap_or_default();
+    let says = told.contains("protocol None") && told.contains("spec.aggregation.allowPlaintextUpdates");
+    ensure(says, || format!("damson's administrator is told {told:?}"))?;
+    world.allow_plaintext(&["alder", "birch", "cedar"], &opt_ins)?;
+    reason_of(world, &plan.name, 1, "damson", "DeniedByPolicy")?;
+    study::finished(federation, &plan.name, ROUND)?;
+    let rounds = study::rounds(federation, &plan.name)?;
+    let round = rounds.first().ok_or("no round")?;
+    ensure(World::contributors(round) == ["alder", "birch", "cedar"], || view::describe(round))?;
+    let sums = round["status"]["round"]["evaluation"].as_array().map_or(0, Vec::len);
+    ensure(sums == 3, || format!("sums of {sums} hospitals instead of 3: {}", round["status"]["round"]))?;
+    let tasks = wait::list(damson, TASKS, "roundtasks")?;
+    let task = tasks.iter().find(|task| task["spec"]["study"] == format!("{RESEARCH}/{}", plan.name));
+    ensure(task.is_none(), || "a hospital that refused has a task".into())
+}
+
+/// Waits until a hospital's policy shows this decision on a study.
+fn decided(site: &Cluster, study: &str, wanted: &str) -> Result<Value, Box<dyn std::error::Error>> {
+    let shown = wait::until(site, &format!("{wanted} on {study} in {}", site.name), ROUND, || {
+        let policy = wait::get(site, AGENT, "sitepolicy", "default")?;
+        let studies = policy["status"]["studies"].as_array().cloned().unwrap_or_default();
+        let entry = studies.into_iter().find(|entry| entry["study"] == format!("{RESEARCH}/{study}"));
+        let entry = entry.unwrap_or_default();
+        let matched = (entry["reason"] == wanted).then(|| entry.clone());
+        Ok(Answer::of(matched, entry))
+    })?;
+    Ok(shown)
 }
 
 /// A promotion that names another digest than its release must not reach any hospital.

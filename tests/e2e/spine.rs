@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use xtask::federation::{RESEARCH, TASKS, promote, study, view, wait};
+use serde_json::Value;
+use xtask::federation::{AGENT, RESEARCH, TASKS, promote, study, view, wait};
 
 use crate::harness::{HOSPITALS, Outcome, ROUND, World, ensure};
 
@@ -28,13 +29,30 @@ pub fn firewall(world: &World) -> Outcome {
         ensure(refused > 0, || {
             format!("{}: the probe pod's forbidden dials were not refused: {counters:?}", site.name)
         })?;
-        let enforced = wait::get(site, "consilium-agent", "sitepolicy", "default");
-        if let Ok(policy) = enforced {
-            let seen = wait::condition(&policy, "Enforced");
-            ensure(seen.as_ref().is_some_and(|(status, ..)| status == "True"), || format!("{}: {seen:?}", site.name))?;
-        }
+        let policy = wait::get(site, AGENT, "sitepolicy", "default")?;
+        let seen = wait::condition(&policy, "Enforced");
+        ensure(seen.as_ref().is_some_and(|(status, ..)| status == "True"), || format!("{}: {seen:?}", site.name))?;
     }
     Ok(())
+}
+
+/// The global figure comes out of a sum in which no hospital's part can be read. These hospitals also publish their own
+/// numbers, so that the sum can be checked: if masks or weights did not cancel, it would be noise.
+fn masked_figure(round: &Value) -> Outcome {
+    let state = &round["status"]["round"];
+    ensure(state["evaluation"].is_null(), || format!("plain sums have left hospitals: {}", state["evaluation"]))?;
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<f64>().ok()).unwrap_or(f64::NAN);
+    let (mut cases, mut dice) = (0.0, 0.0);
+    for site in state["sites"].as_array().into_iter().flatten() {
+        let classes: Vec<f64> = site["dice"].as_array().into_iter().flatten().map(number).collect();
+        let weight = site["cases"].as_f64().unwrap_or_default();
+        cases += weight;
+        dice += weight * classes.iter().sum::<f64>() / classes.len() as f64;
+    }
+    let global = number(&state["gate"]["global"]);
+    ensure(state["total"]["cases"].as_f64() == Some(cases), || format!("{cases} cases, but {}", state["total"]))?;
+    // Both are rounded to some decimals on their way.
+    ensure((global - dice / cases).abs() < 1e-3, || format!("the sum says {global}, hospitals say {}", dice / cases))
 }
 
 /// The whole spine; if this fails, nobody gets a model.
@@ -54,6 +72,7 @@ pub fn train_release_promote_ask(world: &World) -> Outcome {
             let entry = World::site_entry(round, site);
             ensure(entry["vote"] == "Pass" && entry["dice"][0].is_string(), || format!("{site}: {entry}"))?;
         }
+        masked_figure(round)?;
     }
     let release = promote::release(federation, &done)?;
     let approval = world.signer.sign(&release, "Shadow")?;

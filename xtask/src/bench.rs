@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cache,
+    cache, cargo,
     error::{Error, Result},
     libtorch, process,
 };
@@ -84,19 +84,9 @@ fn show(figure: &Value, json: bool) {
 }
 
 fn build(package: &str, target: &[&str]) -> Result<PathBuf> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics", "--package", package]);
-    cargo.args(target).envs(libtorch::environment(&libtorch::ensure()?));
-    let messages = process::output(&mut cargo)?;
-    let wanted = target.last().copied().unwrap_or_default();
-    let artifact = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == wanted).then(|| message["executable"].as_str().map(PathBuf::from))?
-    };
-    messages.lines().find_map(artifact).ok_or_else(|| Error::Malformed {
-        path: package.into(),
-        problem: format!("it built no program called {wanted}"),
-    })
+    let mut command = cargo::command(&libtorch::ensure()?);
+    command.args(["build", "--release", "--package", package]).args(target);
+    cargo::find(&cargo::build(&mut command, &[])?, target.last().copied().unwrap_or_default())
 }
 
 fn example(package: &str, name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {

@@ -202,7 +202,8 @@ fn pod(spec: &Value, fault: &mut impl FnMut(String)) {
     }
 }
 
-/// No wildcard, no reading of Secrets, no way into pods; and no right over the whole cluster in a hospital.
+/// No wildcard, no reading of Secrets, no way into pods; no more of ConfigMaps than reading the hub's own (rosters); and no
+/// right over the whole cluster in a hospital.
 fn role(rendering: &Rendering, object: &Value, fault: &mut impl FnMut(String)) {
     if rendering.chart == "consilium-site" && object["kind"] == "ClusterRole" {
         fault("a hospital gives no right over its whole cluster".into());
@@ -218,6 +219,11 @@ fn role(rendering: &Rendering, object: &Value, fault: &mut impl FnMut(String)) {
         }
         if resources.contains("secrets") && (own_namespace || verbs != BTreeSet::from(["create".to_owned()])) {
             fault(format!("may {verbs:?} secrets; only create in the task namespace is needed"));
+        }
+        let reading = BTreeSet::from(["get", "list", "watch"].map(str::to_owned));
+        let rosters = rendering.chart == "consilium-hub" && object["kind"] == "Role" && own_namespace;
+        if resources.contains("configmaps") && !(rosters && verbs.is_subset(&reading) && resources.len() == 1) {
+            fault(format!("may {verbs:?} configmaps; only reading rosters in the operator's namespace is needed"));
         }
         for dangerous in
             ["pods/exec", "pods/attach", "pods/portforward", "pods/ephemeralcontainers", "serviceaccounts/token"]

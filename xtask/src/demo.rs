@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     cache, cluster,
     error::{IoContext, Result},
-    federation::{Federation, data, install, promote, study, view},
+    federation::{Federation, data, install, promote, roster, study, view},
     images, plugin,
 };
 
@@ -118,7 +118,11 @@ fn demo(arguments: &Arguments) -> Result<()> {
     install::all(&federation, &data)?;
     clock.step("charts installed, agents connected");
     let signer = promote::Signer::new(&cache::sub("demo")?, &plugin)?;
-    let study = train(arguments, &source, &federation, &signer)?;
+    let governance = roster::Governance::new(&cache::sub("demo")?, &plugin)?;
+    governance.establish(&federation)?;
+    clock.step("roster signed by two of two, accepted in each hospital");
+    let pins = study::Pins { governance: governance.pinned()?, keys: json!([signer.trusted_key()?]) };
+    let study = train(arguments, &source, &federation, &pins)?;
     clock.step("study");
     let served = serve(&federation, &study, &signer, arguments, &data)?;
     clock.step("release, promotion to Shadow, answers");
@@ -146,17 +150,11 @@ fn plan(arguments: &Arguments, source: &data::Source) -> study::Plan {
     }
 }
 
-fn train(
-    arguments: &Arguments,
-    source: &data::Source,
-    federation: &Federation,
-    signer: &promote::Signer,
-) -> Result<Value> {
+fn train(arguments: &Arguments, source: &data::Source, federation: &Federation, pins: &study::Pins) -> Result<Value> {
     let plan = plan(arguments, source);
     let object = study::object(&plan, &federation.image("consilium-trainer")?)?;
     let accepted = study::apply(federation, &object)?;
-    let releases = study::ReleasePolicy { keys: json!([signer.trusted_key()?]) };
-    let policy = study::policy(federation, &[study::opt_in(&accepted)], &releases)?;
+    let policy = study::policy(federation, &[study::opt_in(&accepted)], pins)?;
     federation.sites.iter().try_for_each(|site| study::apply_policy(site, &policy))?;
     view::follow(federation, &plan.name, Duration::from_secs(3 * 3600))?;
     study::finished(federation, &plan.name, Duration::from_secs(60))

@@ -5,6 +5,7 @@
 pub mod apiserver;
 pub mod bench;
 pub mod cache;
+mod cargo;
 pub mod charts;
 pub mod cluster;
 pub mod demo;
@@ -13,6 +14,7 @@ pub mod federation;
 pub mod generate;
 pub mod images;
 pub mod libtorch;
+mod licences;
 pub mod metrics;
 pub mod packages;
 pub mod plugin;

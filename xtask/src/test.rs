@@ -1,7 +1,6 @@
 //! `cargo xtask test`: everything that CI runs, with a table of what each stage took.
 
 use std::{
-    env,
     ffi::OsString,
     path::Path,
     process::Command,
@@ -10,9 +9,9 @@ use std::{
 
 use crate::{
     apiserver::ApiServer,
-    cache, charts, cluster,
+    cache, cargo, charts, cluster,
     error::{Error, Result},
-    libtorch, packages, process, verify,
+    packages, process, verify,
 };
 
 /// What the tests can be told.
@@ -76,35 +75,26 @@ fn print_table(table: &[(&str, Duration, bool)]) {
     println!("{:<12} {:>9.1}", "all", all.as_secs_f64());
 }
 
-/// Runs cargo with libtorch in its environment and our output as its own.
-pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, OsString)]) -> Result<()> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    cargo.args(arguments).envs(libtorch::environment(&libtorch::ensure()?));
-    cargo.envs(variables.iter().map(|(key, value)| (*key, value)));
-    let status = cargo.status().map_err(|source| Error::Spawn { command: process::shown(&cargo), source })?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::Command { command: process::shown(&cargo), status, stderr: String::new() })
-}
-
 fn lint(_: &Arguments) -> Result<()> {
     packages::ensure_pip()?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet"], &[])
+    cargo::run(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet"], &[])
 }
 
 fn unit(arguments: &Arguments) -> Result<()> {
     let long: Vec<(&str, OsString)> = if arguments.long { vec![("CONSILIUM_LONG", "1".into())] } else { Vec::new() };
-    cargo(&["test", "--workspace", "--locked", "--exclude", "consilium-tests"], &long)
+    cargo::run(&[&["test", "--locked"], &cargo::EVERYTHING[..]].concat(), &long)
 }
 
 fn apiserver(_: &Arguments) -> Result<()> {
-    ["consilium-tests", "consilium-operator"].iter().try_for_each(|package| {
-        // Each its own server: the cases of the first leave objects that the hub of the second would act on.
+    ["api", "hub"].iter().try_for_each(|suite| {
+        // Each its own server: the cases of the first leave objects that the hub of the second would act on. Which of
+        // the two programs runs is said by a variable, for another selection of packages would be another build.
         let server = ApiServer::start()?;
-        let variables = [("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string())];
-        cargo(&["test", "--locked", "--package", package, "--test", "apiserver"], &variables)
+        let variables = [
+            ("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string()),
+            ("CONSILIUM_APISERVER_SUITE", suite.into()),
+        ];
+        cargo::run(&["test", "--locked", "--workspace", "--test", "apiserver"], &variables)
     })
 }
 
@@ -116,6 +106,6 @@ fn vectors(_: &Arguments) -> Result<()> {
 }
 
 fn e2e(arguments: &Arguments) -> Result<()> {
-    let result = cargo(&["test", "--locked", "--package", "consilium-tests", "--test", "e2e"], &[]);
+    let result = cargo::run(&["test", "--locked", "--workspace", "--test", "e2e"], &[]);
     if arguments.keep { result } else { cluster::down().and(result) }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, IoContext, Result},
-    generate, process,
+    generate, licences, process,
 };
 
 /// Lines that a source file may have at most (DESIGN §13).
@@ -25,7 +25,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("consilium-inference", &["consilium-imaging", "consilium-federation"]),
     (
         "consilium-cli",
-        &["consilium-crds", "consilium-proto", "consilium-federation", "consilium-operator", "consilium-agent"],
+        &[
+            "consilium-crds",
+            "consilium-proto",
+            "consilium-federation",
+            "consilium-secagg",
+            "consilium-operator",
+            "consilium-agent",
+        ],
     ),
 ];
 
@@ -52,7 +59,8 @@ pub fn run() -> Result<()> {
         checked("purity", purity(&metadata)),
         checked("file length", long_files()?),
         checked("formatting", formatting()),
-        licences(),
+        licences(&metadata)?,
+        advisories(),
     ];
     for check in &checks {
         match (&check.skipped, check.faults.len()) {
@@ -180,8 +188,14 @@ fn relative(path: &str) -> String {
     Path::new(path).strip_prefix(&root).unwrap_or(Path::new(path)).display().to_string()
 }
 
-fn licences() -> Check {
-    let name = "licences and advisories";
+fn licences(metadata: &Value) -> Result<Check> {
+    let path = generate::root().join("deny.toml");
+    let deny = fs::read_to_string(&path).at("read", &path)?;
+    Ok(checked("licences and sources", licences::faults(metadata, &deny)))
+}
+
+fn advisories() -> Check {
+    let name = "advisories";
     if !process::on_path("cargo-deny") {
         let why = "cargo-deny is not installed (`cargo install --locked cargo-deny`)";
         return Check { name, faults: Vec::new(), skipped: Some(why) };

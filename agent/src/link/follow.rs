@@ -14,6 +14,8 @@ use crate::{Context, StateError};
 
 /// How often the certificate's files are looked at.
 const IDENTITY_CHECK: Duration = Duration::from_secs(60);
+/// Rosters that are looked at in one assignment.
+const OFFERED_ROSTERS: usize = 4;
 /// Longest epoch that is taken from the hub.
 const EPOCH_LIMIT: usize = 63;
 
@@ -178,7 +180,7 @@ fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), State
 /// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
 /// never a cancellation.
 fn read(message: v1::Assignment) -> Option<Assignment> {
-    let v1::Assignment { hub_epoch, revision, items } = message;
+    let v1::Assignment { hub_epoch, revision, items, rosters } = message;
     if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
         tracing::error!(
             length = hub_epoch.len(),
@@ -198,5 +200,6 @@ fn read(message: v1::Assignment) -> Option<Assignment> {
             }
         }
     }
-    Some(Assignment { hub_epoch, revision, items: parsed })
+    let rosters = rosters.iter().filter_map(|text| text.parse().ok()).take(OFFERED_ROSTERS).collect();
+    Some(Assignment { hub_epoch, revision, rosters, items: parsed })
 }

@@ -1,20 +1,26 @@
 //! The one connection to the hub: dialled from here, mutual TLS, everything level-triggered.
 //!
-//! Four loops share one channel: `follow` keeps the channel and takes the desired
-//! state, `report` says what is the case, `objects` fetches by digest, `upload`
-//! sends what the hospital trained. Each may be killed at any point; the next look
-//! at the state carries on.
+//! Five loops share one channel: `follow` keeps the channel and takes the desired
+//! state, `report` says what is the case, `objects` fetches by digest, `rosters`
+//! takes rosters that governance signed, `turns` takes this hospital's steps in
+//! attempts of the aggregation protocol. Each may be killed at any point; the next
+//! look at the state carries on.
 
+mod announce;
 mod backoff;
 mod dial;
 mod follow;
 mod identity;
+mod masked;
 mod objects;
+mod plan;
 mod proxy;
 mod report;
+mod rosters;
 mod send;
-mod upload;
-mod upload_plan;
+mod steps;
+mod turn;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,15 +34,18 @@ use tonic::transport::Channel;
 
 use crate::Context;
 
+pub use announce::{Announce, AnnounceError, Recalled};
 pub use backoff::Backoff;
 pub use dial::{DialError, Dialer};
 pub use identity::{Identity, IdentityError};
 pub use objects::{ObjectCache, ObjectError, ObjectSource};
 pub use proxy::{Proxy, ProxyError};
-pub use upload::{Announce, AnnounceError};
 
 /// A call that takes longer has lost its connection.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often an act is shown anew, when others write the RoundTask at the same time.
+const SHOW_TRIES: usize = 8;
 
 /// How the connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +74,7 @@ pub struct Link {
 impl Link {
     /// A link that has not dialled yet. `known` is the desired state from before the restart.
     pub fn new(dialer: Dialer, known: Option<Assignment>) -> Self {
-        let empty = || Assignment { hub_epoch: String::new(), revision: 0, items: Vec::new() };
+        let empty = || Assignment { hub_epoch: String::new(), revision: 0, rosters: vec![], items: Vec::new() };
         Self {
             dialer,
             channel: Arc::new(watch::Sender::new(None)),
@@ -91,12 +100,15 @@ impl Link {
 
     /// Runs until shutdown.
     pub async fn run(self, ctx: Arc<Context>, announce: Arc<dyn Announce>) -> anyhow::Result<()> {
+        crate::site::check_volume(&ctx)?;
         let reports = report::run(ctx.clone(), self.channel.subscribe());
-        let uploads = upload::run(ctx.clone(), self.channel.subscribe(), announce);
+        let rosters = rosters::run(ctx.clone(), self.channel.subscribe());
+        let turns = turns::run(ctx.clone(), self.channel.subscribe(), announce);
         let follow = follow::run(ctx, self);
-        let (followed, (), uploaded) = tokio::join!(follow, reports, uploads);
+        let (followed, (), accepted, turned) = tokio::join!(follow, reports, rosters, turns);
         followed?;
-        uploaded
+        accepted?;
+        turned
     }
 }
 

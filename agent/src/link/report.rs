@@ -92,7 +92,14 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
         let desired = ctx.desired.borrow();
         (desired.hub_epoch.clone(), desired.revision)
     };
-    let report = Report { hub_epoch, revision, agent_version: crate::VERSION.to_owned(), rounds, deployments };
+    let report = Report {
+        hub_epoch,
+        revision,
+        agent_version: crate::VERSION.to_owned(),
+        rosters: ctx.facts.rosters(),
+        rounds,
+        deployments,
+    };
     let mut request = Request::new(ReportRequest::from(&report));
     request.set_timeout(CALL_TIMEOUT);
     let result = client(channel).report(request).await;

@@ -2,16 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use consilium_proto::v1::{BeginUploadRequest, PutChunkRequest};
+use bytes::Bytes;
+use consilium_proto::v1::{BeginUploadRequest, PutChunkRequest, PutMessageRequest};
+use consilium_secagg::ids::Digest;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use super::upload_plan::{UploadKey, is_final};
+use super::plan::{TurnKey, is_final};
 use super::{CALL_TIMEOUT, client};
 use crate::Metrics;
-use crate::state::{State, StateError, StoredUpdate};
+use crate::state::{AttemptKey, State, StateError};
 
 /// Chunks on their way at a time: enough to fill a long line, and 16 MiB of memory at most.
 const IN_FLIGHT: usize = 4;
@@ -56,7 +58,27 @@ impl From<tonic::Status> for SendError {
     }
 }
 
-/// Sends one update.
+/// What is uploaded.
+pub(super) struct Upload<'a> {
+    /// In which attempt.
+    pub key: &'a AttemptKey,
+    /// BLAKE3 digests of the chunks that leave.
+    pub chunks: &'a [Digest],
+    /// The signed manifest over masked chunks; without one the stored vector leaves as it is.
+    pub manifest: Option<Bytes>,
+    /// Name of the stored vector.
+    pub vector: &'a str,
+}
+
+/// Sends a message of the protocol; it is durable at the hub when this returns.
+pub(super) async fn put_message(channel: Channel, key: &TurnKey, content: Bytes) -> Result<(), tonic::Status> {
+    let (round_uid, attempt) = (key.attempt.round_uid.clone(), key.attempt.attempt);
+    let mut put = Request::new(PutMessageRequest { round_uid, attempt, step: key.step_name(), content });
+    put.set_timeout(CALL_TIMEOUT);
+    client(channel).put_message(put).await.map(|_| ())
+}
+
+/// Sends one upload.
 pub(super) struct Sender<'a> {
     pub state: &'a State,
     pub metrics: &'a Metrics,
@@ -66,27 +88,23 @@ pub(super) struct Sender<'a> {
 
 impl Sender<'_> {
     /// Asks what the hub lacks and sends that. Tells what left, also when it fails.
-    pub async fn send(&self, key: &UploadKey, update: &StoredUpdate) -> (Sent, Result<(), SendError>) {
+    pub async fn send(&self, upload: &Upload<'_>) -> (Sent, Result<(), SendError>) {
         let (chunks, bytes) = (AtomicU32::new(0), AtomicU64::new(0));
         let count = |size: u64| {
             chunks.fetch_add(1, Ordering::Relaxed);
             bytes.fetch_add(size, Ordering::Relaxed);
             self.metrics.upload_bytes.inc_by(size);
         };
-        let result = self.missing(key, update, &count).await;
+        let result = self.missing(upload, &count).await;
         (Sent { chunks: chunks.into_inner(), bytes: bytes.into_inner() }, result)
     }
 
-    async fn missing(
-        &self,
-        key: &UploadKey,
-        update: &StoredUpdate,
-        count: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), SendError> {
+    async fn missing(&self, upload: &Upload<'_>, count: &(dyn Fn(u64) + Sync)) -> Result<(), SendError> {
         let mut begin = Request::new(BeginUploadRequest {
-            round_uid: key.round_uid.clone(),
-            attempt: key.attempt,
-            chunks: update.chunks.iter().map(ToString::to_string).collect(),
+            round_uid: upload.key.round_uid.clone(),
+            attempt: upload.key.attempt,
+            chunks: upload.chunks.iter().map(|chunk| Bytes::copy_from_slice(&chunk.0)).collect(),
+            manifest: upload.manifest.clone().unwrap_or_default(),
         });
         begin.set_timeout(CALL_TIMEOUT);
         let missing = client(self.channel.clone()).begin_upload(begin).await?.into_inner().missing;
@@ -95,7 +113,7 @@ impl Sender<'_> {
         }
         let complete = AtomicBool::new(false);
         futures::stream::iter(missing)
-            .map(|index| self.chunk(key, update, index, &complete, count))
+            .map(|index| self.chunk(upload, index, &complete, count))
             .buffer_unordered(IN_FLIGHT)
             .try_collect::<()>()
             .await?;
@@ -104,8 +122,7 @@ impl Sender<'_> {
 
     async fn chunk(
         &self,
-        key: &UploadKey,
-        update: &StoredUpdate,
+        upload: &Upload<'_>,
         index: u32,
         complete: &AtomicBool,
         count: &(dyn Fn(u64) + Sync),
@@ -113,16 +130,21 @@ impl Sender<'_> {
         if self.stop.is_cancelled() {
             return Err(SendError::Stopped);
         }
-        if index as usize >= update.chunks.len() {
-            return Err(SendError::NoSuchChunk { index, chunks: update.chunks.len() });
-        }
-        let (state, round_uid) = (self.state.clone(), key.round_uid.clone());
-        let read = tokio::task::spawn_blocking(move || state.update_chunk(&round_uid, index)).await;
+        let Some(digest) = upload.chunks.get(index as usize).copied() else {
+            return Err(SendError::NoSuchChunk { index, chunks: upload.chunks.len() });
+        };
+        let (state, key, vector) = (self.state.clone(), upload.key.clone(), upload.vector.to_owned());
+        let masked = upload.manifest.is_some();
+        let read = tokio::task::spawn_blocking(move || match masked {
+            true => state.masked_chunk(&key, index, digest),
+            false => state.update_chunk(&vector, index),
+        })
+        .await;
         let content = read.map_err(|_| SendError::Stopped)??;
         let size = content.len() as u64;
         // Counted before it leaves: the ledger rather says too much than too little.
         count(size);
-        let (round_uid, attempt) = (key.round_uid.clone(), key.attempt);
+        let (round_uid, attempt) = (upload.key.round_uid.clone(), upload.key.attempt);
         let mut put = Request::new(PutChunkRequest { round_uid, attempt, index, content });
         put.set_timeout(CALL_TIMEOUT);
         if client(self.channel.clone()).put_chunk(put).await?.into_inner().complete {

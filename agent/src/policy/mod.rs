@@ -7,6 +7,7 @@
 
 mod release;
 mod rungs;
+mod secure;
 
 use consilium_crds::FederatedStudySpec;
 use consilium_crds::site_policy::{SitePolicySpec, StudyOptIn};
@@ -17,6 +18,7 @@ use consilium_federation::round::SiteReason;
 use crate::Enforcement;
 
 pub use release::{ReleaseDecision, ReleaseInputs, release};
+pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -41,6 +43,8 @@ pub struct LadderInputs<'a> {
     pub spec: Option<&'a FederatedStudySpec>,
     /// Whether task pods are kept from the network.
     pub enforcement: &'a Enforcement,
+    /// What the hospital knows about masked sums; only asked of studies that mask.
+    pub secure: &'a SecureFacts,
     /// Where the ladder is asked.
     pub barrier: Barrier,
 }
@@ -135,7 +139,12 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
         rungs::hardware(&spec.trainer, policy)?;
     }
     rungs::aggregation(&spec.aggregation.secure, policy)?;
-    rungs::network(inputs.enforcement, barrier)
+    if spec.is_masked() {
+        secure::masked(work, &spec.aggregation.secure, policy, inputs.secure)?;
+    }
+    rungs::network(inputs.enforcement, barrier)?;
+    // The last rung: waiting for a roster stops nothing, so nothing that must stop may hide behind it.
+    if spec.is_masked() { secure::roster(work, policy, inputs.secure) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use consilium_federation::task::TaskKind;
 use super::{Barrier, Decision, opt_in};
 use crate::Enforcement;
 
-type Rung = Result<(), Decision>;
+pub(super) type Rung = Result<(), Decision>;
 
-fn deny(message: String) -> Decision {
+pub(super) fn deny(message: String) -> Decision {
     Decision::refused(SiteReason::DeniedByPolicy, message)
 }
 
@@ -197,7 +197,7 @@ pub(super) fn aggregation(secure: &Secure, policy: &SitePolicySpec) -> Rung {
             "the study runs with aggregation.secure.protocol None, where the hub can read this hospital's update; set SitePolicy spec.aggregation.allowPlaintextUpdates to true to take part all the same"
                 .into(),
         )),
-        ProtocolKind::None => Ok(()),
+        ProtocolKind::None | ProtocolKind::SecAgg => Ok(()),
     }
 }
 

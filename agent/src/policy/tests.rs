@@ -37,6 +37,8 @@ pub(crate) fn work() -> RoundWork {
         roster_size: 4,
         attempt: 0,
         step: None,
+        roster: None,
+        inputs: None,
         deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
     }
 }
@@ -68,7 +70,14 @@ pub(crate) fn policy(changes: &[(&str, Value)]) -> SitePolicySpec {
 
 fn ask(work: &RoundWork, policy: &SitePolicySpec, spec: &FederatedStudySpec, barrier: Barrier) -> Decision {
     let enforcement = &Enforcement::Enforced;
-    ladder(&LadderInputs { work, policy: Some(policy), spec: Some(spec), enforcement, barrier })
+    ladder(&LadderInputs {
+        work,
+        policy: Some(policy),
+        spec: Some(spec),
+        enforcement,
+        secure: &SecureFacts::default(),
+        barrier,
+    })
 }
 
 /// One row a rung: what the hospital wrote, what the hub is told, and the words that its people need.
@@ -117,7 +126,8 @@ fn each_rung_refuses_and_says_what_would_help() {
 fn without_a_policy_or_a_probe_nothing_starts() {
     let (work, spec, policy) = (work(), spec(), policy(&[]));
     let ask = |policy, enforcement: &Enforcement, barrier| {
-        ladder(&LadderInputs { work: &work, policy, spec: Some(&spec), enforcement, barrier }).reason_name()
+        let secure = &SecureFacts::default();
+        ladder(&LadderInputs { work: &work, policy, spec: Some(&spec), enforcement, secure, barrier }).reason_name()
     };
     assert_eq!(ask(None, &Enforcement::Enforced, Barrier::CreateTask), "DeniedByPolicy");
     for barrier in [Barrier::CreateTask, Barrier::Fetch] {
@@ -139,6 +149,7 @@ fn the_spec_is_asked_for_only_when_the_study_is_opted_in() {
             policy: Some(policy),
             spec: None,
             enforcement,
+            secure: &SecureFacts::default(),
             barrier: Barrier::CreateTask,
         })
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use consilium_crds::SitePolicy;
 use consilium_crds::conditions::{Conditions, READY};
-use consilium_crds::site_policy::{OfferedStudy, Participation, SitePolicyStatus};
+use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, Participation, SitePolicyStatus};
 use consilium_federation::StudyKey;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
 use consilium_federation::round::SiteReason;
@@ -14,9 +14,13 @@ use jiff::Timestamp;
 use crate::Enforcement;
 use crate::link::LinkStatus;
 use crate::policy::reason_name;
+use crate::state::RolledBack;
 
 /// Studies that the status lists at most, the most that the schema takes.
 const MAX_STUDIES: usize = 200;
+
+/// Characters of a refusal that the status holds, the most that the schema takes.
+const MAX_MESSAGE: usize = 500;
 
 /// Everything that the status depends on.
 pub struct StatusInputs<'a> {
@@ -28,10 +32,29 @@ pub struct StatusInputs<'a> {
     pub enforcement: &'a Enforcement,
     /// What the hub wants.
     pub desired: &'a Assignment,
-    /// Where a part in a round is, as it is reported.
-    pub reason: &'a dyn Fn(&str, TaskKind) -> Option<SiteReason>,
+    /// What this hospital is to the protocol of masked sums.
+    pub standing: &'a Standing,
+    /// Where a part in a round is, as it is reported, and the words of a refusal.
+    pub reason: &'a dyn Fn(&str, TaskKind) -> Option<(SiteReason, Option<String>)>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// What this hospital is to the protocol of masked sums, and where its memory stands.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Its public signing key, as the API spells it.
+    pub signing_key: String,
+    /// The rosters that hold here, oldest first.
+    pub rosters: Vec<AcceptedRoster>,
+    /// One of them lists this hospital with its key.
+    pub listed: bool,
+    /// Why an offered roster does not hold.
+    pub trouble: Option<String>,
+    /// Entries of the ledger and its head.
+    pub ledger: LedgerHead,
+    /// What was seen of a volume that was set back.
+    pub rolled_back: Option<RolledBack>,
 }
 
 /// The status as it should be.
@@ -41,6 +64,8 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     let mut conditions = Conditions::from_status(before, generation, inputs.now);
     let connected = connected(&mut conditions, inputs.link);
     let enforced = enforced(&mut conditions, inputs.enforcement);
+    roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
+    rolled_back(&mut conditions, inputs.standing.rolled_back.as_ref());
     let participation = inputs.policy.spec.participation;
     match (participation, connected, enforced) {
         (Participation::Disabled, ..) => {
@@ -55,7 +80,14 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
         }
         (Participation::Enabled, ..) => conditions.set(READY, true, "InForce", "in force"),
     };
-    SitePolicyStatus { observed_generation: generation, studies: offered(inputs), conditions: conditions.into_list() }
+    SitePolicyStatus {
+        observed_generation: generation,
+        studies: offered(inputs),
+        signing_key: Some(inputs.standing.signing_key.clone()),
+        rosters: inputs.standing.rosters.clone(),
+        ledger: Some(inputs.standing.ledger.clone()),
+        conditions: conditions.into_list(),
+    }
 }
 
 fn connected(conditions: &mut Conditions, link: &LinkStatus) -> bool {
@@ -86,6 +118,55 @@ fn enforced(conditions: &mut Conditions, enforcement: &Enforcement) -> bool {
     *enforcement == Enforcement::Enforced
 }
 
+fn roster_accepted(conditions: &mut Conditions, pinned: bool, standing: &Standing) {
+    let ask = "ask the governance to sign a roster that lists this hospital with status.signingKey";
+    let (good, reason, message) = match (pinned, standing.rosters.last()) {
+        (false, _) => {
+            (false, "NoGovernance", "spec.governance is not set, so only studies with protocol None can run".to_owned())
+        }
+        (true, None) => {
+            let why = standing.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            (
+                false,
+                "NoneAccepted",
+                format!("no roster with the signatures that spec.governance asks for was offered{why}; {ask}"),
+            )
+        }
+        (true, Some(newest)) if !standing.listed => (
+            false,
+            "NotListed",
+            format!("roster version {} does not list this hospital with its key; {ask}", newest.version),
+        ),
+        (true, Some(newest)) => {
+            let why =
+                standing.trouble.as_ref().map(|why| format!("; another one was refused: {why}")).unwrap_or_default();
+            (true, "Accepted", format!("roster version {} with {} hospitals holds{why}", newest.version, newest.sites))
+        }
+    };
+    conditions.set("RosterAccepted", good, reason, message);
+}
+
+fn rolled_back(conditions: &mut Conditions, seen: Option<&RolledBack>) {
+    match seen {
+        None => conditions.set(
+            "StateRolledBack",
+            false,
+            "Continuous",
+            "the volume has forgotten nothing that was seen of it",
+        ),
+        Some(seen) => {
+            let rounds: Vec<_> = seen.rounds.iter().map(|r| format!("{} up to round {}", r.study, r.through)).collect();
+            let message = format!(
+                "{} (noticed {}); open attempts were burned, and no masked sum is given for: {}",
+                seen.why,
+                seen.at,
+                if rounds.is_empty() { "no round".to_owned() } else { rounds.join(", ") }
+            );
+            conditions.set("StateRolledBack", true, "Restored", message.chars().take(1000).collect::<String>())
+        }
+    };
+}
+
 /// The newest round of each study that the hub offers, with all that an opt-in needs.
 fn offered(inputs: &StatusInputs<'_>) -> Vec<OfferedStudy> {
     let mut newest: BTreeMap<&StudyKey, (&Item, &RoundWork)> = BTreeMap::new();
@@ -96,12 +177,16 @@ fn offered(inputs: &StatusInputs<'_>) -> Vec<OfferedStudy> {
             newest.insert(&work.study, (item, work));
         }
     }
-    let entry = |(study, (item, work)): (&StudyKey, (&Item, &RoundWork))| OfferedStudy {
-        study: study.clone(),
-        uid: work.study_uid.clone(),
-        spec_digest: work.spec_digest,
-        round: work.round,
-        reason: reason_name((inputs.reason)(&item.uid, work.kind).unwrap_or(SiteReason::Offered)).to_owned(),
+    let entry = |(study, (item, work)): (&StudyKey, (&Item, &RoundWork))| {
+        let (reason, message) = (inputs.reason)(&item.uid, work.kind).unwrap_or((SiteReason::Offered, None));
+        OfferedStudy {
+            study: study.clone(),
+            uid: work.study_uid.clone(),
+            spec_digest: work.spec_digest,
+            round: work.round,
+            reason: reason_name(reason).to_owned(),
+            message: message.map(|text| text.chars().take(MAX_MESSAGE).collect()),
+        }
     };
     newest.into_iter().take(MAX_STUDIES).map(entry).collect()
 }
@@ -138,9 +223,65 @@ mod tests {
             roster_size: 4,
             attempt: 0,
             step: None,
+            roster: None,
+            inputs: None,
             deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
         };
         Item { uid: uid.into(), state, work: Work::Round(work) }
+    }
+
+    fn standing() -> Standing {
+        Standing {
+            signing_key: "key".into(),
+            rosters: vec![AcceptedRoster { version: 3, digest: Digest::of(b"roster"), sites: 4 }],
+            listed: true,
+            trouble: None,
+            ledger: LedgerHead { entries: 7, head: Digest::of(b"head") },
+            rolled_back: None,
+        }
+    }
+
+    /// An administrator must read from the policy alone what stands between the hospital and its first masked round.
+    #[test]
+    fn roster_and_roll_back_are_told_with_what_to_do() {
+        let told = |governance: bool, standing: Standing| {
+            let mut policy = policy("Enabled");
+            if governance {
+                policy.spec.governance = Some(
+                    serde_json::from_value(serde_json::json!(
+                        {"federation": "north", "required": 1, "keys": [{"id": "chair", "publicKey": ""}]}
+                    ))
+                    .unwrap(),
+                );
+            }
+            let status = decide(&StatusInputs {
+                policy: &policy,
+                link: &LinkStatus::Connected,
+                enforcement: &Enforcement::Enforced,
+                desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![] },
+                standing: &standing,
+                reason: &|_, _| None,
+                now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            });
+            let condition = |name: &str| {
+                let found = status.conditions.iter().find(|c| c.type_ == name).unwrap();
+                (found.status == "True", found.reason.clone(), found.message.clone())
+            };
+            (condition("RosterAccepted"), condition("StateRolledBack"), status)
+        };
+        let (roster, back, status) = told(true, standing());
+        assert!(roster.0 && roster.2.contains("version 3") && !back.0);
+        assert_eq!((status.signing_key.as_deref(), status.ledger.map(|l| l.entries)), (Some("key"), Some(7)));
+        assert_eq!(told(false, standing()).0.1, "NoGovernance");
+        assert_eq!(told(true, Standing { listed: false, ..standing() }).0.1, "NotListed");
+        let none = Standing { rosters: vec![], trouble: Some("1 valid signature".into()), ..standing() };
+        let (roster, ..) = told(true, none);
+        assert!(roster.1 == "NoneAccepted" && roster.2.contains("1 valid signature"), "{roster:?}");
+        let study = crate::state::Restored { study: StudyKey::new("research", "lung"), uid: "u".into(), through: 4 };
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let seen = RolledBack { why: "a head that it never had".into(), at, rounds: vec![study] };
+        let (_, back, _) = told(true, Standing { rolled_back: Some(seen), ..standing() });
+        assert!(back.0 && back.2.contains("research/lung up to round 4"), "{back:?}");
     }
 
     fn status(participation: &str, link: LinkStatus, enforcement: Enforcement, items: Vec<Item>) -> SitePolicyStatus {
@@ -148,8 +289,9 @@ mod tests {
             policy: &policy(participation),
             link: &link,
             enforcement: &enforcement,
-            desired: &Assignment { hub_epoch: "e".into(), revision: 1, items },
-            reason: &|uid, _| (uid == "b").then_some(SiteReason::DeniedByPolicy),
+            desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items },
+            standing: &standing(),
+            reason: &|uid, _| (uid == "b").then(|| (SiteReason::DeniedByPolicy, Some("why".into()))),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
         })
     }

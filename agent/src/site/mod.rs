@@ -3,11 +3,13 @@
 mod announce;
 mod decide;
 mod status;
+mod volume;
 mod watch;
 
 pub use announce::KubeAnnounce;
-pub use decide::{StatusInputs, decide};
+pub use decide::{Standing, StatusInputs, decide};
 pub use status::run;
+pub use volume::check_volume;
 pub use watch::{Synced, watch};
 
 /// Name of the one SitePolicy.

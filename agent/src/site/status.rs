@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::SitePolicy;
-use consilium_crds::site_policy::SitePolicyStatus;
-use consilium_federation::assignment::Work;
-use consilium_federation::round::SiteReason;
+use consilium_crds::roster::key_text;
+use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, SitePolicyStatus};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{POLICY_NAME, StatusInputs, decide};
-use crate::Context;
+use super::{POLICY_NAME, Standing, StatusInputs, decide};
 use crate::link::{Backoff, LinkStatus};
+use crate::state::hub_digest;
+use crate::{Context, StateError};
 
 /// Changes that come closer together share one write.
 const FOLD: Duration = Duration::from_secs(1);
@@ -64,12 +64,17 @@ async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &
     let Some(policy) = ctx.site_policy() else { return Ok(()) };
     let desired = ctx.desired.borrow().clone();
     let enforcement = ctx.enforcement.borrow().clone();
+    let standing = standing(ctx, &policy).map_err(|error| kube::Error::Service(error.into()))?;
     let status = decide(&StatusInputs {
         policy: &policy,
         link,
         enforcement: &enforcement,
         desired: &desired,
-        reason: &|uid, kind| ctx.facts.round(uid, kind).map(|report| report.reason),
+        standing: &standing,
+        reason: &|uid, kind| {
+            let reason = ctx.facts.round(uid, kind)?.reason;
+            Some((reason, ctx.facts.refusal(uid, kind, reason)))
+        },
         now: ctx.now(),
     });
     if policy.status.as_ref() == Some(&status) {
@@ -81,7 +86,7 @@ async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &
         "status": status,
     });
     api.patch_status(POLICY_NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch)).await?;
-    for event in refusals(ctx, policy.status.as_ref(), &status) {
+    for event in refusals(policy.status.as_ref(), &status) {
         // An event is a courtesy; what counts is in the status.
         if let Err(error) = recorder.publish(&event, &policy.object_ref(&())).await {
             tracing::warn!(%error, "an event on the SitePolicy could not be written");
@@ -90,30 +95,42 @@ async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &
     Ok(())
 }
 
+/// What the volume says of this hospital.
+fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> {
+    let governance = crate::policy::governance(&policy.spec).ok().flatten();
+    let seen = governance.as_ref().map(|governance| ctx.rosters_seen(governance)).transpose()?.unwrap_or_default();
+    let book = governance.map(|governance| ctx.state.rosters(&governance)).transpose()?.unwrap_or_default();
+    let rosters = book.accepted().iter().map(|roster| AcceptedRoster {
+        version: roster.version(),
+        digest: hub_digest(roster.digest()),
+        sites: roster.roster().entries.len() as u32,
+    });
+    let (entries, head) = ctx.state.ledger_end()?;
+    Ok(Standing {
+        signing_key: key_text(&ctx.state.site_key(&ctx.entropy)?.public()),
+        rosters: rosters.collect(),
+        listed: seen.iter().any(|roster| roster.lists_us),
+        trouble: ctx.facts.roster_trouble(),
+        ledger: LedgerHead { entries, head },
+        rolled_back: ctx.state.rolled_back()?,
+    })
+}
+
 /// One event for each study whose refusal is new.
-fn refusals(ctx: &Context, before: Option<&SitePolicyStatus>, after: &SitePolicyStatus) -> Vec<Event> {
-    let desired = ctx.desired.borrow().clone();
-    let known = |study: &consilium_crds::site_policy::OfferedStudy| {
-        before.is_some_and(|b| b.studies.iter().any(|s| s.study == study.study && s.reason == study.reason))
+fn refusals(before: Option<&SitePolicyStatus>, after: &SitePolicyStatus) -> Vec<Event> {
+    let known = |study: &OfferedStudy| {
+        let same = |s: &OfferedStudy| s.study == study.study && s.reason == study.reason && s.message == study.message;
+        before.is_some_and(|b| b.studies.iter().any(same))
     };
-    let mut events = Vec::new();
-    for study in after.studies.iter().filter(|study| !known(study)) {
-        let message = desired.items.iter().find_map(|item| match &item.work {
-            Work::Round(work) if work.study == study.study && work.round == study.round => {
-                let reason: SiteReason = ctx.facts.round(&item.uid, work.kind)?.reason;
-                ctx.facts.refusal(&item.uid, work.kind, reason)
-            }
-            _ => None,
-        });
-        if let Some(message) = message {
-            events.push(Event {
-                type_: EventType::Warning,
-                reason: study.reason.clone(),
-                note: Some(format!("{} round {}: {message}", study.study, study.round).chars().take(1000).collect()),
-                action: "Decide".into(),
-                secondary: None,
-            });
-        }
-    }
-    events
+    let event = |study: &OfferedStudy| {
+        let message = study.message.as_ref()?;
+        Some(Event {
+            type_: EventType::Warning,
+            reason: study.reason.clone(),
+            note: Some(format!("{} round {}: {message}", study.study, study.round).chars().take(1000).collect()),
+            action: "Decide".into(),
+            secondary: None,
+        })
+    };
+    after.studies.iter().filter(|study| !known(study)).filter_map(event).collect()
 }

@@ -4,7 +4,7 @@ use consilium_federation::assignment::{Acceptance, Assignment, Work, acceptance,
 use jiff::Timestamp;
 use redb::{ReadableDatabase, TableDefinition, WriteTransaction};
 
-use super::{META, State, StateError, ledger, to_json};
+use super::{META, State, StateError, attempts, ledger, to_json};
 
 /// `<round uid>/<attempt>` of attempts that must not be served any more.
 const BURNED: TableDefinition<&str, ()> = TableDefinition::new("burned");
@@ -17,6 +17,18 @@ pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StateError> {
 
 fn burned_key(round_uid: &str, attempt: u32) -> String {
     format!("{round_uid}/{attempt}")
+}
+
+/// The round and the attempt of a key; UIDs hold no slash.
+pub(super) fn split_key(key: &str) -> (String, u32) {
+    let (round_uid, attempt) = key.split_once('/').unwrap_or((key, "0"));
+    (round_uid.to_owned(), attempt.parse().unwrap_or(0))
+}
+
+/// Marks an attempt within a transaction.
+pub(super) fn burn_in(write: &WriteTransaction, key: &str) -> Result<(), StateError> {
+    write.open_table(BURNED)?.insert(key, ())?;
+    Ok(())
 }
 
 impl State {
@@ -46,6 +58,8 @@ impl State {
                     burned.insert(burned_key(&item.uid, work.attempt).as_str(), ())?;
                 }
             }
+            drop(burned);
+            attempts::burn_all_in(&write, "the hub has another store", now)?;
             let entry = ledger::Entry::NewEpoch { old: old.hub_epoch.clone(), new: epoch };
             ledger::append_in(&write, &entry, now)?;
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use consilium_federation::Digest;
+use consilium_secagg::ids::Digest;
 
 /// The state on the volume cannot be used.
 #[derive(Debug, thiserror::Error)]

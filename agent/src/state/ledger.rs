@@ -110,6 +110,92 @@ pub enum Entry {
         /// The hospital's own numbers were published.
         published: bool,
     },
+    /// This hospital takes part in an attempt of the aggregation protocol.
+    AttemptOpened {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// What is summed: `Train` or `Evaluate`.
+        kind: TaskKind,
+        /// The base model, or the model evaluated.
+        model: Digest,
+        /// Whose keys hold.
+        roster: Digest,
+        /// Digest of the message that leaves: two copies of a volume that say two things have two heads.
+        message: Digest,
+    },
+    /// Its shares of the masks' seeds are about to leave, for the other hospitals alone.
+    SharesSent {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// The protocol's session.
+        session: String,
+        /// Who takes part.
+        hospitals: Vec<String>,
+        /// Digest of the message that leaves.
+        message: Digest,
+    },
+    /// It signed whose updates are in the sum, the only time in this session.
+    SurvivorsSigned {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// The protocol's session.
+        session: String,
+        /// Whose updates are in the sum.
+        hospitals: Vec<String>,
+        /// Digest of the message that leaves.
+        message: Digest,
+    },
+    /// The point of no return of the sum: the shares that take its masks off are about to leave.
+    SharesReleased {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// The protocol's session.
+        session: String,
+        /// Digest of the message that leaves.
+        message: Digest,
+    },
+    /// The hub asked for something that this hospital must not answer.
+    AttemptRefused {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// Which step.
+        step: String,
+        /// Why.
+        why: String,
+    },
+    /// An attempt was given up and its secrets wiped.
+    AttemptBurned {
+        /// UID of the TrainingRound.
+        round_uid: String,
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        why: String,
+    },
+    /// A roster of hospital keys that governance signed holds from here on.
+    RosterAccepted {
+        /// Its version.
+        version: u64,
+        /// Its digest, without signatures.
+        roster: Digest,
+        /// Hospitals on it.
+        hospitals: u32,
+    },
+    /// The volume is older than what was seen of it: it was restored from a backup, or copied.
+    StateRolledBack {
+        /// What was seen.
+        why: String,
+    },
     /// The hub has another store: its open attempts were burned.
     NewEpoch {
         /// The store known so far.
@@ -168,7 +254,21 @@ pub(super) fn append_in(write: &WriteTransaction, entry: &Entry, now: Timestamp)
     Ok(head)
 }
 
+/// The head as a transaction sees it.
+pub(super) fn head_in(write: &WriteTransaction) -> Result<Digest, StateError> {
+    match write.open_table(META)?.get(HEAD)? {
+        Some(bytes) => parse_head(bytes.value()),
+        None => Ok(genesis()),
+    }
+}
+
 impl State {
+    /// Entries so far and the hash of the last one.
+    pub fn ledger_end(&self) -> Result<(u64, Digest), StateError> {
+        let entries = self.0.db.begin_read()?.open_table(LEDGER)?.len()?;
+        Ok((entries, self.head()?))
+    }
+
     /// Appends an entry, durably; returns the new head.
     pub fn append(&self, entry: Entry, now: Timestamp) -> Result<Digest, StateError> {
         let write = self.0.db.begin_write()?;

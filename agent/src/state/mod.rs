@@ -5,9 +5,13 @@
 //! those that move megabytes belong into `spawn_blocking`.
 
 mod assignment;
+mod attempts;
 mod error;
 mod grants;
 mod ledger;
+mod masked;
+mod rollback;
+mod rosters;
 mod update;
 mod uploads;
 
@@ -19,10 +23,13 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use attempts::{AttemptKey, Done, Memory, Refused};
 pub use error::StateError;
 pub use grants::{Grant, Granted};
 pub use ledger::{Entry, Record};
-pub use update::{StoredScore, StoredUpdate, UpdateMeta, UpdateWriter};
+pub use rollback::{Restored, RolledBack};
+pub use rosters::hub_digest;
+pub use update::{StoredScore, StoredUpdate, UpdateMeta, UpdateWriter, evaluate_vector, vector_of};
 pub use uploads::{UploadProgress, UploadRecord};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -99,6 +106,12 @@ impl State {
         Ok(found)
     }
 
+    /// How many parts hold this state, for tests that kill agents.
+    #[cfg(test)]
+    pub(crate) fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     fn read(&self, table: TableDefinition<&str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, StateError> {
         let read = self.0.db.begin_read()?;
         let table = read.open_table(table)?;
@@ -173,6 +186,7 @@ fn prepare(db: &Database, fresh_secret: [u8; 32]) -> Result<[u8; 32], StateError
     }
     grants::prepare(&write)?;
     assignment::prepare(&write)?;
+    attempts::prepare(&write)?;
     ledger::prepare(&write)?;
     uploads::prepare(&write)?;
     write.commit()?;
@@ -185,5 +199,7 @@ fn check_name(what: &'static str, value: &str) -> Result<(), StateError> {
     if ok { Ok(()) } else { Err(StateError::Name { what, value: value.chars().take(100).collect() }) }
 }
 
+#[cfg(test)]
+mod secure_tests;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@ use consilium_federation::assignment::{Acceptance, Assignment, Item, ItemState, 
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::task::{ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
+use consilium_secagg::upload::chunk_digest;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -27,10 +28,12 @@ fn assignment(epoch: &str, revision: u64, attempt: u32) -> Assignment {
         roster_size: 4,
         attempt,
         step: Some(ProtocolStep::Upload),
+        roster: None,
+        inputs: None,
         deadline: "2026-01-02T00:00:00Z".parse().unwrap(),
     };
     let item = Item { uid: "round".into(), state: ItemState::Active, work: Work::Round(work) };
-    Assignment { hub_epoch: epoch.into(), revision, items: vec![item] }
+    Assignment { hub_epoch: epoch.into(), revision, rosters: vec![], items: vec![item] }
 }
 
 fn meta() -> UpdateMeta {
@@ -116,7 +119,7 @@ fn an_update_survives_a_restart_and_damage_is_noticed() {
     assert_eq!(state.update("round").unwrap(), Some(stored.clone()));
     assert_eq!(state.updates().unwrap(), std::slice::from_ref(&stored));
     assert_eq!(&state.update_chunk("round", 1).unwrap()[..], b"body");
-    assert_eq!((stored.bytes, stored.digest()), (8, Digest::of_json(&[Digest::of(b"head"), Digest::of(b"body")])));
+    assert_eq!((stored.bytes, stored.digest()), (8, Digest::of_json(&[chunk_digest(b"head"), chunk_digest(b"body")])));
     std::fs::write(dir.path().join("updates/round/00000001"), b"bodY").unwrap();
     assert!(matches!(state.update_chunk("round", 1), Err(StateError::Chunk { index: 1, .. })));
     assert!(matches!(state.update_chunk("round", 2), Err(StateError::Missing(_))));
@@ -132,7 +135,7 @@ fn the_first_update_of_a_round_counts() {
     assert_eq!(&state.update_chunk("round", 0).unwrap()[..], b"first");
     state.delete_update("round").unwrap();
     state.delete_update("round").unwrap();
-    assert_eq!(store(&state, &[b"second"]).chunks, [Digest::of(b"second")]);
+    assert_eq!(store(&state, &[b"second"]).chunks, [chunk_digest(b"second")]);
 }
 
 /// A crash in the middle of a delivery must leave neither half an update nor a full disk.

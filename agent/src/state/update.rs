@@ -6,18 +6,23 @@
 //! the first update stored for a round is the one that counts.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use bytes::Bytes;
-use consilium_federation::task::ScoreFile;
+use consilium_federation::task::{ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
+use consilium_secagg::ids::Digest as ChunkDigest;
+use consilium_secagg::upload::chunk_digest;
 use jiff::Timestamp;
 use redb::{ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
 use super::{SCORES, State, StateError, UPDATES, check_name};
+
+/// What stands behind a round's UID in the name of its evaluation.
+const EVALUATE: &str = ".evaluate";
 
 /// What is known about an update beside its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,8 +60,8 @@ pub struct StoredUpdate {
     pub round_uid: String,
     /// What is known about it.
     pub meta: UpdateMeta,
-    /// Digests of its chunks: the head, then the body.
-    pub chunks: Vec<Digest>,
+    /// BLAKE3 digests of its chunks: the head, then the body.
+    pub chunks: Vec<ChunkDigest>,
     /// Bytes of all chunks.
     pub bytes: u64,
 }
@@ -87,16 +92,16 @@ pub struct UpdateWriter {
     state: State,
     round_uid: String,
     dir: PathBuf,
-    chunks: Vec<Digest>,
+    chunks: Vec<ChunkDigest>,
     bytes: u64,
     finished: bool,
 }
 
 impl UpdateWriter {
     /// Stores the next chunk, durably: the head first, then the body in order.
-    pub fn put_chunk(&mut self, content: &[u8]) -> Result<Digest, StateError> {
+    pub fn put_chunk(&mut self, content: &[u8]) -> Result<ChunkDigest, StateError> {
         write_synced(&self.dir.join(chunk_name(self.chunks.len())), content)?;
-        let digest = Digest::of(content);
+        let digest = chunk_digest(content);
         self.chunks.push(digest);
         self.bytes += content.len() as u64;
         Ok(digest)
@@ -140,11 +145,28 @@ impl Drop for UpdateWriter {
     }
 }
 
-fn chunk_name(index: usize) -> String {
+/// Name of the stored vector of a round's evaluation. No UID of the hub's holds a dot, so none can name it.
+pub fn evaluate_vector(round_uid: &str) -> String {
+    format!("{round_uid}{EVALUATE}")
+}
+
+/// Name of the vector that a round's part adds to a sum.
+pub fn vector_of(round_uid: &str, kind: TaskKind) -> String {
+    match kind {
+        TaskKind::Evaluate => evaluate_vector(round_uid),
+        TaskKind::Train | TaskKind::Init => round_uid.to_owned(),
+    }
+}
+
+fn check_vector(name: &str) -> Result<(), StateError> {
+    check_name("round UID", name.strip_suffix(EVALUATE).unwrap_or(name))
+}
+
+pub(super) fn chunk_name(index: usize) -> String {
     format!("{index:08}")
 }
 
-fn write_synced(path: &Path, content: &[u8]) -> Result<(), StateError> {
+pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), StateError> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(content)?;
@@ -153,14 +175,21 @@ fn write_synced(path: &Path, content: &[u8]) -> Result<(), StateError> {
     write().map_err(StateError::io(path))
 }
 
-fn sync_dir(path: &Path) -> Result<(), StateError> {
+pub(super) fn sync_dir(path: &Path) -> Result<(), StateError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(StateError::io(path))
+}
+
+pub(super) fn remove_dir(dir: &Path) -> Result<(), StateError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::io(dir)(error)),
+        _ => Ok(()),
+    }
 }
 
 impl State {
     /// Starts to store an update for a round.
     pub fn begin_update(&self, round_uid: &str) -> Result<UpdateWriter, StateError> {
-        check_name("round UID", round_uid)?;
+        check_vector(round_uid)?;
         let number = {
             let mut counter = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
             *counter += 1;
@@ -197,23 +226,36 @@ impl State {
         let expected = *update.chunks.get(index as usize).ok_or_else(missing)?;
         let path = self.update_dir(round_uid).join(chunk_name(index as usize));
         let content = fs::read(&path).map_err(StateError::io(&path))?;
-        let found = Digest::of(&content);
+        let found = chunk_digest(&content);
         if found != expected {
             return Err(StateError::Chunk { round_uid: round_uid.to_owned(), index, found, expected });
         }
         Ok(content.into())
     }
 
-    /// Removes the update of a round that is over.
+    /// Removes what was stored for a round that is over: its update, its evaluation, and its parts in attempts. The
+    /// history of what was released stays.
     pub fn delete_update(&self, round_uid: &str) -> Result<(), StateError> {
         check_name("round UID", round_uid)?;
-        self.remove(UPDATES, round_uid)?;
-        self.forget_upload(round_uid)?;
-        let dir = self.update_dir(round_uid);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StateError::io(&dir)(error)),
-            _ => Ok(()),
-        }
+        self.delete_vector(round_uid)?;
+        self.delete_vector(&evaluate_vector(round_uid))?;
+        self.delete_masked(round_uid)?;
+        self.forget_attempts(round_uid)
+    }
+
+    /// Removes one stored vector.
+    pub fn delete_vector(&self, name: &str) -> Result<(), StateError> {
+        check_vector(name)?;
+        self.remove(UPDATES, name)?;
+        self.forget_upload(name)?;
+        remove_dir(&self.update_dir(name))
+    }
+
+    /// Whether anything is stored for a round.
+    pub fn holds(&self, round_uid: &str) -> Result<bool, StateError> {
+        let vectors = self.update(round_uid)?.is_some() || self.update(&evaluate_vector(round_uid))?.is_some();
+        let uploads = self.upload(round_uid)?.is_some() || self.upload(&evaluate_vector(round_uid))?.is_some();
+        Ok(vectors || uploads || self.score(round_uid)?.is_some())
     }
 
     /// Stores a score. The first one for a round wins, as with updates.
@@ -265,6 +307,7 @@ impl State {
                 fs::remove_dir_all(folder.path()).map_err(StateError::io(folder.path()))?;
             }
         }
+        self.sweep_masked()?;
         sync_dir(&self.0.dir)
     }
 }

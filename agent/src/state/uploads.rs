@@ -1,4 +1,4 @@
-//! How far the upload of each round's update has come: only what cannot be asked again.
+//! How far the upload of each stored vector has come: only what cannot be asked again.
 
 use consilium_federation::Digest;
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use super::{State, StateError, to_json};
 
 const UPLOADS: TableDefinition<&str, &[u8]> = TableDefinition::new("uploads");
 
-/// The newest upload of a round.
+/// The newest upload of a stored vector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UploadRecord {
@@ -36,16 +36,22 @@ pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Writes a record within a transaction.
+pub(super) fn put_in(write: &WriteTransaction, vector: &str, record: &UploadRecord) -> Result<(), StateError> {
+    write.open_table(UPLOADS)?.insert(vector, to_json("an upload", record)?.as_slice())?;
+    Ok(())
+}
+
 impl State {
-    /// The newest upload of a round.
-    pub fn upload(&self, round_uid: &str) -> Result<Option<UploadRecord>, StateError> {
-        self.read_json(UPLOADS, round_uid)
+    /// The newest upload of a stored vector.
+    pub fn upload(&self, vector: &str) -> Result<Option<UploadRecord>, StateError> {
+        self.read_json(UPLOADS, vector)
     }
 
     /// Writes how far an upload is and its ledger entry as one; returns the ledger's head.
     pub fn put_upload(
         &self,
-        round_uid: &str,
+        vector: &str,
         attempt: u32,
         progress: impl FnOnce(Digest) -> UploadProgress,
         entry: &Entry,
@@ -53,13 +59,12 @@ impl State {
     ) -> Result<Digest, StateError> {
         let write = self.0.db.begin_write()?;
         let head = ledger::append_in(&write, entry, now)?;
-        let record = UploadRecord { attempt, progress: progress(head) };
-        write.open_table(UPLOADS)?.insert(round_uid, to_json("an upload", &record)?.as_slice())?;
+        put_in(&write, vector, &UploadRecord { attempt, progress: progress(head) })?;
         write.commit()?;
         Ok(head)
     }
 
-    pub(super) fn forget_upload(&self, round_uid: &str) -> Result<(), StateError> {
-        self.remove(UPLOADS, round_uid)
+    pub(super) fn forget_upload(&self, vector: &str) -> Result<(), StateError> {
+        self.remove(UPLOADS, vector)
     }
 }

@@ -3,18 +3,21 @@
 use std::fs::{self, File};
 use std::io;
 
-use consilium_crds::study::Weighting;
+use consilium_crds::study::{EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP, Weighting};
 use consilium_federation::digest::Digest;
 use consilium_federation::model::ModelManifest;
 use consilium_federation::task::{ScoreFile, TaskMetrics};
+use consilium_secagg::layout::Layout;
+use consilium_secagg::ring::{RingParams, encode_head};
+use consilium_secagg::sum::to_bytes;
 use consilium_secagg::weight::Weight;
 use jiff::Timestamp;
 use tonic::Status;
 
 use super::receive::{Inbox, storage};
-use crate::state::{State, StateError, StoredScore, UpdateMeta};
+use crate::state::{State, StateError, StoredScore, UpdateMeta, evaluate_vector};
 use crate::tasks::TaskEntry;
-use crate::tasks::encode::{EncodeError, EncodeSpec, WEIGHT_CAP, encode, weight_of_examples};
+use crate::tasks::encode::{EncodeError, EncodeSpec, encode, weight_of_examples};
 
 /// Most classes of a score: the wire's bound.
 const MAX_CLASSES: usize = 8;
@@ -88,17 +91,9 @@ pub(super) fn train(
         Ok(())
     })?;
     let stored = writer.finish(UpdateMeta {
-        task_uid: from.uid.to_owned(),
-        task_name: from.name.to_owned(),
-        study: entry.work.study.clone(),
-        spec_digest: entry.work.spec_digest,
-        round: entry.work.round,
-        base: entry.work.model,
-        roster_size: entry.work.roster_size,
-        examples: as_they_weigh(metrics.examples, entry.weight_bucket),
         norm: format!("{:.6}", encoded.norm),
         clipped: encoded.clipped,
-        delivered: from.now,
+        ..meta(from, as_they_weigh(metrics.examples, entry.weight_bucket))
     })?;
     match stored.chunks == chunks {
         true if stored.meta.delivered == from.now => Ok(Accepted::Stored(stored.digest())),
@@ -110,7 +105,7 @@ pub(super) fn train(
 /// Rounded to the bucket and capped, as the weight is.
 fn as_they_weigh(examples: u64, bucket: u32) -> u64 {
     let bucket = u64::from(bucket.max(1));
-    (examples.saturating_add(bucket / 2) / bucket).max(1).saturating_mul(bucket).min(WEIGHT_CAP)
+    (examples.saturating_add(bucket / 2) / bucket).max(1).saturating_mul(bucket).min(EXAMPLES_CAP)
 }
 
 /// Checks a score and stores it.
@@ -121,6 +116,10 @@ pub(super) fn evaluate(state: &State, inbox: &Inbox, from: &Deliverer<'_>) -> Re
         let found = score.classes.len();
         return Err(Refusal::Rejected(format!("score.json: {found} classes, expected 1 to {MAX_CLASSES}")));
     }
+    let known = state.score(&from.entry.round_uid)?;
+    if from.entry.spec.is_masked() && known.as_ref().is_none_or(|known| known.score == score) {
+        store_evaluation(state, &score, from, known.is_some())?;
+    }
     let offered =
         StoredScore { task_uid: from.uid.to_owned(), task_name: from.name.to_owned(), score, delivered: from.now };
     let stored = state.put_score(&from.entry.round_uid, &offered)?;
@@ -128,6 +127,53 @@ pub(super) fn evaluate(state: &State, inbox: &Inbox, from: &Deliverer<'_>) -> Re
         true if stored.delivered == from.now => Ok(Accepted::Stored(Digest::of_json(&stored.score))),
         true => Ok(Accepted::Known),
         false => Err(other_result()),
+    }
+}
+
+/// Encodes what a score adds to the sum over all hospitals, and stores it before the score itself: a vote that stands
+/// has its vector. A score without cases has none.
+fn store_evaluation(state: &State, score: &ScoreFile, from: &Deliverer<'_>, voted: bool) -> Result<(), Refusal> {
+    let (entry, name) = (from.entry, evaluate_vector(&from.entry.round_uid));
+    let Some(dice) = score.mean_dice() else { return Ok(()) };
+    match (state.update(&name)?, voted) {
+        (Some(_), true) => return Ok(()),
+        // From a crash before its score was stored: no attempt can have used it.
+        (Some(_), false) => state.delete_vector(&name)?,
+        (None, _) => {}
+    }
+    let rejected = |error: &dyn std::fmt::Display| Refusal::Rejected(format!("score.json: {error}"));
+    let cases = u64::from(score.cases);
+    let weight = weight_of_examples(cases, entry.weight_bucket)?;
+    let layout = Layout::new(0, EVALUATION_ELEMENTS).map_err(|e| rejected(&e))?;
+    let ring = RingParams::new(entry.work.roster_size as usize, EVALUATION_CLIP).map_err(|e| rejected(&e))?;
+    let mut head = vec![0; layout.head()];
+    encode_head(&ring, weight, &[], &mut head).map_err(|e| rejected(&e))?;
+    let mut body = [0; EVALUATION_ELEMENTS as usize];
+    ring.encode(weight, &[dice as f32], &mut body).map_err(|e| rejected(&e))?;
+    let mut writer = state.begin_update(&name)?;
+    writer.put_chunk(&to_bytes(&head))?;
+    writer.put_chunk(&to_bytes(&body))?;
+    let mut meta = meta(from, as_they_weigh(cases, entry.weight_bucket));
+    meta.norm = format!("{dice:.6}");
+    writer.finish(meta)?;
+    Ok(())
+}
+
+/// What is known about a vector beside its bytes.
+fn meta(from: &Deliverer<'_>, examples: u64) -> UpdateMeta {
+    let work = &from.entry.work;
+    UpdateMeta {
+        task_uid: from.uid.to_owned(),
+        task_name: from.name.to_owned(),
+        study: work.study.clone(),
+        spec_digest: work.spec_digest,
+        round: work.round,
+        base: work.model,
+        roster_size: work.roster_size,
+        examples,
+        norm: String::new(),
+        clipped: false,
+        delivered: from.now,
     }
 }
 

@@ -148,6 +148,8 @@ impl Setup {
             roster_size: 4,
             attempt: 0,
             step: None,
+            roster: None,
+            inputs: None,
             deadline: "2026-06-02T00:00:00Z".parse().unwrap(),
         };
         let entry = TaskEntry { round_uid: ROUND.into(), work, spec: Arc::new(spec()), weight_bucket: 10, ended_try };
@@ -352,6 +354,50 @@ async fn a_score_is_checked_and_stored() {
     setup.result(TaskKind::Evaluate, &[("score.json", score(0.9))]);
     deliver(&setup.args, &PACE).await.unwrap();
     assert_eq!(setup.state.score(ROUND).unwrap().unwrap().score.cases, 4);
+}
+
+/// The figure of a masked study is a sum over all hospitals: a vote without its vector would be missing in it.
+#[tokio::test]
+async fn a_score_of_a_masked_study_is_encoded_for_the_sum() {
+    let setup = setup(TaskKind::Evaluate).await;
+    let mut entry = setup.desk.task(TASK).unwrap();
+    let mut masked = spec();
+    masked.aggregation.secure.protocol = consilium_crds::study::ProtocolKind::SecAgg;
+    entry.spec = Arc::new(masked);
+    setup.desk.set_tasks(BTreeMap::from([(TASK.to_owned(), entry)]));
+    let score = |cases: u32, dice: f64| {
+        let class = |label, dice| json!({"label": label, "dice": dice, "hd95Mm": null, "assdMm": null});
+        serde_json::to_vec(&json!({"cases": cases, "classes": [class(1, dice), class(2, 0.5)]})).unwrap()
+    };
+    // As from a crash between the vector and its score.
+    let name = crate::state::evaluate_vector(ROUND);
+    let mut torn = setup.state.begin_update(&name).unwrap();
+    torn.put_chunk(b"torn").unwrap();
+    let meta = crate::state::UpdateMeta {
+        task_uid: TASK.into(),
+        task_name: "t".into(),
+        study: "research/hippocampus".parse().unwrap(),
+        spec_digest: spec().digest(),
+        round: 1,
+        base: setup.manifest.digest(),
+        roster_size: 4,
+        examples: 1,
+        norm: String::new(),
+        clipped: false,
+        delivered: "2026-01-01T00:00:00Z".parse().unwrap(),
+    };
+    torn.finish(meta).unwrap();
+
+    setup.result(TaskKind::Evaluate, &[("score.json", score(104, 0.9))]);
+    deliver(&setup.args, &PACE).await.unwrap();
+    let stored = setup.state.update(&name).unwrap().unwrap();
+    assert_eq!((stored.chunks.len(), stored.meta.examples, stored.meta.norm.as_str()), (2, 100, "0.700000"));
+    let ring = consilium_secagg::ring::RingParams::new(4, 1.0).unwrap();
+    let [head, body] = [0, 1].map(|i| consilium_secagg::sum::from_bytes(&setup.state.update_chunk(&name, i).unwrap()));
+    let weight = ring.decode_weights(head[0], 1).unwrap();
+    let mut mean = [0f32];
+    ring.decode_mean(&body, weight, &mut mean).unwrap();
+    assert!((mean[0] - 0.7).abs() < 1e-4, "{mean:?}");
 }
 
 /// `deliver` must neither wait for ever for a trainer that died nor give up on one that still works.

@@ -139,10 +139,8 @@ impl Writer {
         let (state, round) = (self.ctx.state.clone(), round_uid.to_owned());
         tokio::task::spawn_blocking(move || {
             // A tombstone is looked at many times; what is gone need not be removed again.
-            if state.update(&round)?.is_some() {
+            if state.holds(&round)? {
                 state.delete_update(&round)?;
-            }
-            if state.score(&round)?.is_some() {
                 state.delete_score(&round)?;
             }
             tasks.iter().try_for_each(|uid| state.delete_tokens(uid))

@@ -21,6 +21,7 @@ use super::part::{Part, Stored, say};
 use super::read::{Started, StartedTries, see, task_name, task_of};
 use super::{Stores, TaskEntry};
 use crate::policy::{Barrier, Decision};
+use crate::state::AttemptKey;
 use crate::{Context, Enforcement};
 
 pub(super) struct Controller {
@@ -69,7 +70,13 @@ impl Controller {
             }
         }
         let assigned = !desired.hub_epoch.is_empty();
-        for task in world.tasks.iter().filter(|t| is_stray(t, &desired.items, assigned, now)) {
+        // An attempt that is open is given up before its round is forgotten: the hub may only be between two steps.
+        let open = self.ctx.state.open_attempts();
+        let of = |keys: &Vec<AttemptKey>, t: &RoundTask| keys.iter().any(|key| key.round_uid == t.spec.round_uid);
+        // A volume that cannot be read says nothing of it, so nothing is removed.
+        let in_attempt = |t: &RoundTask| open.as_ref().map_or(true, |keys| of(keys, t));
+        let stray = |t: &&Arc<RoundTask>| is_stray(t, &desired.items, assigned, now) && !in_attempt(t);
+        for task in world.tasks.iter().filter(stray) {
             if let Err(error) = self.remove(&task.spec.round_uid, &world).await {
                 self.failed(&error, &task.spec.round_uid);
             }

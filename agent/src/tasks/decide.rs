@@ -99,6 +99,10 @@ pub fn decide(inputs: &Inputs<'_>) -> Plan {
     }
     match inputs.decision {
         Decision::Refused { .. } if held_for_probe(inputs) => hold(inputs),
+        // A roster that is replaced costs no training: the update waits for it, and nothing new starts.
+        Decision::Refused { reason: SiteReason::AwaitingRoster, message } => {
+            plan(vec![], SiteReason::AwaitingRoster, Some(message.clone()))
+        }
         Decision::Refused { reason, message } => plan(stop_all(inputs.task), *reason, Some(message.clone())),
         _ if inputs.has_result => plan(vec![], done(inputs.kind), None),
         Decision::SpecNeeded => hold(inputs),

@@ -97,6 +97,16 @@ fn a_refusal_makes_no_task_and_an_approval_goes_on() {
     Case::new(&Decision::Allowed, None).expect(&[Act::CreateTask], SiteReason::Queued);
 }
 
+/// Governance replaces a roster in the middle of a round: hours of training must not be the price.
+#[test]
+fn waiting_for_a_roster_starts_nothing_and_stops_nothing() {
+    let awaits = refused(SiteReason::AwaitingRoster);
+    Case::new(&awaits, None).expect(&[], SiteReason::AwaitingRoster);
+    let running = tries(&[RUNNING]);
+    Case::new(&awaits, Some(&running)).expect(&[], SiteReason::AwaitingRoster);
+    Case::new(&awaits, Some(&running)).with(|i| i.has_result = true).expect(&[], SiteReason::AwaitingRoster);
+}
+
 /// A veto stops what runs; a later approval starts a new try with a new fencing number, not counted as a failure.
 #[test]
 fn a_veto_stops_a_running_try_and_an_approval_makes_the_next() {

@@ -6,19 +6,12 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+use consilium_crds::study::EXAMPLES_CAP;
 use consilium_federation::model::{ModelError, Tensor, TensorSchema, parse_safetensors_header};
 use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout, LayoutError};
 use consilium_secagg::ring::{RingError, RingParams, encode_head};
 use consilium_secagg::sum::to_bytes;
 use consilium_secagg::weight::{Weight, WeightError};
-
-/// Example count that weighs in full; hospitals with more count as this many.
-///
-/// All hospitals must use one cap, and none may derive it from another's numbers. The ring's
-/// step in the mean is `n·C / (2^31·Σα)` with `α = examples / cap`, so a larger cap costs small
-/// hospitals precision: with four hospitals of 50 scans it is 1·10⁻⁵ of the clip norm at a cap
-/// of 2^20, close to an update's coordinates, and 6·10⁻⁷ at 2^16.
-pub const WEIGHT_CAP: u64 = 1 << 16;
 
 /// Longest header of a `safetensors` file that is read.
 const MAX_HEADER: u64 = 16 << 20;
@@ -89,7 +82,7 @@ impl EncodeError {
 
 /// The weight of a hospital with this many examples, rounded to the bucket that its policy chooses.
 pub fn weight_of_examples(examples: u64, bucket: u32) -> Result<Weight, EncodeError> {
-    Ok(Weight::from_examples(examples, WEIGHT_CAP, u64::from(bucket.max(1)))?)
+    Ok(Weight::from_examples(examples, EXAMPLES_CAP, u64::from(bucket.max(1)))?)
 }
 
 /// Checks, clips and encodes `update.safetensors`; `sink` takes the chunks in order, the head first.

@@ -131,7 +131,7 @@ fn tensors_may_cross_chunks() {
 #[test]
 fn examples_weigh_in_buckets_and_none_is_refused() {
     assert_eq!(weight_of_examples(52, 10).unwrap(), weight_of_examples(48, 10).unwrap());
-    assert_eq!(weight_of_examples(WEIGHT_CAP * 2, 1).unwrap(), Weight::EQUAL);
+    assert_eq!(weight_of_examples(EXAMPLES_CAP * 2, 1).unwrap(), Weight::EQUAL);
     let error = weight_of_examples(0, 1).unwrap_err();
     assert!(error.is_rejection() && error.to_string().contains("metrics.json"), "{error}");
 }

@@ -35,7 +35,13 @@ fn policy() -> SitePolicySpec {
         queue_name: None,
         resources: TaskResources { cpu: "1500m".into(), memory: "4Gi".into(), work_claim: "work".into() },
         studies: vec![opt_in],
-        aggregation: AggregationPolicy { min_contributors: 3, allow_plaintext_updates: true },
+        aggregation: AggregationPolicy {
+            min_contributors: 3,
+            colluders: 1,
+            survivor_difference: None,
+            allow_plaintext_updates: true,
+        },
+        governance: None,
         releases: ReleasePolicy::default(),
     }
 }

@@ -120,7 +120,8 @@ fn vote(
 ) -> Result<Option<Evaluation>, ControlError> {
     let (Some(stored), Some(policy)) = (ctx.state.score(uid)?, ctx.site_policy()) else { return Ok(None) };
     let publish = opt_in(&policy.spec, &work.study).is_some_and(|o| o.publish_metrics);
-    let sums = policy.spec.aggregation.allow_plaintext_updates;
+    // With masks the numbers leave in a sum of all hospitals and nowhere else.
+    let sums = policy.spec.aggregation.allow_plaintext_updates && !spec.is_masked();
     let Some(new) = evaluation(&stored.score, spec, sums, publish)? else { return Ok(None) };
     let known = ctx.facts.round(uid, TaskKind::Evaluate).and_then(|fact| fact.evaluation);
     if known.as_ref() != Some(&new) {

@@ -130,6 +130,8 @@ mod tests {
             roster_size: 4,
             attempt: 0,
             step: None,
+            roster: None,
+            inputs: None,
             deadline: NOW.parse().unwrap(),
         }
     }

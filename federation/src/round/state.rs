@@ -134,7 +134,13 @@ pub struct SiteState {
     /// Has done the attempt's current step.
     #[serde(default, skip_serializing_if = "is_false")]
     pub done: bool,
-    /// Its update is in the sum.
+    /// The step in which it fell out of the open (or last) attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<ProtocolStep>,
+    /// Its upload is in the sum of the open (or last) attempt.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub survived: bool,
+    /// Its update is in the new model.
     #[serde(default, skip_serializing_if = "is_false")]
     pub contributed: bool,
     /// Its vote on the new model.
@@ -151,6 +157,10 @@ pub struct SiteState {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// What the gate said.
@@ -195,7 +205,13 @@ pub struct RoundState {
     /// How many hospitals opened the attempt: fixes its threshold.
     #[serde(default)]
     pub attempt_size: u32,
-    /// How many updates are in the sum.
+    /// Digest of the roster whose keys hold in the open (or last) attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roster: Option<Digest>,
+    /// The attempt that made the new model; later ones sum the evaluation.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub model_attempt: u32,
+    /// How many updates are in the new model.
     #[serde(default)]
     pub contributors: u32,
     /// Digest of the new model.
@@ -204,7 +220,10 @@ pub struct RoundState {
     /// What the gate said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateRecord>,
-    /// Sums over evaluation cases so far (hospitals whose policy shares them).
+    /// The masked sum over all evaluation cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<TotalSums>,
+    /// Sums over evaluation cases so far, without masks (hospitals whose policy shares them).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "atomic"))]
     pub evaluation: Vec<SiteSums>,
@@ -218,6 +237,28 @@ pub struct RoundState {
     /// The participants, sorted by name.
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"]))]
     pub sites: Vec<SiteState>,
+}
+
+/// The global figure as one sum, of which no hospital's part can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct TotalSums {
+    /// Number of cases, in the buckets that hospitals round to.
+    pub cases: u32,
+    /// Sum of the cases' mean Dice, six decimals.
+    #[schemars(length(max = 20))]
+    pub dice: String,
+}
+
+impl TotalSums {
+    pub(super) fn new(sums: CaseSums) -> Self {
+        Self { cases: sums.cases, dice: format!("{:.6}", sums.dice) }
+    }
+
+    pub(super) fn sums(&self) -> CaseSums {
+        CaseSums { cases: self.cases, dice: self.dice.parse().unwrap_or(0.0) }
+    }
 }
 
 /// One hospital's contribution to the global figure, as decimals.
@@ -270,6 +311,8 @@ impl RoundState {
             message: None,
             member: false,
             done: false,
+            dropped: None,
+            survived: false,
             contributed: false,
             vote: None,
             cases: None,
@@ -283,9 +326,12 @@ impl RoundState {
             attempt: 0,
             protocol_step: None,
             attempt_size: 0,
+            roster: None,
+            model_attempt: 0,
             contributors: 0,
             model: None,
             gate: None,
+            total: None,
             evaluation: Vec::new(),
             outcome: None,
             message: None,
@@ -303,8 +349,21 @@ impl RoundState {
         matches!(self.step, RoundStep::Succeeded | RoundStep::Failed)
     }
 
-    /// Names of the hospitals whose updates are in the sum.
+    /// Names of the hospitals whose updates are in the new model.
     pub fn contributor_names(&self) -> Vec<SiteName> {
         self.sites.iter().filter(|s| s.contributed).map(|s| s.site.clone()).collect()
+    }
+
+    /// Names of the hospitals that did every step before `step` of the open attempt, or may still do them: who is
+    /// named to the others at `step`.
+    ///
+    /// For `Share` these are U1 of Bonawitz et al. (who advertised), for `Upload` U2 (who dealt shares), for `Agree` U3
+    /// (whose uploads are in the sum).
+    pub fn in_attempt(&self, step: ProtocolStep) -> Vec<SiteName> {
+        let reached = |s: &&SiteState| match s.dropped {
+            Some(dropped) => dropped >= step,
+            None => s.member || s.survived,
+        };
+        self.sites.iter().filter(reached).map(|s| s.site.clone()).collect()
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
@@ -19,6 +21,9 @@ fn policy(protocol: Protocol) -> RoundPolicy {
     RoundPolicy {
         quorum: 3,
         min_contributors: 3,
+        colluders: 1,
+        roster: Some(RosterChoice { digest: Digest::of(b"roster"), sites: SITES.map(name).into() }),
+        earlier: Default::default(),
         required: Default::default(),
         waited_for: Default::default(),
         grace: SignedDuration::from_secs(60),
@@ -65,8 +70,11 @@ fn a_round_with_everyone_ready_opens_at_once_and_ends_with_the_sum() {
     assert_eq!((state.step, state.attempt), (RoundStep::Aggregating, 1));
     assert_eq!(site_work(&state, &name("alder")), Some(SiteWork::Attempt(1, ProtocolStep::Upload)));
     let state = run(state, &policy, uploads(1, &SITES));
-    assert_eq!(hub_work(&state), Some(HubWork::Sum { attempt: 1, contributors: SITES.map(name).to_vec() }));
-    let sum = Event::Aggregated { attempt: 1, model: Digest::of(b"m") };
+    assert_eq!(
+        hub_work(&state),
+        Some(HubWork::Sum { attempt: 1, kind: TaskKind::Train, contributors: SITES.map(name).to_vec() })
+    );
+    let sum = Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) };
     let state = run(state, &policy, vec![(30, sum)]);
     assert_eq!((state.step, state.outcome, state.contributors), (RoundStep::Succeeded, Some(Outcome::Completed), 4));
 }
@@ -118,7 +126,7 @@ fn an_upload_that_never_comes_costs_only_its_hospital() {
     events.extend(uploads(1, &SITES[..3]));
     let state = run(run(fresh(), &policy, events), &policy, vec![(130, Event::Tick)]);
     assert_eq!(state.protocol_step, Some(ProtocolStep::Sum));
-    assert_eq!(state.contributor_names(), SITES[..3].iter().map(|s| name(s)).collect::<Vec<_>>());
+    assert_eq!(state.in_attempt(ProtocolStep::Agree), SITES[..3].iter().map(|s| name(s)).collect::<Vec<_>>());
     assert_eq!(state.site(&name("damson")).unwrap().reason, SiteReason::Missed);
 }
 
@@ -162,8 +170,148 @@ fn secagg_until(last: ProtocolStep, survivors: &[&str]) -> RoundState {
 fn masking_steps_follow_each_other_and_three_of_four_survive() {
     let state = secagg_until(ProtocolStep::Agree, &SITES[..3]);
     assert_eq!(state.protocol_step, Some(ProtocolStep::Agree));
-    assert_eq!(state.contributor_names().len(), 3);
+    // U1 and U2 still hold the one that dropped out: its masks are in the others' uploads.
+    let sizes = [ProtocolStep::Share, ProtocolStep::Upload, ProtocolStep::Agree].map(|s| state.in_attempt(s).len());
+    assert_eq!(sizes, [4, 4, 3]);
+    assert_eq!(state.site(&name("damson")).unwrap().dropped, Some(ProtocolStep::Upload));
     assert_eq!(site_work(&state, &name("damson")), Some(SiteWork::Wait));
+}
+
+/// A hospital that refuses between its upload and the survivors stays in the sum, where its update already is, and is
+/// asked for nothing more; when too few are left, nobody waits for the deadline.
+#[test]
+fn a_hospital_may_leave_at_every_step_and_too_few_end_the_attempt_at_once() {
+    let policy = policy(Protocol::SecAgg);
+    let state = secagg_until(ProtocolStep::Agree, &SITES);
+    let state = run(state, &policy, vec![(20, say("damson", SiteReason::Rejected))]);
+    assert_eq!(site_work(&state, &name("damson")), Some(SiteWork::Wait));
+    assert_eq!(state.in_attempt(ProtocolStep::Agree).len(), 4);
+    assert_eq!(state.protocol_step, Some(ProtocolStep::Agree));
+    let state = run(state, &policy, vec![(21, say("cedar", SiteReason::DeniedByPolicy))]);
+    assert_eq!((state.step, state.attempt, state.protocol_step), (RoundStep::Training, 1, None));
+}
+
+/// Three signatures fix a survivor set, three shares reconstruct: the fourth is not waited for.
+#[test]
+fn signing_and_unmasking_end_with_the_threshold() {
+    let policy = policy(Protocol::SecAgg);
+    let mut state = secagg_until(ProtocolStep::Agree, &SITES);
+    for open in [ProtocolStep::Agree, ProtocolStep::Unmask] {
+        let done = |s: &&str| (20, Event::StepDone { site: name(s), attempt: 1, step: open });
+        state = run(state, &policy, SITES[..3].iter().map(done).collect());
+    }
+    let contributors = SITES.map(name).to_vec();
+    assert_eq!(hub_work(&state), Some(HubWork::Sum { attempt: 1, kind: TaskKind::Train, contributors }));
+    // The hospitals give no second sum on this base, so a failed one ends the round.
+    let failed = Event::AggregationFailed { attempt: 1, message: "the norm".into() };
+    let state = run(state, &policy, vec![(30, failed)]);
+    assert_eq!((state.outcome, state.attempt), (Some(Outcome::AggregationFailed), 1));
+}
+
+/// From seven hospitals on, one that drops out takes another one along, so that the sums of two rounds never differ by
+/// one alone; with fewer, the study goes on and the hospitals' policies decide.
+#[test]
+fn a_sum_one_hospital_away_from_an_earlier_one_leaves_a_second_one_out() {
+    let sites: Vec<String> = (1..=7).map(|i| format!("site-{i}")).collect();
+    let mut policy = policy(Protocol::SecAgg);
+    let all: BTreeSet<SiteName> = sites.iter().map(|s| name(s)).collect();
+    policy.roster.as_mut().unwrap().sites = all.clone();
+    policy.earlier.updates = vec![all];
+    let close = |of: &[String], policy: &RoundPolicy| {
+        let mut state = RoundState::new(of.iter().map(|s| name(s)), at(0), at(3600));
+        let ready = of.iter().map(|s| (10, say(s, SiteReason::Ready))).collect();
+        state = run(state, policy, ready);
+        for open in [ProtocolStep::Advertise, ProtocolStep::Share, ProtocolStep::Upload] {
+            let who = if open == ProtocolStep::Upload { &of[1..] } else { of };
+            let done = |s: &String| (10, Event::StepDone { site: name(s), attempt: 1, step: open });
+            state = run(state, policy, who.iter().map(done).collect());
+        }
+        run(state, policy, vec![(500, Event::Tick)]).in_attempt(ProtocolStep::Agree).len()
+    };
+    assert_eq!(close(&sites, &policy), 5);
+    let four: BTreeSet<SiteName> = sites[..4].iter().map(|s| name(s)).collect();
+    policy.earlier.updates = vec![four];
+    assert_eq!(close(&sites[..4], &policy), 3);
+    policy.earlier.updates.clear();
+    assert_eq!(close(&sites, &policy), 6);
+}
+
+/// A hospital whose keys are on no roster that it accepts must not stop the others, nor sign under keys it never saw.
+#[test]
+fn a_hospital_outside_the_roster_awaits_it_and_the_others_go_on() {
+    let mut policy = policy(Protocol::SecAgg);
+    policy.roster.as_mut().unwrap().sites.remove(&name("damson"));
+    let state = run(fresh(), &policy, all_ready());
+    assert_eq!(state.site(&name("damson")).unwrap().reason, SiteReason::AwaitingRoster);
+    assert_eq!((state.step, state.attempt_size), (RoundStep::Aggregating, 3));
+    assert_eq!(state.roster, Some(Digest::of(b"roster")));
+    policy.roster = None;
+    assert_eq!(run(fresh(), &policy, all_ready()).step, RoundStep::Training);
+}
+
+/// With masks no hospital's metric is seen: the votes come first, then one sum among those that voted.
+#[test]
+fn the_evaluation_is_summed_in_an_attempt_of_its_own() {
+    let mut policy = policy(Protocol::SecAgg);
+    policy.gate = Some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
+    let mut state = secagg_until(ProtocolStep::Agree, &SITES);
+    for open in [ProtocolStep::Agree, ProtocolStep::Unmask] {
+        let done = |s: &&str| (20, Event::StepDone { site: name(s), attempt: 1, step: open });
+        state = run(state, &policy, SITES.iter().map(done).collect());
+    }
+    state = run(state, &policy, vec![(30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) })]);
+    assert_eq!((state.step, state.contributors, state.model_attempt), (RoundStep::Evaluating, 4, 1));
+    let vote = |s: &&str| Event::Voted { site: name(s), vote: Vote::Pass, sums: None, published: None };
+    state = run(state, &policy, SITES.iter().map(|s| (40, vote(s))).collect());
+    assert_eq!((state.attempt, state.protocol_step), (2, Some(ProtocolStep::Advertise)));
+    for open in [ProtocolStep::Advertise, ProtocolStep::Share, ProtocolStep::Upload] {
+        assert_eq!(site_work(&state, &name("alder")), Some(SiteWork::EvaluationAttempt(2, open)));
+        let done = |s: &&str| (50, Event::StepDone { site: name(s), attempt: 2, step: open });
+        state = run(state, &policy, SITES.iter().map(done).collect());
+    }
+    for open in [ProtocolStep::Agree, ProtocolStep::Unmask] {
+        let done = |s: &&str| (60, Event::StepDone { site: name(s), attempt: 2, step: open });
+        state = run(state, &policy, SITES.iter().map(done).collect());
+    }
+    assert!(matches!(hub_work(&state), Some(HubWork::Sum { attempt: 2, kind: TaskKind::Evaluate, .. })));
+    let sum = Summed::Cases(CaseSums { cases: 40, dice: 34.0 });
+    state = run(state, &policy, vec![(70, Event::Aggregated { attempt: 2, sum })]);
+    let gate = state.gate.clone().unwrap();
+    assert_eq!((state.step, gate.passed, gate.global.as_deref()), (RoundStep::Succeeded, true, Some("0.8500")));
+    assert_eq!(state.contributor_names().len(), 4);
+}
+
+/// A hospital that died in the round is waited for as long as a straggler is, not until the evaluation's deadline.
+#[test]
+fn once_the_quorum_has_voted_the_others_have_the_grace() {
+    let mut policy = policy(Protocol::None);
+    policy.gate = Some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
+    let mut state = fresh();
+    (state.step, state.attempt, state.model_attempt) = (RoundStep::Evaluating, 1, 1);
+    let vote = |s: &&str| Event::Voted { site: name(s), vote: Vote::Pass, sums: None, published: None };
+    state = run(state, &policy, SITES[..3].iter().map(|s| (40, vote(s))).collect());
+    assert_eq!((state.step, wake_at(&state)), (RoundStep::Evaluating, Some(at(100))));
+    state = run(state, &policy, vec![(100, Event::Tick)]);
+    assert_eq!(state.step, RoundStep::Succeeded);
+}
+
+/// A hospital that dies after its vote costs one attempt, not the release; without a sum there is no figure.
+#[test]
+fn an_evaluation_attempt_that_fails_is_tried_among_the_others_and_then_shuts_the_gate() {
+    let mut policy = policy(Protocol::SecAgg);
+    policy.gate = Some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
+    let mut state = fresh();
+    (state.step, state.attempt, state.model_attempt) = (RoundStep::Evaluating, 1, 1);
+    state.model = Some(Digest::of(b"m"));
+    let vote = |s: &&str| Event::Voted { site: name(s), vote: Vote::Pass, sums: None, published: None };
+    state = run(state, &policy, SITES.iter().map(|s| (40, vote(s))).collect());
+    let advert = |s: &&str| (41, Event::StepDone { site: name(s), attempt: 2, step: ProtocolStep::Advertise });
+    state = run(state, &policy, SITES[..2].iter().map(advert).collect());
+    state = run(state, &policy, vec![(200, Event::Tick)]);
+    // Two are left of four: no attempt can have three, so the round ends without a figure, its model kept.
+    let gate = state.gate.clone().unwrap();
+    assert!(!gate.passed && gate.global.is_none());
+    assert_eq!((state.outcome, state.model), (Some(Outcome::Completed), Some(Digest::of(b"m"))));
 }
 
 #[test]
@@ -181,7 +329,7 @@ fn votes_close_the_evaluation_and_the_gate_is_recorded() {
     policy.gate = Some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
     let mut events = all_ready();
     events.extend(uploads(1, &SITES));
-    events.push((30, Event::Aggregated { attempt: 1, model: Digest::of(b"m") }));
+    events.push((30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) }));
     let vote = |s: &&str| Event::Voted {
         site: name(s),
         vote: Vote::Pass,
@@ -208,6 +356,7 @@ fn a_site_entry_stays_small_whatever_happens() {
     let site = &mut state.sites[0];
     site.message = Some("x".repeat(100));
     site.reason = SiteReason::NetworkPolicyNotEnforced;
+    site.dropped = Some(ProtocolStep::Advertise);
     assert!(serde_json::to_vec(site).unwrap().len() <= 256);
 }
 
@@ -233,7 +382,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (site(), kind, reason)
             .prop_map(|(site, kind, reason)| Event::Site { site, kind, fact: SiteFact { reason, message: None } }),
         4 => (site(), 1u32..3, protocol_step).prop_map(|(site, attempt, step)| Event::StepDone { site, attempt, step }),
-        1 => (1u32..3).prop_map(|attempt| Event::Aggregated { attempt, model: Digest::of(b"m") }),
+        1 => (1u32..3).prop_map(|attempt| Event::Aggregated { attempt, sum: Summed::Model(Digest::of(b"m")) }),
         1 => (1u32..3).prop_map(|attempt| Event::AggregationFailed { attempt, message: "torn".into() }),
         1 => site().prop_map(|site| Event::Voted { site, vote: Vote::Pass, sums: None, published: None }),
         2 => Just(Event::Tick),
@@ -247,8 +396,10 @@ proptest! {
     fn invariants_hold_under_any_history(
         events in prop::collection::vec((0i64..200, any_event()), 0..80),
         secagg in any::<bool>(),
+        gated in any::<bool>(),
     ) {
-        let policy = policy(if secagg { Protocol::SecAgg } else { Protocol::None });
+        let mut policy = policy(if secagg { Protocol::SecAgg } else { Protocol::None });
+        policy.gate = gated.then_some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
         let mut state = fresh();
         let mut clock = 0;
         for (wait, event) in events {
@@ -265,11 +416,15 @@ proptest! {
                 }
                 Err(_) => prop_assert_eq!(&before, &state),
             }
-            prop_assert!(state.attempt <= policy.max_attempts);
+            prop_assert!(state.attempt - state.model_attempt <= policy.max_attempts);
             prop_assert_eq!(state.sites.len(), 4);
             if let Some(HubWork::Sum { contributors, .. }) = hub_work(&state) {
                 prop_assert!(contributors.len() as u32 >= policy.min_contributors);
                 prop_assert!(contributors.windows(2).all(|w| w[0] < w[1]));
+            }
+            // What may have let shares go is never burned.
+            if before.protocol_step == Some(ProtocolStep::Unmask) {
+                prop_assert!(state.attempt == before.attempt && state.protocol_step >= before.protocol_step);
             }
             if state.outcome == Some(Outcome::Completed) {
                 prop_assert!(state.contributors >= policy.min_contributors);

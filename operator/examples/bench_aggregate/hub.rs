@@ -34,6 +34,8 @@ fn item(base: Digest, shape: Shape) -> Item {
         roster_size: shape.sites as u32,
         attempt: 1,
         step: Some(ProtocolStep::Upload),
+        roster: None,
+        inputs: None,
         deadline: Timestamp::MAX,
     };
     Item { uid: ROUND.into(), state: ItemState::Active, work: Work::Round(work) }

@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use consilium_federation::Digest;
+use bytes::Bytes;
 use consilium_proto::v1;
 use consilium_proto::v1::hub_client::HubClient;
+use consilium_secagg::upload::chunk_digest;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -94,9 +95,9 @@ async fn made<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T
 }
 
 async fn upload(mut client: HubClient<Channel>, shape: Shape, site: usize) {
-    let digest = move |chunk| Digest::of(&shape.chunk(site, chunk)).to_string();
+    let digest = move |chunk| Bytes::copy_from_slice(&chunk_digest(&shape.chunk(site, chunk)).0);
     let chunks = made(move || (0..shape.chunks()).map(digest).collect()).await;
-    let begin = v1::BeginUploadRequest { round_uid: ROUND.into(), attempt: 1, chunks };
+    let begin = v1::BeginUploadRequest { round_uid: ROUND.into(), attempt: 1, chunks, manifest: Bytes::new() };
     let missing = client.begin_upload(begin).await.expect("begun").into_inner().missing;
     let mut complete = false;
     for index in missing {

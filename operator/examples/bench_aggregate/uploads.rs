@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use consilium_federation::model::{CHUNK_BYTES, CHUNK_ELEMENTS, ModelManifest, Tensor, TensorSchema};
 use consilium_federation::{Digest, SiteName};
-use consilium_operator::aggregation::SumJob;
+use consilium_operator::aggregation::{Subject, SumJob};
 use consilium_operator::store::{BlobStore, UploadKey};
 use consilium_secagg::ring::{RingParams, encode_head};
 use consilium_secagg::sum::to_bytes;
+use consilium_secagg::upload::chunk_digest;
 use consilium_secagg::weight::Weight;
 
 pub(crate) const ROUND: &str = "bench-round";
@@ -30,7 +31,8 @@ impl Shape {
 
     pub(crate) fn job(&self, base_model: Digest) -> SumJob {
         let (round_uid, contributors) = (ROUND.to_owned(), self.names());
-        SumJob { round_uid, attempt: 1, contributors, base_model, roster_size: self.sites as u32, clip: CLIP }
+        let (subject, roster_size) = (Subject::Updates { base_model, clip: CLIP }, self.sites as u32);
+        SumJob { round_uid, attempt: 1, contributors, subject, roster_size, masks: None }
     }
 
     pub(crate) fn key(&self, site: &SiteName) -> UploadKey {
@@ -77,7 +79,7 @@ impl Shape {
     /// Stores every hospital's upload.
     pub(crate) async fn store_all(&self, store: &BlobStore) {
         for (site, name) in self.names().iter().enumerate() {
-            let digests: Vec<Digest> = (0..self.chunks()).map(|c| Digest::of(&self.chunk(site, c))).collect();
+            let digests: Vec<_> = (0..self.chunks()).map(|c| chunk_digest(&self.chunk(site, c))).collect();
             let key = self.key(name);
             for index in store.begin_upload(&key, &digests).await.expect("begun") {
                 store.put_chunk(&key, index, self.chunk(site, index)).await.expect("stored");

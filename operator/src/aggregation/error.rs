@@ -1,7 +1,8 @@
 //! Why a sum cannot be made.
 
+use consilium_federation::SiteName;
 use consilium_federation::model::ModelError;
-use consilium_federation::{Digest, SiteName};
+use consilium_secagg::hub::HubError;
 use consilium_secagg::layout::LayoutError;
 use consilium_secagg::ring::RingError;
 
@@ -78,6 +79,9 @@ pub enum AggregateError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The masks do not come off.
+    #[error("the masks cannot be taken off: {0}")]
+    Unmask(#[from] HubError),
     /// The work was cut short.
     #[error("the sum was stopped before it was done; it is made again")]
     Stopped,
@@ -115,9 +119,9 @@ pub enum ChunkError {
     #[error("it has the digest {found}, expected {expected}; the volume damaged it")]
     Digest {
         /// The digest it has.
-        found: Digest,
+        found: String,
         /// The digest it should have.
-        expected: Digest,
+        expected: String,
     },
 }
 

@@ -3,18 +3,27 @@
 //! A chunk of every contributor is read tile by tile, hashed and added while it is in cache, so nothing is read
 //! twice and memory is a few chunks, whatever the number of hospitals or parameters. The arithmetic is ring integers
 //! up to the mean and one f32 addition per parameter after it: a hub that computes it again gets the same digest.
+//!
+//! With masks, they come off the sum of a chunk while it is in memory; no single upload is ever without its masks.
 
 mod error;
 mod sum;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use consilium_crds::study::{EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP};
+use consilium_federation::gate::CaseSums;
 use consilium_federation::model::ModelManifest;
+use consilium_federation::round::Summed;
 use consilium_federation::{Digest, SiteName};
+use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout};
 use consilium_secagg::ring::{RingParams, WeightSum};
+use consilium_secagg::unmasking::Unmasking;
+use consilium_secagg::weight::WEIGHT_ONE;
 use tokio::runtime::Handle;
 
 use crate::store::{BlobStore, UploadKey};
@@ -28,7 +37,7 @@ use sum::MeanError;
 /// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`].
 const LANES: usize = 3;
 
-/// What to sum, and what the sum is added to.
+/// What to sum, and what becomes of the sum.
 #[derive(Clone, Debug)]
 pub struct SumJob {
     /// UID of the TrainingRound.
@@ -37,25 +46,49 @@ pub struct SumJob {
     pub attempt: u32,
     /// The hospitals whose uploads are complete.
     pub contributors: Vec<SiteName>,
-    /// Digest of the model that they started from.
-    pub base_model: Digest,
+    /// What was uploaded.
+    pub subject: Subject,
     /// The number of hospitals that the ring's scale was made for.
     pub roster_size: u32,
-    /// L2 clip norm of an update.
-    pub clip: f64,
+    /// What takes the masks off; `None` where there are none.
+    pub masks: Option<Masks>,
+}
+
+/// What is summed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Subject {
+    /// Updates, whose mean is added to the model that they started from.
+    Updates {
+        /// Digest of that model.
+        base_model: Digest,
+        /// L2 clip norm of an update.
+        clip: f64,
+    },
+    /// Each hospital's mean Dice, weighted by cases.
+    Evaluation,
+}
+
+/// What takes the masks off a sum.
+#[derive(Clone, Debug)]
+pub struct Masks {
+    /// The revealed seeds, checked.
+    pub unmasking: Arc<Unmasking>,
+    /// The chunk digests that each survivor signed.
+    pub chunks: BTreeMap<SiteName, Vec<ChunkDigest>>,
 }
 
 /// One contributor's upload: who, where, and the digests of its chunks.
 struct Upload {
     key: UploadKey,
-    chunks: Vec<Digest>,
+    chunks: Vec<ChunkDigest>,
 }
 
 /// Everything that the lanes share.
 struct Plan {
     store: BlobStore,
     uploads: Vec<Upload>,
-    base: ModelManifest,
+    base: Option<ModelManifest>,
+    masks: Option<Arc<Unmasking>>,
     layout: Layout,
     ring: RingParams,
     next: AtomicU32,
@@ -65,12 +98,12 @@ struct Plan {
 /// A new chunk: its number, its digest, and the squared norm of the mean in it.
 type Done = (u32, Digest, f64);
 
-/// Sums the uploads of an attempt, adds the weighted mean to the base model and stores the result; answers its
-/// digest. Doing it again gives the same.
+/// Sums the uploads of an attempt. Updates: adds their weighted mean to the base model and stores the result; answers
+/// its digest. Evaluations: answers the cases and their Dice. Doing it again gives the same.
 ///
 /// # Errors
 /// [`AggregateError`]; those that are not transient name the hospital and the chunk at fault.
-pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Digest, AggregateError> {
+pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Summed, AggregateError> {
     let plan = Arc::new(plan(store, job).await?);
     // Whoever drops this future (the study was deleted) stops the lanes too.
     let stop = StopOnDrop(plan.clone());
@@ -79,6 +112,10 @@ pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Digest, Aggreg
         let (plan, handle) = (plan.clone(), handle.clone());
         blocking(move || plan.weights(&handle)).await?
     };
+    if job.subject == Subject::Evaluation {
+        let plan = plan.clone();
+        return blocking(move || plan.cases(&handle, weights)).await.map(Summed::Cases);
+    }
     let lanes: Vec<_> = (0..LANES)
         .map(|_| {
             let (plan, handle) = (plan.clone(), handle.clone());
@@ -97,7 +134,7 @@ pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Digest, Aggreg
     drop(stop);
     match failed {
         Some(error) => Err(error),
-        None => finish(store, &plan, weights, done).await,
+        None => finish(store, &plan, weights, done).await.map(Summed::Model),
     }
 }
 
@@ -113,21 +150,33 @@ async fn plan(store: &BlobStore, job: &SumJob) -> Result<Plan, AggregateError> {
         let (found, roster) = (job.contributors.len(), job.roster_size);
         return Err(AggregateError::Contributors { found, roster });
     }
-    let base = store.get_manifest(job.base_model).await?;
-    let layout = Layout::new(0, base.elements())?;
-    let ring = RingParams::new(job.roster_size as usize, job.clip)?;
+    let (base, body, clip) = match job.subject {
+        Subject::Updates { base_model, clip } => {
+            let base = store.get_manifest(base_model).await?;
+            let elements = base.elements();
+            (Some(base), elements, clip)
+        }
+        Subject::Evaluation => (None, EVALUATION_ELEMENTS, EVALUATION_CLIP),
+    };
+    let layout = Layout::new(0, body)?;
+    let ring = RingParams::new(job.roster_size as usize, clip)?;
     let mut uploads = Vec::new();
     for site in distinct {
         let key = UploadKey { round_uid: job.round_uid.clone(), attempt: job.attempt, site: site.clone() };
-        let chunks = store.upload_chunks(&key).await?;
+        let chunks = match &job.masks {
+            // What was signed counts, whatever the journal says.
+            Some(masks) => masks.chunks.get(site).cloned().unwrap_or_default(),
+            None => store.upload_chunks(&key).await?,
+        };
         if chunks.len() != layout.chunks() as usize {
             let (found, expected) = (chunks.len(), layout.chunks());
             return Err(AggregateError::ChunkCount { site: site.clone(), found, expected });
         }
         uploads.push(Upload { key, chunks });
     }
+    let masks = job.masks.as_ref().map(|masks| masks.unmasking.clone());
     let (next, stopped) = (AtomicU32::new(1), AtomicBool::new(false));
-    Ok(Plan { store: store.clone(), uploads, base, layout, ring, next, stopped })
+    Ok(Plan { store: store.clone(), uploads, base, masks, layout, ring, next, stopped })
 }
 
 impl Plan {
@@ -136,6 +185,17 @@ impl Plan {
         let mut summer = Summer::new();
         let head = self.sum(handle, &mut summer, 0)?;
         Ok(self.ring.decode_weights(head[0], self.uploads.len())?)
+    }
+
+    /// The evaluation: all cases, and the sum of their Dice.
+    fn cases(&self, handle: &Handle, weights: WeightSum) -> Result<CaseSums, AggregateError> {
+        let mut summer = Summer::new();
+        let sum = self.sum(handle, &mut summer, 1)?;
+        let mut mean = [0f32];
+        self.ring.decode_mean(sum, weights, &mut mean)?;
+        let cases = (u64::from(weights.units()) * EXAMPLES_CAP + u64::from(WEIGHT_ONE) / 2) / u64::from(WEIGHT_ONE);
+        let mean = f64::from(mean[0]).clamp(0.0, 1.0);
+        Ok(CaseSums { cases: u32::try_from(cases).unwrap_or(u32::MAX), dice: mean * cases as f64 })
     }
 
     /// Takes chunk after chunk until there are none left.
@@ -166,7 +226,8 @@ impl Plan {
         self.sum(handle, summer, chunk)?;
         // Safety: the caller takes chunks from 1 up, and the manifest has one for each body chunk of the layout.
         let index = chunk as usize - 1;
-        let digest = self.base.chunks[index];
+        let Some(model) = &self.base else { return Err(AggregateError::Stopped) };
+        let digest = model.chunks[index];
         let base = handle.block_on(self.store.open_object(digest))?;
         let (new, squares) = summer.add_mean(&self.ring, weights, base, digest).map_err(|error| match error {
             MeanError::Base(source) => AggregateError::Base { chunk: index, source },
@@ -179,7 +240,14 @@ impl Plan {
         Ok((chunk, stored?, squares))
     }
 
-    /// The ring sum of one chunk over all contributors.
+    /// Lanes work side by side; what cores they leave idle take masks off.
+    fn mask_threads(&self) -> NonZeroUsize {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let lanes = LANES.min(self.layout.chunks() as usize).max(1);
+        NonZeroUsize::new(cores.div_ceil(lanes)).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// The ring sum of one chunk over all contributors, without masks.
     fn sum<'a>(&self, handle: &Handle, summer: &'a mut Summer, chunk: u32) -> Result<&'a [u32], AggregateError> {
         summer.start(self.layout.chunk_elements(chunk)?);
         for upload in &self.uploads {
@@ -190,6 +258,9 @@ impl Plan {
             let reader = handle.block_on(self.store.open_chunk(&upload.key, &upload.chunks, chunk));
             let reader = reader.map_err(|error| error::ChunkError::from_store(error).map_or_else(|e| e.into(), at))?;
             summer.add(reader, upload.chunks[chunk as usize]).map_err(at)?;
+        }
+        if let Some(masks) = &self.masks {
+            masks.take_off(self.layout.elements_of(chunk)?.start, summer.sum_mut(), self.mask_threads())?;
         }
         Ok(summer.sum())
     }
@@ -211,7 +282,8 @@ async fn finish(
         return Err(AggregateError::Norm { norm, clip: plan.ring.clip() });
     }
     let chunks = done.into_iter().map(|(_, digest, _)| digest).collect();
-    let manifest = ModelManifest::new(plan.base.tensors.clone(), chunks)?;
+    let Some(base) = &plan.base else { return Err(AggregateError::Stopped) };
+    let manifest = ModelManifest::new(base.tensors.clone(), chunks)?;
     Ok(store.put_object(manifest.to_bytes().into()).await?)
 }
 

@@ -4,6 +4,7 @@ use std::io::Read;
 
 use bytes::{Bytes, BytesMut};
 use consilium_federation::Digest;
+use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::ring::{RingParams, WeightSum};
 use consilium_secagg::sum::add_assign_ring;
 use sha2::{Digest as _, Sha256};
@@ -46,9 +47,9 @@ impl Summer {
     ///
     /// # Errors
     /// [`ChunkError`]; the sum is then spoilt and must be started again.
-    pub fn add(&mut self, mut chunk: impl Read, expected: Digest) -> Result<(), ChunkError> {
+    pub fn add(&mut self, mut chunk: impl Read, expected: ChunkDigest) -> Result<(), ChunkError> {
         let expected_bytes = self.sum.len() * 4;
-        let mut hasher = Sha256::new();
+        let mut hasher = blake3::Hasher::new();
         for part in self.sum.chunks_mut(TILE_BYTES / 4) {
             let tile = &mut self.tile[..part.len() * 4];
             read_tile(&mut chunk, tile, expected_bytes)?;
@@ -59,13 +60,19 @@ impl Summer {
         if chunk.read(&mut self.tile[..1])? != 0 {
             return Err(ChunkError::Size { expected: expected_bytes });
         }
-        let found = Digest::from_bytes(hasher.finalize().into());
+        let found = ChunkDigest(*hasher.finalize().as_bytes());
+        let (found, expected) = (found.to_string(), expected.to_string());
         if found == expected { Ok(()) } else { Err(ChunkError::Digest { found, expected }) }
     }
 
     /// The sum so far.
     pub fn sum(&self) -> &[u32] {
         &self.sum
+    }
+
+    /// The sum, to take masks off.
+    pub(super) fn sum_mut(&mut self) -> &mut [u32] {
+        &mut self.sum
     }
 
     /// Base plus mean as the new chunk's bytes, and the squared L2 norm of the mean.
@@ -99,6 +106,7 @@ impl Summer {
         }
         let found = Digest::from_bytes(hasher.finalize().into());
         if found != expected {
+            let (found, expected) = (found.to_string(), expected.to_string());
             return Err(ChunkError::Digest { found, expected }.into());
         }
         match broken {

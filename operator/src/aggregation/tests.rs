@@ -4,6 +4,7 @@ use bytes::Bytes;
 use consilium_federation::model::{CHUNK_ELEMENTS, Tensor, TensorSchema};
 use consilium_secagg::ring::encode_head;
 use consilium_secagg::sum::to_bytes;
+use consilium_secagg::upload::chunk_digest;
 use consilium_secagg::weight::Weight;
 
 use super::sum::Summer;
@@ -51,8 +52,9 @@ impl Case {
         let manifest = ModelManifest::new(schema, chunks).unwrap();
         let base_model = store.put_object(manifest.to_bytes().into()).await.unwrap();
         let contributors: Vec<SiteName> = ["alder", "birch", "cedar"].map(|n| n.parse().unwrap()).into();
-        let job =
-            SumJob { round_uid: "r-1".into(), attempt: 1, contributors, base_model, roster_size: ROSTER, clip: CLIP };
+        let subject = Subject::Updates { base_model, clip: CLIP };
+        let (round_uid, attempt) = ("r-1".into(), 1);
+        let job = SumJob { round_uid, attempt, contributors, subject, roster_size: ROSTER, masks: None };
         let updates = [(1, 1 << 20), (2, 1 << 19), (3, 12_345)].map(|(seed, units)| {
             let update = noise(seed, BODY).into_iter().map(|v| v * scale).collect();
             (Weight::from_units(units).unwrap(), update)
@@ -73,13 +75,21 @@ impl Case {
         let chunks: Vec<Vec<u8>> =
             std::iter::once(&head[..]).chain(body.chunks(CHUNK_ELEMENTS)).map(to_bytes).collect();
         let key = UploadKey { round_uid: "r-1".into(), attempt: 1, site: site.clone() };
-        let digests: Vec<Digest> = chunks.iter().map(|c| Digest::of(c)).collect();
+        let digests: Vec<_> = chunks.iter().map(|c| chunk_digest(c)).collect();
         for index in self.store.begin_upload(&key, &digests).await.unwrap() {
             self.store.put_chunk(&key, index, chunks[index as usize].clone().into()).await.unwrap();
         }
     }
 
-    async fn model(&self, model: Digest) -> Vec<f32> {
+    fn base_model(&self) -> Digest {
+        match self.job.subject {
+            Subject::Updates { base_model, .. } => base_model,
+            Subject::Evaluation => panic!("the case sums updates"),
+        }
+    }
+
+    async fn model(&self, sum: Summed) -> Vec<f32> {
+        let Summed::Model(model) = sum else { panic!("{sum:?} is no model") };
         let manifest = self.store.get_manifest(model).await.unwrap();
         let mut values = Vec::new();
         for (index, chunk) in manifest.chunks.iter().enumerate() {
@@ -164,7 +174,7 @@ async fn a_damaged_chunk_is_refused_by_hospital_and_number() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_base_model_is_refused_by_chunk() {
     let case = Case::new(SMALL).await;
-    let hex = case.store.get_manifest(case.job.base_model).await.unwrap().chunks[1].hex();
+    let hex = case.store.get_manifest(case.base_model()).await.unwrap().chunks[1].hex();
     let file = case.folder.path().join(format!("objects/{}/{hex}", &hex[..2]));
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[17] ^= 1;
@@ -194,7 +204,45 @@ async fn jobs_that_make_no_sense_are_refused() {
     let twice = with(|j| j.contributors[1] = j.contributors[0].clone()).await;
     assert!(matches!(twice, AggregateError::Contributors { found: 3, .. }));
     assert!(matches!(with(|j| j.attempt = 2).await, AggregateError::Store(StoreError::NotBegun { .. })));
-    assert!(matches!(with(|j| j.clip = -1.0).await, AggregateError::Ring(_)));
+    assert!(matches!(
+        with(|j| j.subject = Subject::Updates { base_model: base_of(j), clip: -1.0 }).await,
+        AggregateError::Ring(_)
+    ));
+}
+
+fn base_of(job: &SumJob) -> Digest {
+    match job.subject {
+        Subject::Updates { base_model, .. } => base_model,
+        Subject::Evaluation => panic!("the case sums updates"),
+    }
+}
+
+/// The gate's figure must be the mean over all cases, not over hospitals, and come from one sum alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_sums_to_all_cases_and_their_dice() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(folder.path()).await.unwrap();
+    let ring = RingParams::new(ROSTER as usize, EVALUATION_CLIP).unwrap();
+    let scores = [("alder", 14u64, 0.9f32), ("birch", 13, 0.8), ("cedar", 3, 0.5)];
+    for (site, cases, dice) in scores {
+        let weight = Weight::from_examples(cases, EXAMPLES_CAP, 1).unwrap();
+        let (mut head, mut body) = (vec![0; 16], vec![0; 1]);
+        encode_head(&ring, weight, &[], &mut head).unwrap();
+        ring.encode(weight, &[dice], &mut body).unwrap();
+        let chunks = [to_bytes(&head), to_bytes(&body)];
+        let key = UploadKey { round_uid: "r-1".into(), attempt: 2, site: site.parse().unwrap() };
+        store.begin_upload(&key, &[chunk_digest(&chunks[0]), chunk_digest(&chunks[1])]).await.unwrap();
+        for (index, chunk) in (0..).zip(chunks) {
+            store.put_chunk(&key, index, chunk.into()).await.unwrap();
+        }
+    }
+    let contributors = scores.map(|(site, ..)| site.parse().unwrap()).into();
+    let (round_uid, subject) = ("r-1".into(), Subject::Evaluation);
+    let job = SumJob { round_uid, attempt: 2, contributors, subject, roster_size: ROSTER, masks: None };
+    let Summed::Cases(sums) = aggregate(&store, &job).await.unwrap() else { panic!("no cases") };
+    let expected: f64 = scores.iter().map(|(_, n, dice)| *n as f64 * f64::from(*dice)).sum();
+    assert_eq!(sums.cases, 30);
+    assert!((sums.dice - expected).abs() < 1e-3, "{} {expected}", sums.dice);
 }
 
 /// Bytes that never exist as a whole, and how they were asked for.
@@ -219,7 +267,7 @@ impl Read for Counting {
 #[test]
 fn a_chunk_is_read_once_and_never_held() {
     const BYTES: usize = CHUNK_ELEMENTS * 4;
-    let digest = Digest::of(&vec![1; BYTES]);
+    let digest = chunk_digest(&vec![1; BYTES]);
     let mut summer = Summer::new();
     summer.start(CHUNK_ELEMENTS);
     for site in 1..=200u32 {

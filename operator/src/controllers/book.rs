@@ -193,6 +193,7 @@ mod tests {
             hub_epoch: epoch.into(),
             revision,
             agent_version: String::new(),
+            rosters: vec![],
             rounds: vec![],
             deployments: listed.iter().map(deployment).collect(),
         }

@@ -8,7 +8,7 @@ use consilium_federation::{Digest, SiteName, StudyKey};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::book::{Book, Owner};
 use super::error::Error;
 use super::init::Delivered;
+use super::rosters::Known;
 use super::round::sums::Sums;
 use super::write::Written;
 use crate::gateway::Clock;
@@ -33,6 +34,8 @@ pub const STUDY_LABEL: &str = "consilium.health/study";
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The operator's own namespace, where rosters lie.
+    pub namespace: String,
     /// Namespace of Init tasks.
     pub task_namespace: String,
     /// Address that Init tasks dial, `https://IP:PORT`.
@@ -60,6 +63,8 @@ pub struct Caches {
     pub jobs: Store<Job>,
     /// Their pods.
     pub pods: Store<Pod>,
+    /// ConfigMaps with rosters.
+    pub rosters: Store<ConfigMap>,
 }
 
 /// Where to ask for a reconcile. Asking twice costs nothing: requests for one object are merged.
@@ -109,7 +114,10 @@ pub struct Context {
     clock: Clock,
     book: Mutex<Book>,
     specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
-    cleaned: Mutex<BTreeSet<String>>,
+    cleaned: Mutex<BTreeSet<(String, u32)>>,
+    rosters: Mutex<Arc<[Known]>>,
+    /// One look at the rosters at a time, so that an older one never overtakes a newer one.
+    pub(super) roster_turn: tokio::sync::Mutex<()>,
 }
 
 /// Parts of a [`Context`] that come from outside.
@@ -149,6 +157,8 @@ impl Context {
             book: Mutex::default(),
             specs: Mutex::default(),
             cleaned: Mutex::default(),
+            rosters: Mutex::new(Arc::from([])),
+            roster_turn: tokio::sync::Mutex::default(),
         })
     }
 
@@ -239,20 +249,38 @@ impl Context {
         }
     }
 
-    /// Whether this round's uploads were deleted since the start.
-    pub fn is_clean(&self, round_uid: &str) -> bool {
-        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).contains(round_uid)
+    /// Whether what was sent for a round up to this attempt was deleted since the start.
+    pub fn is_clean(&self, round_uid: &str, attempt: u32) -> bool {
+        self.cleaned().contains(&(round_uid.to_owned(), attempt))
     }
 
-    /// Notes that this round's uploads were deleted.
-    pub fn mark_clean(&self, round_uid: &str) {
-        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).insert(round_uid.to_owned());
+    /// Notes that what was sent for a round up to this attempt was deleted.
+    pub fn mark_clean(&self, round_uid: &str, attempt: u32) {
+        self.cleaned().insert((round_uid.to_owned(), attempt));
+    }
+
+    fn cleaned(&self) -> MutexGuard<'_, BTreeSet<(String, u32)>> {
+        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rosters that attempts may open under, newest first.
+    pub fn rosters(&self) -> Arc<[Known]> {
+        self.rosters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces them; whether they differ.
+    pub fn set_rosters(&self, rosters: Vec<Known>) -> bool {
+        let mut known = self.rosters.lock().unwrap_or_else(PoisonError::into_inner);
+        let differs = **known != *rosters;
+        *known = rosters.into();
+        differs
     }
 
     /// Forgets everything in memory about a round whose object is gone.
     pub fn forget_round(&self, uid: &str) {
-        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.cleaned().retain(|(round, _)| round != uid);
         self.sums.forget(uid);
+        self.hub.attempts().forget(uid);
         self.written.forget(uid);
         self.publish(|book| book.remove(uid));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
 use consilium_federation::SiteName;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::broadcast::error::RecvError;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::cache::Change;
 use super::context::{Context, ask};
 use super::init::{self, job};
-use super::trust_site;
+use super::{rosters, trust_site};
 
 /// A TrustSite: the gateway at once, then the hospital, and everything that names it.
 pub fn site(context: &Context, change: Change<TrustSite>) {
@@ -101,6 +101,12 @@ pub fn job(context: &Context, change: Change<Job>) {
 
 /// A pod of an Init task: what it says is read when its Job changes, and by the task port.
 pub fn pod(_: &Context, _: Change<Pod>) {}
+
+/// A roster: every study and round, if what is offered changes.
+pub fn roster(context: &Arc<Context>, _: Change<ConfigMap>) {
+    let context = context.clone();
+    tokio::spawn(async move { rosters::refresh(&context).await });
+}
 
 /// Listens to the hub: a hospital that said or did something concerns its TrustSite and the work it was given.
 pub async fn hospitals(context: Arc<Context>, shutdown: CancellationToken) {

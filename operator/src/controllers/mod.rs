@@ -14,6 +14,7 @@ mod finalizer;
 pub mod init;
 pub mod promotion;
 pub mod release;
+pub mod rosters;
 pub mod round;
 mod run;
 pub mod study;
@@ -39,6 +40,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempts::Inputs;
 use crate::metrics::Controller;
 use book::Owner;
 use cache::Change;
@@ -46,7 +48,7 @@ use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound
 use context::{Caches, Context, Parts, Queues};
 use error::Error;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use run::Loop;
 
 /// The controllers, put together and not yet running.
@@ -64,6 +66,7 @@ struct Writers {
     promotions: Writer<ModelPromotion>,
     jobs: Writer<Job>,
     pods: Writer<Pod>,
+    rosters: Writer<ConfigMap>,
 }
 
 struct Receivers {
@@ -90,13 +93,13 @@ impl Controllers {
     pub fn new(parts: Parts) -> Self {
         let ((sites, sites_w), (studies, studies_w), (rounds, rounds_w)) = (store(), store(), store());
         let ((releases, releases_w), (promotions, promotions_w)) = (store(), store());
-        let ((jobs, jobs_w), (pods, pods_w)) = (store(), store());
+        let ((jobs, jobs_w), (pods, pods_w), (rosters, rosters_w)) = (store(), store(), store());
         let (sites_q, sites_r) = unbounded_channel();
         let (studies_q, studies_r) = unbounded_channel();
         let (rounds_q, rounds_r) = unbounded_channel();
         let (releases_q, releases_r) = unbounded_channel();
         let (promotions_q, promotions_r) = unbounded_channel();
-        let caches = Caches { sites, studies, rounds, releases, promotions, jobs, pods };
+        let caches = Caches { sites, studies, rounds, releases, promotions, jobs, pods, rosters };
         let queues = Queues {
             sites: sites_q,
             studies: studies_q,
@@ -114,6 +117,7 @@ impl Controllers {
                 promotions: promotions_w,
                 jobs: jobs_w,
                 pods: pods_w,
+                rosters: rosters_w,
             },
             receivers: Receivers {
                 sites: sites_r,
@@ -143,7 +147,8 @@ impl Controllers {
             () = shutdown.cancelled() => return Ok(()),
         };
         ready?;
-        publish_all(&context);
+        rosters::refresh(&context).await;
+        publish_all(&context).await;
         fanout::sweep(&context);
         tasks.spawn(fanout::hospitals(context.clone(), shutdown.clone()));
         // Reports may have come in while nobody listened.
@@ -158,7 +163,7 @@ impl Controllers {
 }
 
 fn watch_all(context: &Arc<Context>, writers: Writers, shutdown: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let Writers { sites, studies, rounds, releases, promotions, jobs, pods } = writers;
+    let Writers { sites, studies, rounds, releases, promotions, jobs, pods, rosters } = writers;
     let client = || context.client.clone();
     let every = watcher::Config::default;
     let tasks_only = || watcher::Config::default().labels(&format!("{}=true", init::job::INIT_LABEL));
@@ -171,6 +176,8 @@ fn watch_all(context: &Arc<Context>, writers: Writers, shutdown: &CancellationTo
     start.follow(Api::all(client()), every(), promotions, |context, change| fanout::promotion(context, change));
     start.follow(namespaced(client(), here), tasks_only(), jobs, |context, change| fanout::job(context, change));
     start.follow(namespaced(client(), here), tasks_only(), pods, |context, change| fanout::pod(context, change));
+    let signed = watcher::Config::default().labels(&format!("{}=true", consilium_crds::roster::LABEL));
+    start.follow(namespaced(client(), &context.settings.namespace), signed, rosters, fanout::roster);
 }
 
 fn namespaced<K>(client: Client, namespace: &str) -> Api<DeserializeGuard<K>>
@@ -236,16 +243,27 @@ async fn wait_for_caches(caches: &Caches) -> Result<(), ControllersError> {
     caches.releases.wait_until_ready().await.map_err(failed("ModelRelease"))?;
     caches.promotions.wait_until_ready().await.map_err(failed("ModelPromotion"))?;
     caches.jobs.wait_until_ready().await.map_err(failed("Job"))?;
-    caches.pods.wait_until_ready().await.map_err(failed("Pod"))
+    caches.pods.wait_until_ready().await.map_err(failed("Pod"))?;
+    caches.rosters.wait_until_ready().await.map_err(failed("ConfigMap"))
 }
 
 /// Makes the book from the objects and publishes it to every hospital, once and whole.
-fn publish_all(context: &Context) {
+async fn publish_all(context: &Context) {
     let mut work = BTreeMap::new();
     for round in context.caches.rounds.state() {
         let owner = Owner::Round { namespace: round.namespace().unwrap_or_default(), name: round.name_any() };
-        let items = round::items::items(&round, &BTreeSet::new());
-        work.insert(round.uid().unwrap_or_default(), (owner, items));
+        let uid = round.uid().unwrap_or_default();
+        let inputs = match round.status.as_ref().and_then(|status| status.round.as_ref()) {
+            Some(state) => round::secure::follow(context, &round, &uid, state).await,
+            None => Ok(Inputs::Nothing),
+        };
+        // Without what its step starts from, the item is left out, and comes with the round's first turn.
+        let inputs = inputs.unwrap_or_else(|error| {
+            tracing::warn!(round = round.name_any(), %error, "an open attempt is taken up later");
+            Inputs::Nothing
+        });
+        let items = round::items::items(&round, &BTreeSet::new(), &inputs);
+        work.insert(uid, (owner, items));
     }
     for promotion in context.caches.promotions.state() {
         let items = promotion::items_from_cache(context, &promotion);

@@ -1,16 +1,21 @@
-//! The five calls of the hub's service.
+//! The calls of the hub's service.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use consilium_federation::assignment::Assignment;
-use consilium_federation::model::ModelManifest;
+use bytes::Bytes;
+use consilium_crds::study::EVALUATION_ELEMENTS;
+use consilium_federation::assignment::{Assignment, RoundWork};
 use consilium_federation::report::Report;
+use consilium_federation::round::ProtocolStep;
+use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
 use consilium_proto::v1;
 use consilium_proto::v1::hub_server::Hub as HubService;
+use consilium_secagg::hub::HubError;
+use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::layout::Layout;
 use futures::Stream;
 use tokio::sync::watch;
@@ -19,6 +24,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Clock;
 use super::identity::{IdentityError, caller};
+use crate::attempts::Refused;
 use crate::hub::{Connection, Hub};
 use crate::metrics::{Metrics, Refusal};
 use crate::store::{BlobStore, StoreError, UploadKey};
@@ -78,21 +84,48 @@ impl Gateway {
         Status::failed_precondition(message)
     }
 
-    /// The upload that a hospital may send now, and the model that its layout follows from.
-    async fn upload(
+    /// The step that a hospital may do now.
+    fn step(
         &self,
         site: &SiteName,
         round_uid: &str,
         attempt: u32,
-    ) -> Result<(UploadKey, Arc<ModelManifest>), Status> {
-        let work = self.hub.upload_work(site, round_uid, attempt).ok_or_else(|| {
+        step: ProtocolStep,
+    ) -> Result<(UploadKey, RoundWork), Status> {
+        let work = self.hub.step_work(site, round_uid, attempt, step).ok_or_else(|| {
             let round: String = round_uid.chars().take(63).collect();
             self.not_assigned(format!(
-                "no upload is asked of {site} for round {round}, attempt {attempt}; look at the assignment again"
+                "step {step:?} is not asked of {site} for round {round}, attempt {attempt}; look at the assignment again"
             ))
         })?;
-        let model = self.hub.manifest(work.model).await.map_err(status)?;
-        Ok((UploadKey { round_uid: round_uid.to_owned(), attempt, site: site.clone() }, model))
+        Ok((UploadKey { round_uid: round_uid.to_owned(), attempt, site: site.clone() }, work))
+    }
+
+    /// The upload that a hospital may send now, its layout, and whether it is masked.
+    async fn upload(&self, site: &SiteName, round_uid: &str, attempt: u32) -> Result<Upload, Status> {
+        let (key, work) = self.step(site, round_uid, attempt, ProtocolStep::Upload)?;
+        let body = match work.kind {
+            TaskKind::Evaluate => EVALUATION_ELEMENTS,
+            TaskKind::Train | TaskKind::Init => self.hub.manifest(work.model).await.map_err(status)?.elements(),
+        };
+        let layout = Layout::new(0, body).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Upload { key, layout, masked: work.roster.is_some() })
+    }
+
+    /// What is uploaded under masks begins with a manifest that the hospital signed, and consists of what it lists.
+    async fn manifest(&self, upload: &Upload, chunks: &[ChunkDigest], manifest: &[u8]) -> Result<(), Status> {
+        if !upload.masked {
+            return Ok(());
+        }
+        if manifest.is_empty() {
+            return Err(Status::invalid_argument("field manifest is empty; an upload under masks needs a signed one"));
+        }
+        let attempts = self.hub.attempts();
+        attempts.receive(&self.store, &upload.key, ProtocolStep::Upload, manifest).await.map_err(refused)?;
+        if attempts.signed_chunks(&upload.key).await.as_deref() == Some(chunks) {
+            return Ok(());
+        }
+        Err(Status::invalid_argument("field chunks differs from the chunks that the manifest lists"))
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<v1::GetObjectReply, Status> {
@@ -113,19 +146,20 @@ impl Gateway {
     async fn begin_upload(&self, request: Request<v1::BeginUploadRequest>) -> Result<v1::BeginUploadReply, Status> {
         let site = self.site(&request)?;
         let request = request.into_inner();
-        let (key, model) = self.upload(&site, &request.round_uid, request.attempt).await?;
-        let expected = layout(&model)?.chunks() as usize;
+        let upload = self.upload(&site, &request.round_uid, request.attempt).await?;
+        let expected = upload.layout.chunks() as usize;
         if request.chunks.len() != expected {
             let found = request.chunks.len();
             let rule = format!("field chunks has {found} digests, the round's model needs {expected} (head and body)");
             return Err(Status::invalid_argument(rule));
         }
-        let chunks: Vec<Digest> = request
-            .chunks
-            .iter()
-            .map(|text| text.parse().map_err(|error| Status::invalid_argument(format!("field chunks: {error}"))))
-            .collect::<Result<_, _>>()?;
-        let missing = self.store.begin_upload(&key, &chunks).await.map_err(status)?;
+        let digest = |bytes: &Bytes| {
+            let bytes = <[u8; 32]>::try_from(&bytes[..]);
+            bytes.map(ChunkDigest).map_err(|_| Status::invalid_argument("field chunks: a BLAKE3 digest has 32 bytes"))
+        };
+        let chunks: Vec<ChunkDigest> = request.chunks.iter().map(digest).collect::<Result<_, _>>()?;
+        self.manifest(&upload, &chunks, &request.manifest).await?;
+        let missing = self.store.begin_upload(&upload.key, &chunks).await.map_err(status)?;
         if missing.is_empty() {
             self.hub.changed(&site);
         }
@@ -135,20 +169,36 @@ impl Gateway {
     async fn put_chunk(&self, request: Request<v1::PutChunkRequest>) -> Result<v1::PutChunkReply, Status> {
         let site = self.site(&request)?;
         let request = request.into_inner();
-        let (key, model) = self.upload(&site, &request.round_uid, request.attempt).await?;
-        let expected =
-            layout(&model)?.chunk_bytes(request.index).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let upload = self.upload(&site, &request.round_uid, request.attempt).await?;
+        let expected = upload.layout.chunk_bytes(request.index).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let bytes = request.content.len();
         if bytes != expected {
             let rule = format!("chunk {} has {bytes} bytes, the model's layout asks for {expected}", request.index);
             return Err(Status::invalid_argument(rule));
         }
-        let complete = self.store.put_chunk(&key, request.index, request.content).await.map_err(status)?;
+        let complete = self.store.put_chunk(&upload.key, request.index, request.content).await.map_err(status)?;
         self.metrics.uploaded(&site, bytes);
         if complete {
             self.hub.changed(&site);
         }
         Ok(v1::PutChunkReply { complete })
+    }
+
+    async fn put_message(&self, request: Request<v1::PutMessageRequest>) -> Result<v1::PutMessageReply, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let step = match request.step.as_str() {
+            "Advertise" => ProtocolStep::Advertise,
+            "Share" => ProtocolStep::Share,
+            "Agree" => ProtocolStep::Agree,
+            "Unmask" => ProtocolStep::Unmask,
+            _ => return Err(Status::invalid_argument("field step: expected Advertise, Share, Agree or Unmask")),
+        };
+        let (key, _) = self.step(&site, &request.round_uid, request.attempt, step)?;
+        self.hub.attempts().receive(&self.store, &key, step, &request.content).await.map_err(refused)?;
+        self.metrics.uploaded(&site, request.content.len());
+        self.hub.changed(&site);
+        Ok(v1::PutMessageReply {})
     }
 
     fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
@@ -198,6 +248,13 @@ impl HubService for Gateway {
     async fn put_chunk(&self, request: Request<v1::PutChunkRequest>) -> Result<Response<v1::PutChunkReply>, Status> {
         self.observe("PutChunk", self.put_chunk(request)).await
     }
+
+    async fn put_message(
+        &self,
+        request: Request<v1::PutMessageRequest>,
+    ) -> Result<Response<v1::PutMessageReply>, Status> {
+        self.observe("PutMessage", self.put_message(request)).await
+    }
 }
 
 /// One open watch. Dropping it with the stream says that the hospital is gone.
@@ -245,8 +302,26 @@ fn not_accepted(site: &SiteName) -> Status {
     ))
 }
 
-fn layout(model: &ModelManifest) -> Result<Layout, Status> {
-    Layout::new(0, model.elements()).map_err(|error| Status::failed_precondition(error.to_string()))
+/// An upload that is asked of a hospital.
+struct Upload {
+    key: UploadKey,
+    layout: Layout,
+    masked: bool,
+}
+
+/// How a hospital is told that its message is not taken.
+fn refused(error: Refused) -> Status {
+    let text = error.to_string();
+    match error {
+        Refused::NotOpen { .. } => Status::unavailable(text),
+        Refused::OutOfStep { .. } => Status::failed_precondition(text),
+        Refused::Protocol(HubError::Conflict { .. }) => Status::already_exists(text),
+        Refused::Wire(_) | Refused::Protocol(_) => {
+            tracing::warn!(error = %text, "a hospital's message does not fit the protocol");
+            Status::invalid_argument(text)
+        }
+        Refused::Store(error) => status(error),
+    }
 }
 
 fn status(error: StoreError) -> Status {

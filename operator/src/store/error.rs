@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use consilium_federation::Digest;
 use consilium_federation::model::ModelError;
+use consilium_secagg::ids::Digest as ChunkDigest;
 
 /// A call on the store failed. Nothing was taken over in part.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +112,9 @@ pub enum StoreError {
         /// Which.
         index: u32,
         /// The digest it has.
-        found: Digest,
+        found: ChunkDigest,
         /// The digest it should have.
-        expected: Digest,
+        expected: ChunkDigest,
     },
 }
 

@@ -7,6 +7,7 @@
 //! rounds/<uid>/<attempt>/upload/<site>/manifest
 //! rounds/<uid>/<attempt>/upload/<site>/<manifest digest>/<chunk>
 //! rounds/<uid>/<attempt>/upload/<site>/complete
+//! rounds/<uid>/<attempt>/{advertise,share,manifest,agree,unmask}/<site>   messages of the masking protocol
 //! archive/<study uid>/<round>                   rounds that have left the API
 //! torn/…                                        what failed its own digest, kept for a person to look at
 //! ```
@@ -14,6 +15,7 @@
 
 mod error;
 mod journal;
+mod messages;
 mod objects;
 mod uploads;
 

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use consilium_federation::Digest;
 use consilium_federation::model::CHUNK_BYTES;
+use consilium_federation::round::ProtocolStep;
+use consilium_secagg::ids::Digest as ChunkDigest;
+use consilium_secagg::upload::chunk_digest;
 use serde_json::json;
 
 use super::*;
@@ -20,8 +23,8 @@ fn chunk(n: u8) -> Bytes {
     vec![n; 1000 + usize::from(n)].into()
 }
 
-fn digests(count: u8) -> Vec<Digest> {
-    (0..count).map(|n| Digest::of(&chunk(n))).collect()
+fn digests(count: u8) -> Vec<ChunkDigest> {
+    (0..count).map(|n| chunk_digest(&chunk(n))).collect()
 }
 
 /// Every file of the store, relative to its root.
@@ -227,4 +230,28 @@ async fn what_a_kill_left_half_written_is_swept_at_the_next_start() {
     let store = open(&folder).await;
     assert!(!std::path::Path::new(&half).exists());
     assert_eq!(store.get_object(digest).await.unwrap(), chunk(1));
+}
+
+/// Two different adverts of one hospital in one attempt would be two sessions; a message that a crash tore is asked for
+/// again instead of blocking the hospital for good.
+#[tokio::test]
+async fn a_message_is_written_once_and_torn_ones_are_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let alder = key("alder");
+    assert_eq!(store.message(&alder, ProtocolStep::Share).await.unwrap(), None);
+    for _ in 0..2 {
+        store.put_message(&alder, ProtocolStep::Share, b"shares").await.unwrap();
+    }
+    let other = store.put_message(&alder, ProtocolStep::Share, b"others").await;
+    assert!(matches!(other, Err(StoreError::Conflict { .. })));
+    store.put_message(&alder, ProtocolStep::Agree, b"others").await.unwrap();
+    let store = open(&folder).await;
+    assert_eq!(store.message(&alder, ProtocolStep::Share).await.unwrap().unwrap(), "shares");
+    assert_eq!(store.messages_of(&alder.round_uid, 1, ProtocolStep::Share).await.unwrap(), [alder.site.clone()]);
+    let file = file_of(&folder, "share/alder");
+    std::fs::write(&file, b"torn").unwrap();
+    assert_eq!(store.message(&alder, ProtocolStep::Share).await.unwrap(), None);
+    store.put_message(&alder, ProtocolStep::Share, b"shares").await.unwrap();
+    assert_eq!(store.message(&alder, ProtocolStep::Share).await.unwrap().unwrap(), "shares");
 }

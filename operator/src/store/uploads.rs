@@ -1,4 +1,4 @@
-//! Uploads of hospitals, chunk by chunk, so that a kill of either side at any point costs at most one chunk.
+//! Uploads of hospitals, chunk by chunk (named by BLAKE3, as the masking protocol signs them), so that a kill of either side at any point costs at most one chunk.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -7,9 +7,10 @@ use bytes::Bytes;
 use consilium_federation::digest::canonical_json;
 use consilium_federation::model::{CHUNK_BYTES, CHUNK_ELEMENTS, MAX_ELEMENTS};
 use consilium_federation::{Digest, SiteName};
+use consilium_secagg::ids::Digest as ChunkDigest;
+use consilium_secagg::upload::chunk_digest;
 use object_store::path::Path;
 
-use super::objects::digest_of;
 use super::{BlobStore, ChunkReader, RESERVED_BYTES, StoreError, check_name, journal};
 
 /// Chunks of the largest upload: the head and the body of the largest model.
@@ -26,12 +27,20 @@ pub struct UploadKey {
     pub site: SiteName,
 }
 
+/// Hashes off the async threads: a full chunk takes a millisecond.
+async fn blake3_of(bytes: Bytes) -> Result<ChunkDigest, StoreError> {
+    if bytes.len() <= 64 << 10 {
+        return Ok(chunk_digest(&bytes));
+    }
+    tokio::task::spawn_blocking(move || chunk_digest(&bytes)).await.map_err(|_| StoreError::Stopped)
+}
+
 /// Uploads under way, as far as this process has seen them.
 #[derive(Default)]
 pub(super) struct Open(HashMap<UploadKey, OpenUpload>);
 
 struct OpenUpload {
-    chunks: Arc<[Digest]>,
+    chunks: Arc<[ChunkDigest]>,
     missing: BTreeSet<u32>,
 }
 
@@ -49,12 +58,12 @@ impl UploadKey {
         Ok(Path::from(format!("{}/complete", self.folder()?)))
     }
 
-    fn chunks(&self, chunks: &[Digest]) -> Result<Path, StoreError> {
+    fn chunks(&self, chunks: &[ChunkDigest]) -> Result<Path, StoreError> {
         let manifest = Digest::of_json(&chunks);
         Ok(Path::from(format!("{}/{}", self.folder()?, manifest.hex())))
     }
 
-    fn chunk(&self, chunks: &[Digest], index: u32) -> Result<Path, StoreError> {
+    fn chunk(&self, chunks: &[ChunkDigest], index: u32) -> Result<Path, StoreError> {
         Ok(Path::from(format!("{}/{index}", self.chunks(chunks)?)))
     }
 }
@@ -65,7 +74,7 @@ impl BlobStore {
     /// # Errors
     /// [`StoreError::Conflict`] when this attempt was begun with other chunks, [`StoreError::NoSpace`],
     /// [`StoreError::ChunkCount`], or the volume.
-    pub async fn begin_upload(&self, key: &UploadKey, chunks: &[Digest]) -> Result<Vec<u32>, StoreError> {
+    pub async fn begin_upload(&self, key: &UploadKey, chunks: &[ChunkDigest]) -> Result<Vec<u32>, StoreError> {
         if !(1..=MAX_CHUNKS).contains(&chunks.len()) {
             return Err(StoreError::ChunkCount { found: chunks.len(), max: MAX_CHUNKS });
         }
@@ -96,7 +105,7 @@ impl BlobStore {
         let _turn = self.0.upload_turns.read().await;
         let no_such = StoreError::NoSuchChunk { index, chunks: chunks.len() };
         let expected = *chunks.get(index as usize).ok_or(no_such)?;
-        let found = digest_of(bytes.clone()).await?;
+        let found = blake3_of(bytes.clone()).await?;
         if found != expected || bytes.len() > CHUNK_BYTES {
             return Err(StoreError::ChunkDigest { index, found, expected });
         }
@@ -132,7 +141,7 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`StoreError::NotBegun`], [`StoreError::Torn`], or the volume.
-    pub async fn upload_chunks(&self, key: &UploadKey) -> Result<Vec<Digest>, StoreError> {
+    pub async fn upload_chunks(&self, key: &UploadKey) -> Result<Vec<ChunkDigest>, StoreError> {
         let path = key.manifest()?;
         let bytes = journal::read_sealed(&self.0.files, &path).await?.ok_or_else(|| StoreError::NotBegun {
             round_uid: key.round_uid.clone(),
@@ -146,7 +155,12 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`StoreError::Missing`], or the volume.
-    pub async fn open_chunk(&self, key: &UploadKey, chunks: &[Digest], index: u32) -> Result<ChunkReader, StoreError> {
+    pub async fn open_chunk(
+        &self,
+        key: &UploadKey,
+        chunks: &[ChunkDigest],
+        index: u32,
+    ) -> Result<ChunkReader, StoreError> {
         journal::open(&self.0.files, &key.chunk(chunks, index)?).await
     }
 
@@ -169,7 +183,7 @@ impl BlobStore {
     }
 
     /// Which chunks are not there whole. What is there is read once, and set aside when it is torn.
-    async fn missing(&self, key: &UploadKey, chunks: &[Digest]) -> Result<BTreeSet<u32>, StoreError> {
+    async fn missing(&self, key: &UploadKey, chunks: &[ChunkDigest]) -> Result<BTreeSet<u32>, StoreError> {
         let known = match self.upload_chunks(key).await {
             Ok(known) => known,
             Err(StoreError::NotBegun { .. } | StoreError::Torn { .. }) => return Ok((0..chunks.len() as u32).collect()),
@@ -195,32 +209,32 @@ impl BlobStore {
     async fn is_whole(
         &self,
         key: &UploadKey,
-        chunks: &[Digest],
+        chunks: &[ChunkDigest],
         index: u32,
-        expected: Digest,
+        expected: ChunkDigest,
     ) -> Result<bool, StoreError> {
         let path = key.chunk(chunks, index)?;
         let Some(bytes) = journal::read(&self.0.files, &path).await? else { return Ok(false) };
-        if digest_of(bytes).await? == expected {
+        if blake3_of(bytes).await? == expected {
             return Ok(true);
         }
         journal::set_aside(&self.0.files, &path).await?;
         Ok(false)
     }
 
-    async fn reopen(&self, key: &UploadKey) -> Result<Arc<[Digest]>, StoreError> {
+    async fn reopen(&self, key: &UploadKey) -> Result<Arc<[ChunkDigest]>, StoreError> {
         let _turn = self.0.upload_turns.write().await;
         if let Some(chunks) = self.known_chunks(key) {
             return Ok(chunks);
         }
-        let chunks: Arc<[Digest]> = self.upload_chunks(key).await?.into();
+        let chunks: Arc<[ChunkDigest]> = self.upload_chunks(key).await?.into();
         let missing = self.missing(key, &chunks).await?;
         self.admit(key, chunks.clone(), &missing)?;
         Ok(chunks)
     }
 
     /// Promises the space for what is missing, or refuses when the volume is too full for it.
-    fn admit(&self, key: &UploadKey, chunks: Arc<[Digest]>, missing: &BTreeSet<u32>) -> Result<(), StoreError> {
+    fn admit(&self, key: &UploadKey, chunks: Arc<[ChunkDigest]>, missing: &BTreeSet<u32>) -> Result<(), StoreError> {
         let bytes = |missing: &BTreeSet<u32>| missing.len() as u64 * CHUNK_BYTES as u64;
         let mut open = self.open_uploads();
         open.0.remove(key);
@@ -237,14 +251,14 @@ impl BlobStore {
         Ok(())
     }
 
-    async fn mark_complete(&self, key: &UploadKey, chunks: &[Digest]) -> Result<(), StoreError> {
+    async fn mark_complete(&self, key: &UploadKey, chunks: &[ChunkDigest]) -> Result<(), StoreError> {
         let manifest = Digest::of_json(&chunks).to_string();
         journal::put_sealed(&self.0.files, &key.complete()?, manifest.as_bytes()).await?;
         self.open_uploads().0.remove(key);
         Ok(())
     }
 
-    fn known_chunks(&self, key: &UploadKey) -> Option<Arc<[Digest]>> {
+    fn known_chunks(&self, key: &UploadKey) -> Option<Arc<[ChunkDigest]>> {
         self.open_uploads().0.get(key).map(|upload| upload.chunks.clone())
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use consilium_crds::roster::{DATA_KEY, LABEL, RosterDocument, RosterSite, key_text};
 use consilium_crds::schema;
 use consilium_federation::SiteName;
 use consilium_operator::controllers::Controllers;
@@ -12,17 +13,22 @@ use consilium_operator::hub::Hub;
 use consilium_operator::init_port;
 use consilium_operator::metrics::Metrics;
 use consilium_operator::store::BlobStore;
+use consilium_secagg::identity::SiteKey;
+use consilium_secagg::roster::Governance;
 use ed25519_dalek::SigningKey;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
 use serde_json::{Value, json};
+
+use crate::hospital::key_of;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub const SITES: [&str; 4] = ["alder", "birch", "cedar", "damson"];
+pub const SYSTEM: &str = "consilium-system";
 pub const TASKS: &str = "consilium-hub-tasks";
 const OPERATOR: &str = "system:serviceaccount:consilium-system:consilium-operator";
 
@@ -55,6 +61,7 @@ impl Running {
         let task_address = format!("https://127.0.0.1:{port}");
         let identity = init_port::identity(&folder.join("task-port"), &task_address).unwrap();
         let settings = Settings {
+            namespace: SYSTEM.into(),
             task_namespace: TASKS.into(),
             task_address,
             courier_image: "registry.example/agent@sha256:0".into(),
@@ -150,6 +157,7 @@ async fn rights(client: &Client) {
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     ]);
+    let rosters = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list", "watch"]}]);
     let rbac = "rbac.authorization.k8s.io/v1";
     let subject = json!([{"kind": "ServiceAccount", "name": "consilium-operator", "namespace": "consilium-system"}]);
     let name = "consilium-operator";
@@ -161,9 +169,33 @@ async fn rights(client: &Client) {
         json!({"apiVersion": rbac, "kind": "Role", "metadata": {"name": name, "namespace": TASKS}, "rules": tasks}),
         json!({"apiVersion": rbac, "kind": "RoleBinding", "metadata": {"name": name, "namespace": TASKS},
             "roleRef": reference("Role"), "subjects": subject}),
+        json!({"apiVersion": rbac, "kind": "Role", "metadata": {"name": name, "namespace": SYSTEM}, "rules": rosters}),
+        json!({"apiVersion": rbac, "kind": "RoleBinding", "metadata": {"name": name, "namespace": SYSTEM},
+            "roleRef": reference("Role"), "subjects": subject}),
     ] {
         apply(client, object).await;
     }
+}
+
+/// The governance that the hospitals of these tests have pinned.
+pub fn governance() -> Governance {
+    Governance { federation: "north".into(), keys: vec![governor().public()], required: 1 }
+}
+
+fn governor() -> SiteKey {
+    SiteKey::from_seed(&[99; 32])
+}
+
+/// The ConfigMap of a signed roster.
+pub fn roster(version: u64, sites: &[&str]) -> Value {
+    let site = |name: &&str| RosterSite { name: name.parse().unwrap(), public_key: key_text(&key_of(name).public()) };
+    let sites = sites.iter().map(site).collect();
+    let document = RosterDocument { federation: "north".into(), version, sites, signatures: vec![] };
+    let mut signed = document.signed().unwrap();
+    signed.sign(&governor());
+    json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": format!("roster-{version}"), "namespace": SYSTEM, "labels": {LABEL: "true"}},
+        "data": {DATA_KEY: serde_json::to_string(&RosterDocument::of(&signed)).unwrap()}})
 }
 
 /// A study of the four hospitals.
@@ -176,7 +208,7 @@ pub fn study(name: &str, max: u32, sites: &[&str]) -> Value {
         "trainer": {"image": format!("registry.example/trainer@sha256:{}", "a".repeat(64)), "gpus": 1,
             "config": {"network": {"width": 8}}},
         "initialModel": {"seed": 7},
-        "aggregation": {"secure": {"protocol": "None", "minContributors": 3}, "clipNorm": "10"},
+        "aggregation": {"secure": {"minContributors": 3}, "clipNorm": "10"},
         "rounds": {"max": max, "quorum": 3, "deadline": "1h", "stepLimit": "10m", "historyLimit": 1,
             "straggler": {"grace": "1s", "maxMissed": 2}},
         "gate": {"metric": "dice", "min": "0.8", "perSiteMin": "0.7", "minCases": 2},

@@ -7,6 +7,7 @@ pub mod data;
 pub mod install;
 pub mod pki;
 pub mod promote;
+pub mod roster;
 pub mod study;
 pub mod view;
 pub mod wait;

@@ -99,14 +99,16 @@ pub fn opt_in(study: &Value) -> Value {
     })
 }
 
-/// The keys that hospitals trust for approvals, and what a stage needs, for [`policy`].
-pub struct ReleasePolicy {
-    /// `[{id, role, publicKey}]`.
+/// Whose word counts in a hospital, for [`policy`]; nothing of it comes from the hub.
+pub struct Pins {
+    /// `spec.governance`: who signs rosters.
+    pub governance: Value,
+    /// `spec.releases.keys`, `[{id, role, publicKey}]`: who signs approvals of models.
     pub keys: Value,
 }
 
 /// A hospital's policy: it takes part in these studies with this trainer, and serves models in the shadow.
-pub fn policy(federation: &Federation, studies: &[Value], releases: &ReleasePolicy) -> Result<Value> {
+pub fn policy(federation: &Federation, studies: &[Value], pins: &Pins) -> Result<Value> {
     let trainer = federation.image("consilium-trainer")?;
     let registry = trainer.split('@').next().unwrap_or_default().to_owned();
     Ok(json!({
@@ -119,9 +121,10 @@ pub fn policy(federation: &Federation, studies: &[Value], releases: &ReleasePoli
             "registries": [registry],
             "resources": {"cpu": "1", "memory": "4Gi", "workClaim": "work"},
             "studies": studies,
-            "aggregation": {"minContributors": 3, "allowPlaintextUpdates": true},
+            "governance": pins.governance,
+            "aggregation": {"minContributors": 3},
             "releases": {
-                "keys": releases.keys,
+                "keys": pins.keys,
                 "require": [{"stage": "Shadow", "approvals": 1, "roles": ["clinical-safety-officer"]}],
                 "maxStage": "Shadow",
             },

@@ -239,7 +239,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// One line about a round: its step and every hospital's word.
+/// One line about a round: its step, that of an open attempt, the global figure, and every hospital's word.
 pub fn describe(round: &Value) -> String {
     let state = &round["status"]["round"];
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
@@ -247,12 +247,26 @@ pub fn describe(round: &Value) -> String {
         let dice: Vec<String> = site["dice"].as_array().into_iter().flatten().map(text).collect();
         let detail = if dice.is_empty() { text(&site["reason"]) } else { format!("Dice {}", dice.join("/")) };
         let mark = if site["contributed"] == true { "+" } else { "" };
-        format!("{}{mark}: {detail}", text(&site["site"]))
+        let lost = site["dropped"].as_str().map(|step| format!(" (out at {step})")).unwrap_or_default();
+        format!("{}{mark}: {detail}{lost}", text(&site["site"]))
     };
     let sites: Vec<String> = state["sites"].as_array().into_iter().flatten().map(site).collect();
-    let global = state["gate"]["global"].as_str().map(|g| format!(" · global Dice {g}")).unwrap_or_default();
-    let attempt = state["protocolStep"].as_str().map(|step| format!(" {step}")).unwrap_or_default();
+    let global = global(state).map(|dice| format!(" · global Dice {dice}")).unwrap_or_default();
+    let open = |step: &str| format!(" · attempt {} {step}", state["attempt"]);
+    let attempt = state["protocolStep"].as_str().map(open).unwrap_or_default();
     format!("round {} {}{attempt}{global} · {}", round["spec"]["number"], text(&state["step"]), sites.join(" · "))
+}
+
+/// The mean over all cases of all hospitals: what the gate saw, or, before it, the masked sum of all hospitals.
+fn global(state: &Value) -> Option<String> {
+    let total = &state["total"];
+    let cases = total["cases"].as_f64().filter(|cases| *cases > 0.0);
+    let summed = || Some(format!("{:.4}", total["dice"].as_str()?.parse::<f64>().ok()? / cases?));
+    let dice = state["gate"]["global"].as_str().map(str::to_owned).or_else(summed)?;
+    Some(match cases {
+        Some(cases) => format!("{dice} over {cases} cases"),
+        None => dice,
+    })
 }
 
 #[cfg(test)]
@@ -271,5 +285,23 @@ mod tests {
         });
         let expected = "round 2 Succeeded · global Dice 0.8500 · alder+: Dice 0.9/0.8 · birch: DeniedByPolicy";
         assert_eq!(describe(&round), expected);
+    }
+
+    /// While hospitals wait for each other, the line is what says at which step, and whom the sum goes on without.
+    #[test]
+    fn a_line_shows_the_step_of_an_attempt_who_fell_out_and_the_masked_figure() {
+        let mut round = serde_json::json!({
+            "spec": {"number": 1},
+            "status": {"round": {"step": "Aggregating", "attempt": 1, "protocolStep": "Agree", "sites": [
+                {"site": "alder", "reason": "Submitted", "member": true},
+                {"site": "birch", "reason": "Missed", "dropped": "Upload"},
+            ]}},
+        });
+        let expected = "round 1 Aggregating · attempt 1 Agree · alder: Submitted · birch: Missed (out at Upload)";
+        assert_eq!(describe(&round), expected);
+        round["status"]["round"] = serde_json::json!({
+            "step": "Evaluating", "total": {"cases": 40, "dice": "34.000000"}, "sites": [],
+        });
+        assert_eq!(describe(&round), "round 1 Evaluating · global Dice 0.8500 over 40 cases · ");
     }
 }

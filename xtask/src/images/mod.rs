@@ -16,7 +16,7 @@ use std::{
 pub use load::{load, load_all};
 
 use self::oci::{Content, Entry, RunConfig, Store};
-use crate::{cache, error::Result, libtorch, tools::Tools};
+use crate::{cache, cargo, error::Result, libtorch, tools::Tools};
 
 /// The name under which images are known in the clusters. Nothing answers there: every image is brought in.
 pub const REGISTRY: &str = "registry.consilium.local";
@@ -124,15 +124,15 @@ pub fn names() -> Vec<&'static str> {
 pub fn build(variant: &Variant, only: &[String]) -> Result<Vec<Image>> {
     let wanted: Vec<&Recipe> =
         RECIPES.iter().filter(|recipe| only.is_empty() || only.iter().any(|name| name == recipe.name)).collect();
-    let libtorch = if wanted.iter().any(|recipe| recipe.torch) { Some(variant.libtorch()?) } else { None };
+    let libtorch = variant.libtorch()?;
     let packages: Vec<&str> = wanted.iter().map(|recipe| recipe.package).collect();
-    let built = programs::build(&packages, libtorch.as_deref(), variant)?;
+    let built = programs::build(&packages, &libtorch, variant)?;
     let store = store()?;
     let _lock = lock()?;
     let mut images = Vec::new();
     for recipe in wanted {
-        let programs = recipe.programs.iter().map(|name| programs::find(&built, name)).collect::<Result<Vec<_>>>()?;
-        let torch = libtorch.as_deref().filter(|_| recipe.torch);
+        let programs = recipe.programs.iter().map(|name| cargo::find(&built, name)).collect::<Result<Vec<_>>>()?;
+        let torch = recipe.torch.then_some(&*libtorch);
         let name = format!("{}{}", recipe.name, if recipe.torch { variant.suffix() } else { "" });
         let capabilities = recipe.torch.then(|| variant.capabilities());
         images.push(dynamic(&store, &name, &programs, torch, capabilities)?);

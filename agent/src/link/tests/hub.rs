@@ -11,6 +11,8 @@ use consilium_federation::Digest;
 use consilium_federation::assignment::Assignment;
 use consilium_proto::v1;
 use consilium_proto::v1::hub_server::{Hub, HubServer};
+use consilium_secagg::ids::Digest as ChunkDigest;
+use consilium_secagg::upload::chunk_digest;
 use futures::{Stream, StreamExt as _};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,6 +25,8 @@ use tonic::{Request, Response, Status};
 /// A certificate authority and what it signed.
 pub struct Pki {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// Whose each certificate is, by its bytes.
+    pub sites: Mutex<HashMap<Vec<u8>, String>>,
 }
 
 impl Pki {
@@ -30,7 +34,10 @@ impl Pki {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test authority");
-        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            sites: Mutex::default(),
+        }
     }
 
     fn sign(&self, name: SanType) -> (String, String) {
@@ -44,13 +51,15 @@ impl Pki {
     pub fn site_folder(&self, folder: &Path, site: &str) {
         let uri = format!("spiffe://consilium/site/{site}");
         let (certificate, key) = self.sign(SanType::URI(uri.as_str().try_into().unwrap()));
+        let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).unwrap();
+        self.sites.lock().unwrap().insert(pem.contents, site.to_owned());
         std::fs::create_dir_all(folder).unwrap();
         for (name, text) in [("tls.crt", &certificate), ("tls.key", &key), ("ca.crt", &self.issuer.pem())] {
             std::fs::write(folder.join(name), text).unwrap();
         }
     }
 
-    fn server_tls(&self) -> ServerTlsConfig {
+    pub fn server_tls(&self) -> ServerTlsConfig {
         let (certificate, key) = self.sign(SanType::DnsName("localhost".try_into().unwrap()));
         ServerTlsConfig::new()
             .identity(Identity::from_pem(certificate, key))
@@ -75,7 +84,7 @@ pub struct FakeHub {
     pub chunks: watch::Sender<BTreeMap<u32, Bytes>>,
     pub arrivals: watch::Sender<Vec<u32>>,
     pub fault: Mutex<Fault>,
-    expected: Mutex<Vec<Digest>>,
+    expected: Mutex<Vec<ChunkDigest>>,
     /// What happened, in order, also at the hospital's own API server.
     pub events: Arc<Mutex<Vec<String>>>,
 }
@@ -129,12 +138,17 @@ impl Hub for FakeHub {
             .ok_or_else(|| Status::not_found("no such object"))
     }
 
+    async fn put_message(&self, _: Request<v1::PutMessageRequest>) -> Result<Response<v1::PutMessageReply>, Status> {
+        Err(Status::unimplemented("this hub masks nothing"))
+    }
+
     async fn begin_upload(
         &self,
         request: Request<v1::BeginUploadRequest>,
     ) -> Result<Response<v1::BeginUploadReply>, Status> {
         let chunks = request.into_inner().chunks;
-        *self.expected.lock().unwrap() = chunks.iter().map(|text| text.parse().unwrap()).collect();
+        *self.expected.lock().unwrap() =
+            chunks.iter().map(|bytes| ChunkDigest(bytes[..].try_into().unwrap())).collect();
         self.events.lock().unwrap().push("begin".into());
         Ok(Response::new(v1::BeginUploadReply { missing: self.missing() }))
     }
@@ -151,7 +165,7 @@ impl Hub for FakeHub {
             }
             Fault::None | Fault::HangAt(_) => {}
         }
-        assert_eq!(Digest::of(&request.content), self.expected.lock().unwrap()[request.index as usize]);
+        assert_eq!(chunk_digest(&request.content), self.expected.lock().unwrap()[request.index as usize]);
         self.events.lock().unwrap().push("chunk".into());
         self.chunks.send_modify(|chunks| drop(chunks.insert(request.index, request.content)));
         self.arrivals.send_modify(|seen| seen.push(request.index));

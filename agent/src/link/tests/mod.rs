@@ -1,7 +1,11 @@
 //! The link against a hub over real mutual TLS on the loopback.
 
 mod hub;
+mod secure;
+mod secure_hub;
 
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,17 +36,32 @@ const CHUNKS: [&[u8]; 6] = [b"head", b"one", b"two", b"three", b"four", b"five"]
 #[derive(Default)]
 struct Shown {
     act: Mutex<Option<Irreversible>>,
+    version: AtomicU64,
     events: Arc<Mutex<Vec<String>>>,
 }
 
 impl Announce for Shown {
-    fn recall<'a>(&'a self, _: &'a str) -> Answer<'a, Result<Option<Irreversible>, AnnounceError>> {
-        Box::pin(async { Ok(self.act.lock().unwrap().clone()) })
+    fn recall<'a>(&'a self, _: &'a str) -> Answer<'a, Result<Recalled, AnnounceError>> {
+        Box::pin(async {
+            let act = self.act.lock().unwrap();
+            Ok(Recalled { act: act.clone(), version: self.version.load(Ordering::SeqCst).to_string() })
+        })
     }
-    fn announce<'a>(&'a self, task: &'a str, act: &'a Irreversible) -> Answer<'a, Result<(), AnnounceError>> {
+    fn announce<'a>(
+        &'a self,
+        task: &'a str,
+        act: &'a Irreversible,
+        over: &'a str,
+    ) -> Answer<'a, Result<(), AnnounceError>> {
         Box::pin(async move {
+            let mut shown = self.act.lock().unwrap();
+            let found = self.version.load(Ordering::SeqCst);
+            if over != found.to_string() {
+                return Err(AnnounceError::Changed(task.to_owned()));
+            }
+            self.version.store(found + 1, Ordering::SeqCst);
             self.events.lock().unwrap().push(format!("announce {task} {}", act.attempt));
-            *self.act.lock().unwrap() = Some(act.clone());
+            *shown = Some(act.clone());
             Ok(())
         })
     }
@@ -70,7 +89,7 @@ impl Agent {
         self.run.abort();
         let _ = self.run.await;
         // Uploads run in tasks of the aborted future and end with it.
-        while Arc::strong_count(&self.ctx) > 1 {
+        while Arc::strong_count(&self.ctx) > 1 || self.ctx.state.handles() > 1 {
             tokio::task::yield_now().await;
         }
     }
@@ -94,48 +113,13 @@ impl World {
     }
 
     fn agent(&self, proxy: Option<std::net::SocketAddr>) -> Agent {
-        let gateway = format!("https://localhost:{}", self.address.port());
-        let proxy = proxy.map(|address| format!("http://{address}"));
-        let dialer = Dialer::new(&gateway, self.dir.path().join("tls"), proxy.as_deref(), None).unwrap();
-        let state = State::open(&self.dir.path().join("state"), [1; 32]).unwrap();
-        let metrics = Metrics::new().unwrap();
-        let link = Link::new(dialer, state.assignment().unwrap());
-        let cache = self.dir.path().join("objects");
-        let objects = ObjectCache::new(cache, 1 << 20, link.object_source(), metrics.clone()).unwrap();
-        let arguments = [
-            "agent",
-            "--gateway",
-            &gateway,
-            "--courier-image",
-            "c",
-            "--evaluator-image",
-            "e",
-            "--inference-image",
-            "i",
-        ];
-        let ctx = Arc::new(Context {
-            config: clap::Parser::parse_from(arguments),
-            site: "alder".parse().unwrap(),
-            state,
-            facts: Facts::default(),
-            desired: link.desired(),
-            policy: self.policy.subscribe(),
-            objects,
-            kube: no_cluster(),
-            metrics,
-            desk: crate::tasks::Desk::default(),
-            enforcement: watch::Sender::new(Enforcement::Enforced),
-            clock: Clock::from_fn(|| "2026-01-01T00:00:00Z".parse().unwrap()),
-            entropy: Entropy::from_fn(|bytes| bytes.fill(0)),
-            shutdown: CancellationToken::new(),
-        });
-        let status = link.status();
-        let run = tokio::spawn(link.run(ctx.clone(), self.shown.clone()));
-        Agent { ctx, status, run }
+        let (folder, shown) = (self.dir.path(), self.shown.clone());
+        let entropy = Entropy::from_fn(|bytes| bytes.fill(0));
+        start("alder", folder, &folder.join("state"), self.address, proxy, self.policy.subscribe(), shown, entropy)
     }
 
     fn publish(&self, revision: u64, items: Vec<Item>) {
-        self.hub.desired.send_replace(Some(Assignment { hub_epoch: "e".into(), revision, items }));
+        self.hub.desired.send_replace(Some(Assignment { hub_epoch: "e".into(), revision, rosters: vec![], items }));
     }
 
     /// Puts a trained update on the volume, as the task port does, and says so.
@@ -165,6 +149,49 @@ impl World {
         let (uid, kind, reason) = ("round".to_owned(), TaskKind::Train, SiteReason::Ready);
         agent.ctx.facts.set_round(RoundReport { uid, kind, reason, message: None, evaluation: None });
     }
+}
+
+/// Starts an agent; `folder` holds its certificate and its cache, `volume` its state.
+#[allow(clippy::too_many_arguments)]
+fn start(
+    site: &str,
+    folder: &Path,
+    volume: &Path,
+    address: std::net::SocketAddr,
+    proxy: Option<std::net::SocketAddr>,
+    policy: watch::Receiver<Option<Arc<SitePolicy>>>,
+    shown: Arc<Shown>,
+    entropy: Entropy,
+) -> Agent {
+    let gateway = format!("https://localhost:{}", address.port());
+    let proxy = proxy.map(|address| format!("http://{address}"));
+    let dialer = Dialer::new(&gateway, folder.join("tls"), proxy.as_deref(), None).unwrap();
+    let state = State::open(volume, [1; 32]).unwrap();
+    let metrics = Metrics::new().unwrap();
+    let link = Link::new(dialer, state.assignment().unwrap());
+    let cache = folder.join("objects");
+    let objects = ObjectCache::new(cache, 1 << 20, link.object_source(), metrics.clone()).unwrap();
+    let arguments =
+        ["agent", "--gateway", &gateway, "--courier-image", "c", "--evaluator-image", "e", "--inference-image", "i"];
+    let ctx = Arc::new(Context {
+        config: clap::Parser::parse_from(arguments),
+        site: site.parse().unwrap(),
+        state,
+        facts: Facts::default(),
+        desired: link.desired(),
+        policy,
+        objects,
+        kube: no_cluster(),
+        metrics,
+        desk: crate::tasks::Desk::default(),
+        enforcement: watch::Sender::new(Enforcement::Enforced),
+        clock: Clock::from_fn(|| "2026-01-01T00:00:00Z".parse().unwrap()),
+        entropy,
+        shutdown: CancellationToken::new(),
+    });
+    let status = link.status();
+    let run = tokio::spawn(link.run(ctx.clone(), shown));
+    Agent { ctx, status, run }
 }
 
 fn no_cluster() -> kube::Client {

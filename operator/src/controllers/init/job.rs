@@ -221,6 +221,7 @@ mod tests {
 
     fn settings() -> Settings {
         Settings {
+            namespace: "default".into(),
             task_namespace: "consilium-hub-tasks".into(),
             task_address: "https://10.96.0.50:8444".into(),
             courier_image: "registry/agent@sha256:0".into(),

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::{TrainingRound, TrainingRoundStatus};
+use consilium_federation::SiteName;
 use consilium_federation::round::{HubWork, RoundState, RoundStep, hub_work};
+use consilium_federation::task::TaskKind;
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::controller::Action;
@@ -12,8 +14,9 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
 use super::decide::Ended;
-use super::items;
-use crate::aggregation::SumJob;
+use super::{items, secure};
+use crate::aggregation::{Subject, SumJob};
+use crate::attempts::Inputs;
 use crate::controllers::book::Owner;
 use crate::controllers::context::Context;
 use crate::controllers::error::{Error, not_found};
@@ -70,45 +73,64 @@ pub async fn effects(
     uid: &str,
     state: &RoundState,
 ) -> Result<(), Error> {
-    publish(context, round, uid);
-    if let Some(HubWork::Sum { attempt, contributors }) = hub_work(state) {
-        let spec = context.study_spec(round.spec.spec_digest).await?;
-        let job = SumJob {
-            round_uid: uid.to_owned(),
-            attempt,
-            contributors,
-            base_model: round.spec.base_model,
-            roster_size: round.spec.participants.len() as u32,
-            clip: spec.clip().map_err(|e| Error::Invalid(e.to_string()))?,
-        };
+    // What a step starts from lies in the store before anyone is told to take it.
+    let inputs = secure::follow(context, round, uid, state).await?;
+    publish(context, round, uid, &inputs);
+    if let Some(HubWork::Sum { attempt, kind, contributors }) = hub_work(state) {
+        let job = sum_job(context, round, uid, state, (attempt, kind, contributors)).await?;
         context.sums.start(context, ObjectRef::from_obj(&**round), job);
     }
-    // The model stands in the store: what hospitals sent for it is no longer needed, and is kept no longer.
-    if matches!(state.step, RoundStep::Evaluating | RoundStep::Succeeded | RoundStep::Failed) {
+    // The sum stands: what hospitals sent for it is no longer needed, and is kept no longer.
+    let summed = state.step == RoundStep::Evaluating && state.protocol_step.is_none();
+    if summed || state.is_over() {
         context.sums.forget(uid);
-        delete_uploads(context, uid).await?;
+        context.hub.attempts().forget(uid);
+        delete_uploads(context, uid, state.attempt).await?;
     }
     Ok(())
 }
 
-fn publish(context: &Context, round: &TrainingRound, uid: &str) {
+async fn sum_job(
+    context: &Context,
+    round: &TrainingRound,
+    uid: &str,
+    state: &RoundState,
+    (attempt, kind, contributors): (u32, TaskKind, Vec<SiteName>),
+) -> Result<SumJob, Error> {
+    let spec = context.study_spec(round.spec.spec_digest).await?;
+    let masks = match secure::plan(context, round, uid, state).await? {
+        Some(plan) => Some(context.hub.attempts().masks(context.hub.store(), &plan).await.map_err(secure::error)?),
+        None => None,
+    };
+    let subject = match kind {
+        TaskKind::Evaluate => Subject::Evaluation,
+        TaskKind::Train | TaskKind::Init => Subject::Updates {
+            base_model: round.spec.base_model,
+            clip: spec.clip().map_err(|e| Error::Invalid(e.to_string()))?,
+        },
+    };
+    let roster_size = round.spec.participants.len() as u32;
+    Ok(SumJob { round_uid: uid.to_owned(), attempt, contributors, subject, roster_size, masks })
+}
+
+fn publish(context: &Context, round: &TrainingRound, uid: &str, inputs: &Inputs) {
     let owner = Owner::Round { namespace: round.namespace().unwrap_or_default(), name: round.name_any() };
     context.publish(|book| {
         if !Context::stands(&context.caches.rounds, round) {
             return book.remove(uid);
         }
-        let items = items::items(round, &book.acknowledged(uid));
+        let items = items::items(round, &book.acknowledged(uid), inputs);
         book.set(uid, &owner, items)
     });
 }
 
-async fn delete_uploads(context: &Context, uid: &str) -> Result<(), Error> {
-    if context.is_clean(uid) {
+async fn delete_uploads(context: &Context, uid: &str, attempt: u32) -> Result<(), Error> {
+    if context.is_clean(uid, attempt) {
         return Ok(());
     }
     let gone = context.hub.store().delete_round_uploads(uid).await;
     gone.map_err(Error::store("deleting the uploads of a finished round"))?;
-    context.mark_clean(uid);
+    context.mark_clean(uid, attempt);
     Ok(())
 }
 
@@ -132,8 +154,8 @@ pub async fn clean_up(
     uid: &str,
     now: Timestamp,
 ) -> Result<Action, Error> {
-    publish(context, round, uid);
-    let outstanding = items::items(round, &context.book().acknowledged(uid));
+    publish(context, round, uid, &Inputs::Nothing);
+    let outstanding = items::items(round, &context.book().acknowledged(uid), &Inputs::Nothing);
     let since = round.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
     if let (false, Ok(pause)) = (outstanding.is_empty() || !left.is_positive(), Duration::try_from(left)) {
@@ -144,7 +166,8 @@ pub async fn clean_up(
         tracing::warn!(round = round.name_any(), sites = names.join(","), "deleted without their acknowledgement");
     }
     context.sums.forget(uid);
-    delete_uploads(context, uid).await?;
+    context.hub.attempts().forget(uid);
+    delete_uploads(context, uid, u32::MAX).await?;
     finalizer::remove(&api(context, round), &**round).await?;
     context.forget_round(uid);
     Ok(Action::await_change())

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use consilium_crds::conditions::{Conditions, READY, STALLED, SUCCEEDED};
 use consilium_crds::{TrainingRound, TrainingRoundSpec, TrainingRoundStatus};
-use consilium_federation::Digest;
 use consilium_federation::SiteName;
 use consilium_federation::report::{Report, RoundReport};
 use consilium_federation::round::{
-    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteFact, needed, step, wake_at,
+    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteFact, Summed, needed, step, wake_at,
 };
 use consilium_federation::task::TaskKind;
 use jiff::{SignedDuration, Timestamp};
@@ -20,8 +19,8 @@ use crate::controllers::write::Note;
 pub struct Facts {
     /// What each hospital last said of this round.
     pub reports: Vec<(SiteName, RoundReport)>,
-    /// Hospitals whose upload for the open attempt is durable.
-    pub uploaded: Vec<SiteName>,
+    /// Hospitals whose message or upload for the open step is durable.
+    pub done: Vec<SiteName>,
     /// How the sum of an attempt ended.
     pub sum: Option<SumOutcome>,
     /// The round's object is being deleted, or its study is gone.
@@ -33,8 +32,8 @@ pub struct Facts {
 pub struct SumOutcome {
     /// Which attempt.
     pub attempt: u32,
-    /// The new model, or why there is none.
-    pub result: Result<Digest, String>,
+    /// What it gave, or why it gave nothing.
+    pub result: Result<Summed, String>,
 }
 
 /// The parts of a hospital's report that speak of this round.
@@ -47,12 +46,11 @@ pub fn begin(spec: &TrainingRoundSpec, now: Timestamp) -> RoundState {
     RoundState::new(spec.participants.iter().cloned(), now, spec.deadline)
 }
 
-/// The members whose upload for the open attempt is worth looking for.
-pub fn awaited_uploads(state: &RoundState) -> Vec<SiteName> {
-    if state.step != RoundStep::Aggregating || state.protocol_step != Some(ProtocolStep::Upload) {
-        return Vec::new();
-    }
-    state.sites.iter().filter(|s| s.member && !s.done).map(|s| s.site.clone()).collect()
+/// The open step, and the members whose part in it is worth looking for.
+pub fn awaited(state: &RoundState) -> Option<(ProtocolStep, Vec<SiteName>)> {
+    let step = state.protocol_step.filter(|&step| step != ProtocolStep::Sum)?;
+    let waiting = state.sites.iter().filter(|s| s.member && !s.done).map(|s| s.site.clone());
+    Some((step, waiting.collect()))
 }
 
 /// The state after everything that is known. The same facts twice give the same state.
@@ -62,11 +60,13 @@ pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundP
     if facts.cancelled {
         events.push(Event::Cancel);
     }
-    let done = |site: &SiteName| Event::StepDone { site: site.clone(), attempt, step: ProtocolStep::Upload };
-    events.extend(facts.uploaded.iter().map(done));
+    if let Some(step) = state.protocol_step {
+        let done = |site: &SiteName| Event::StepDone { site: site.clone(), attempt, step };
+        events.extend(facts.done.iter().map(done));
+    }
     events.extend(facts.reports.iter().flat_map(|(site, report)| said(site, report)));
     events.extend(facts.sum.iter().map(|sum| match &sum.result {
-        Ok(model) => Event::Aggregated { attempt: sum.attempt, model: *model },
+        Ok(result) => Event::Aggregated { attempt: sum.attempt, sum: *result },
         Err(message) => Event::AggregationFailed { attempt: sum.attempt, message: message.clone() },
     }));
     events.push(Event::Tick);
@@ -205,6 +205,14 @@ pub fn transition(
         let names: Vec<_> = after.sites.iter().filter(|s| s.member).map(|s| s.site.as_str()).collect();
         let message = format!("attempt {} opened by {}", after.attempt, names.join(", "));
         notes.push(Note::normal("AttemptOpened", message));
+    }
+    for site in after.sites.iter().filter(|s| s.dropped.is_some()) {
+        let known =
+            before.site(&site.site).is_some_and(|b| b.dropped == site.dropped && before.attempt == after.attempt);
+        if let (false, Some(step)) = (known, site.dropped) {
+            let message = format!("{} fell out of attempt {} at step {step:?}", site.site, after.attempt);
+            notes.push(Note::warning("DroppedOut", message));
+        }
     }
     if before.step == RoundStep::Aggregating && after.step == RoundStep::Training {
         let message = format!("attempt {} did not come through; hospitals keep their updates", before.attempt);

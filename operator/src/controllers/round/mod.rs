@@ -6,6 +6,7 @@
 mod apply;
 pub mod decide;
 pub mod items;
+pub mod secure;
 pub mod sums;
 #[cfg(test)]
 mod tests;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::TrainingRound;
-use consilium_federation::StudyKey;
-use consilium_federation::round::{RoundPolicy, RoundState};
+use consilium_federation::round::{ProtocolStep, RoundPolicy, RoundState};
+use consilium_federation::{SiteName, StudyKey};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -78,7 +79,17 @@ fn requeue(state: &RoundState, now: Timestamp) -> Action {
 
 async fn policy(context: &Context, round: &TrainingRound) -> Result<RoundPolicy, Error> {
     let spec = context.study_spec(round.spec.spec_digest).await?;
-    spec.round_policy(round.spec.waited_for.iter().cloned().collect()).map_err(|e| Error::Invalid(e.to_string()))
+    let waited_for = round.spec.waited_for.iter().cloned().collect();
+    let mut policy = spec.round_policy(waited_for).map_err(|e| Error::Invalid(e.to_string()))?;
+    if spec.is_masked() {
+        let report = |site: &SiteName| context.hub.report(site).map(|(report, _)| report);
+        policy.roster = secure::choose(&context.rosters(), &round.spec.participants, report);
+        let of_study = |other: &TrainingRound| {
+            other.spec.study_uid == round.spec.study_uid && other.spec.number < round.spec.number
+        };
+        policy.earlier = secure::earlier(&context.caches.rounds.state_filter(of_study));
+    }
+    Ok(policy)
 }
 
 async fn read(context: &Context, round: &TrainingRound, uid: &str, cancelled: bool) -> Result<Facts, Error> {
@@ -89,15 +100,40 @@ async fn read(context: &Context, round: &TrainingRound, uid: &str, cancelled: bo
         }
     }
     let Some(state) = round.status.as_ref().and_then(|s| s.round.as_ref()) else { return Ok(facts) };
-    for site in decide::awaited_uploads(state) {
-        let key = UploadKey { round_uid: uid.to_owned(), attempt: state.attempt, site: site.clone() };
-        let complete = context.hub.store().upload_complete(&key).await;
-        if complete.map_err(Error::store(format!("looking for the upload of {site}")))? {
-            facts.uploaded.push(site);
-        }
+    if let Some((step, waiting)) = decide::awaited(state) {
+        facts.done = done(context, round, uid, state, step, waiting).await?;
     }
     facts.sum = context.sums.outcome(uid, state.attempt);
     Ok(facts)
+}
+
+/// Who of those waited for has done the open step.
+async fn done(
+    context: &Context,
+    round: &TrainingRound,
+    uid: &str,
+    state: &RoundState,
+    step: ProtocolStep,
+    mut waiting: Vec<SiteName>,
+) -> Result<Vec<SiteName>, Error> {
+    if state.roster.is_some() {
+        // After a restart the machine is made from the journal here.
+        secure::follow(context, round, uid, state).await?;
+        let heard = context.hub.attempts().heard(uid, state.attempt, step).await;
+        waiting.retain(|site| heard.contains(site));
+    }
+    if step != ProtocolStep::Upload {
+        return Ok(waiting);
+    }
+    let mut uploaded = Vec::new();
+    for site in waiting {
+        let key = UploadKey { round_uid: uid.to_owned(), attempt: state.attempt, site: site.clone() };
+        let complete = context.hub.store().upload_complete(&key).await;
+        if complete.map_err(Error::store(format!("looking for the upload of {site}")))? {
+            uploaded.push(site);
+        }
+    }
+    Ok(uploaded)
 }
 
 async fn stall(context: &Context, round: &Arc<TrainingRound>, why: &str, now: Timestamp) -> Result<Action, Error> {

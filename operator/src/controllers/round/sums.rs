@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consilium_crds::TrainingRound;
-use consilium_federation::Digest;
+use consilium_federation::round::Summed;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -29,7 +29,7 @@ pub struct Sums {
 #[derive(Debug)]
 struct Entry {
     task: AbortHandle,
-    result: Option<Result<Digest, String>>,
+    result: Option<Result<Summed, String>>,
     trouble: Option<String>,
 }
 
@@ -101,13 +101,13 @@ async fn sum(
     key: &(String, u32),
     job: &SumJob,
     round: &ObjectRef<TrainingRound>,
-) -> Result<Digest, String> {
+) -> Result<Summed, String> {
     // The semaphore is never closed; without a permit the sum would only be less polite.
     let _permit = permits.acquire().await.ok();
     let mut failures = 0;
     loop {
         match aggregate(context.hub.store(), job).await {
-            Ok(model) => return Ok(model),
+            Ok(summed) => return Ok(summed),
             Err(error) if error.is_transient() => {
                 tracing::warn!(round = %round, attempt = job.attempt, %error, "the sum is tried again");
                 context.sums.settle(key, |entry| entry.trouble = Some(error.to_string()));

@@ -5,14 +5,19 @@ use consilium_crds::{TrainingRound, TrainingRoundStatus};
 use consilium_federation::assignment::{ItemState, RoundWork, Work};
 use consilium_federation::gate::{CaseSums, Vote};
 use consilium_federation::report::{Evaluation, Report, RoundReport};
-use consilium_federation::round::{Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteReason, hub_work};
+use consilium_federation::round::{
+    Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteReason, Summed, hub_work,
+};
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::decide::{self, Facts, SumOutcome};
 use super::items::items;
+use super::secure;
+use crate::attempts::Inputs;
 use crate::controllers::book::{Book, Owner};
+use crate::controllers::rosters::Known;
 use crate::controllers::testing::{SITES, at, completed, name, round, study_spec};
 
 fn policy() -> RoundPolicy {
@@ -69,10 +74,10 @@ impl Driver {
     fn turn(&mut self, now: i64) -> bool {
         let before = self.round.status.as_ref().and_then(|s| s.round.clone());
         let start = before.unwrap_or_else(|| decide::begin(&self.round.spec, at(now)));
-        let awaited = decide::awaited_uploads(&start);
+        let awaited = decide::awaited(&start).map(|(_, sites)| sites).unwrap_or_default();
         let facts = Facts {
             reports: self.reports.clone(),
-            uploaded: awaited.into_iter().filter(|s| self.uploads.contains(s)).collect(),
+            done: awaited.into_iter().filter(|s| self.uploads.contains(s)).collect(),
             sum: self.sum.clone(),
             cancelled: self.round.metadata.deletion_timestamp.is_some(),
         };
@@ -89,7 +94,7 @@ impl Driver {
 
     fn publish(&mut self) {
         let owner = Owner::Round { namespace: "research".into(), name: "hippocampus-1".into() };
-        let wanted = items(&self.round, &self.book.acknowledged("round-1"));
+        let wanted = items(&self.round, &self.book.acknowledged("round-1"), &Inputs::Nothing);
         for site in self.book.set("round-1", &owner, wanted) {
             self.revision += 1;
             self.book.sent(&site, self.revision);
@@ -134,7 +139,7 @@ fn a_round_is_driven_from_the_offer_to_the_gate() {
     assert_eq!(step_of(driver.state()), (RoundStep::Aggregating, Some(ProtocolStep::Sum)));
     assert!(hub_work(driver.state()).is_some());
     assert_eq!(driver.work("alder").unwrap().1.step, None);
-    driver.sum = Some(SumOutcome { attempt: 1, result: Ok(Digest::of(b"new")) });
+    driver.sum = Some(SumOutcome { attempt: 1, result: Ok(Summed::Model(Digest::of(b"new"))) });
     driver.settle(30);
     let (_, work) = driver.work("alder").unwrap();
     assert_eq!((work.kind, work.model), (TaskKind::Evaluate, Digest::of(b"new")));
@@ -184,7 +189,7 @@ fn a_hospital_that_refuses_is_left_out_and_the_round_goes_on() {
     assert_eq!(driver.work("damson").unwrap().1.step, None);
     driver.uploads = SITES[..3].iter().map(|s| name(s)).collect();
     driver.settle(20);
-    assert_eq!(driver.state().contributor_names().len(), 3);
+    assert_eq!(driver.state().in_attempt(ProtocolStep::Agree).len(), 3);
 }
 
 #[test]
@@ -216,6 +221,7 @@ fn a_deleted_round_leaves_tombstones_until_they_are_acknowledged() {
         hub_epoch: "e".into(),
         revision,
         agent_version: String::new(),
+        rosters: vec![],
         rounds: vec![],
         deployments: vec![],
     };
@@ -234,16 +240,72 @@ fn a_deleted_round_leaves_tombstones_until_they_are_acknowledged() {
 fn items_follow_the_object() {
     let none = BTreeSet::new();
     // Without a state the round was offered to nobody.
-    assert!(items(&round(1, None), &none).is_empty());
+    assert!(items(&round(1, None), &none, &Inputs::Nothing).is_empty());
     let over = round(1, Some(completed(b"new")));
-    let states: BTreeMap<_, _> = items(&over, &none).into_iter().map(|(s, i)| (s, i.state)).collect();
+    let states: BTreeMap<_, _> = items(&over, &none, &Inputs::Nothing).into_iter().map(|(s, i)| (s, i.state)).collect();
     assert_eq!(states.len(), 4);
     assert!(states.values().all(|s| *s == ItemState::Cancelled));
-    assert_eq!(items(&over, &SITES.map(name).into()), BTreeMap::new());
+    assert_eq!(items(&over, &SITES.map(name).into(), &Inputs::Nothing), BTreeMap::new());
     // A deleted round is over for hospitals even if its state could not be written.
     let mut gone = round(1, Some(RoundState::new(SITES.map(name), at(0), at(60))));
     gone.metadata.deletion_timestamp = Some(Time(at(1)));
-    assert!(items(&gone, &none).values().all(|i| i.state == ItemState::Cancelled));
+    assert!(items(&gone, &none, &Inputs::Nothing).values().all(|i| i.state == ItemState::Cancelled));
+}
+
+/// A step is asked for only together with what it starts from: a hospital that took another hospital's bundle, or none,
+/// could not go on.
+#[test]
+fn a_masked_step_is_asked_for_when_its_inputs_are_there() {
+    let mut state = RoundState::new(SITES.map(name), at(0), at(60));
+    (state.step, state.attempt, state.protocol_step) = (RoundStep::Aggregating, 1, Some(ProtocolStep::Advertise));
+    state.roster = Some(Digest::of(b"roster"));
+    state.sites.iter_mut().for_each(|site| site.member = true);
+    let asked = |state: &RoundState, inputs: &Inputs| {
+        let items = items(&round(1, Some(state.clone())), &BTreeSet::new(), inputs);
+        let work = |site: &str| match &items.get(&name(site))?.work {
+            Work::Round(work) => Some((work.step, work.inputs, work.roster)),
+            Work::Deploy(_) => panic!("a round gives no deployments"),
+        };
+        (work("alder"), work("damson"))
+    };
+    let roster = Some(Digest::of(b"roster"));
+    let advertise = Some((Some(ProtocolStep::Advertise), None, roster));
+    assert_eq!(asked(&state, &Inputs::Nothing), (advertise, advertise));
+    state.protocol_step = Some(ProtocolStep::Upload);
+    // To a hospital, no step means that the attempt goes on without it, and it wipes its secrets; no item is no word.
+    assert_eq!(asked(&state, &Inputs::Nothing), (None, None));
+    let each = Inputs::Each([(name("alder"), Digest::of(b"a"))].into());
+    let upload = Some((Some(ProtocolStep::Upload), Some(Digest::of(b"a")), roster));
+    assert_eq!(asked(&state, &each), (upload, None));
+}
+
+/// A new hospital must neither stop a round nor enter it before the others accept a roster with its key.
+#[test]
+fn an_attempt_opens_under_the_roster_that_most_accept() {
+    let known = |version: u64, sites: &[&str]| Known {
+        version,
+        digest: Digest::of(&version.to_be_bytes()),
+        signed: Digest::of(b"signed"),
+        sites: sites.iter().map(|s| name(s)).collect(),
+    };
+    let rosters = [known(2, &SITES), known(1, &SITES[..3])];
+    let choose = |accepted: &[(&str, &[u64])]| {
+        let report = |site: &SiteName| {
+            let (_, versions) = accepted.iter().find(|(s, _)| name(s) == *site)?;
+            let rosters = versions.iter().map(|v| Digest::of(&v.to_be_bytes())).collect();
+            let (hub_epoch, agent_version) = (String::new(), String::new());
+            let report = Report { hub_epoch, revision: 1, agent_version, rosters, rounds: vec![], deployments: vec![] };
+            Some(std::sync::Arc::new(report))
+        };
+        let choice = secure::choose(&rosters, &SITES.map(name), report)?;
+        Some((choice.digest == rosters[0].digest, choice.sites.len()))
+    };
+    let old: &[u64] = &[1];
+    let both: &[u64] = &[1, 2];
+    assert_eq!(choose(&[]), None);
+    assert_eq!(choose(&[("alder", old), ("birch", old), ("cedar", both), ("damson", &[2])]), Some((false, 3)));
+    assert_eq!(choose(&[("alder", both), ("birch", both), ("cedar", both)]), Some((true, 3)), "the newest of equals");
+    assert_eq!(choose(&[("alder", both), ("birch", both), ("cedar", both), ("damson", &[2])]), Some((true, 4)));
 }
 
 /// A grace that is over while a slow hospital is waited for must not make the hub spin.

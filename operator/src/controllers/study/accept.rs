@@ -6,6 +6,8 @@ use consilium_crds::{FederatedStudySpec, TrustSite};
 use consilium_federation::SiteName;
 use consilium_federation::quorum;
 
+use crate::controllers::rosters::Known;
+
 /// What the hub's administrator says of one hospital.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteFacts {
@@ -102,9 +104,60 @@ fn enough(spec: &FederatedStudySpec, members: &[SiteName], missing: &[SiteName])
     Ok(())
 }
 
+/// Whether the keys of enough hospitals are on a roster, so that updates can be masked; `rosters` newest first.
+///
+/// # Errors
+/// What is missing, and how it is made.
+pub fn rostered(spec: &FederatedStudySpec, members: &[SiteName], rosters: &[Known]) -> Result<(), Refusal> {
+    if !spec.is_masked() {
+        return Ok(());
+    }
+    let secure = &spec.aggregation.secure;
+    let refuse = |reason, message| Err(Refusal { reason, message });
+    for n in spec.rounds.quorum..=members.len() as u32 {
+        if quorum::tolerated_colluders(n, quorum::threshold(n)) < secure.colluders {
+            return refuse(
+                "InvalidValue",
+                format!(
+                    "spec.aggregation.secure.colluders is {}, but an attempt of {n} hospitals withstands {} (2t > n + \
+                     colluders); lower it or name more hospitals",
+                    secure.colluders,
+                    quorum::tolerated_colluders(n, quorum::threshold(n))
+                ),
+            );
+        }
+    }
+    let on = |roster: &Known| members.iter().filter(|site| roster.sites.contains(site)).count() as u32;
+    let Some(newest) = rosters.first() else {
+        return refuse(
+            "NoRoster",
+            "spec.aggregation.secure.protocol is SecAgg, but the hub has no roster of hospital keys; put one that the \
+             governance signed into a ConfigMap labelled consilium.health/roster=true in the operator's namespace \
+             (`kubectl consilium roster new` and `roster sign`)"
+                .into(),
+        );
+    };
+    if rosters.iter().any(|roster| on(roster) >= spec.rounds.quorum) {
+        return Ok(());
+    }
+    let missing: Vec<_> = members.iter().filter(|s| !newest.sites.contains(*s)).map(SiteName::as_str).collect();
+    refuse(
+        "AwaitingRoster",
+        format!(
+            "spec.rounds.quorum is {}, but roster version {} holds the keys of {} of the study's hospitals (not of {}); \
+             have the governance sign a roster with them",
+            spec.rounds.quorum,
+            newest.version,
+            on(newest),
+            missing.join(", ")
+        ),
+    )
+}
+
 /// What to warn of when not a single hospital may drop out; `None` when some may.
 pub fn no_dropout_tolerance(spec: &FederatedStudySpec, members: u32) -> Option<String> {
-    let survivors = quorum::survivors_needed(members, spec.aggregation.secure.min_contributors);
+    let secure = &spec.aggregation.secure;
+    let survivors = quorum::survivors_needed(members, secure.min_contributors, secure.colluders);
     if survivors >= members {
         return Some(format!(
             "an attempt of {members} hospitals needs the updates of all {members} (threshold and \

@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use super::accept::{self, Refusal, Sites};
 use super::carry::Carry;
 use crate::controllers::init::decide::{self as init, Step, Try};
+use crate::controllers::rosters::Known;
 use crate::controllers::write::Note;
 
 /// Everything that was read for one turn.
@@ -20,6 +21,8 @@ pub struct Facts {
     pub study: Arc<FederatedStudy>,
     /// The hospitals that there are.
     pub sites: Sites,
+    /// The rosters that there are, newest first.
+    pub rosters: Arc<[Known]>,
     /// The study's own rounds, by number.
     pub rounds: Vec<Arc<TrainingRound>>,
     /// Rounds of an earlier study of this name are still there.
@@ -190,7 +193,10 @@ impl Planner<'_> {
     fn advance(&mut self, number: u32, carry: &Carry) {
         let study = self.facts.study.clone();
         let namespace = study.namespace().unwrap_or_default();
-        match accept::accept(&namespace, &study.spec, &self.facts.sites) {
+        let accepted = accept::accept(&namespace, &study.spec, &self.facts.sites);
+        let rostered =
+            |members: Vec<SiteName>| accept::rostered(&study.spec, &members, &self.facts.rosters).map(|()| members);
+        match accepted.and_then(rostered) {
             Err(refusal) => self.refuse(&refusal),
             Ok(members) => {
                 self.accepted(&members);

@@ -48,6 +48,7 @@ async fn read(context: &Context, study: Arc<FederatedStudy>) -> Result<Facts, Er
     let spec_stored = stored.map_err(Error::store("looking for the study's spec"))?;
     Ok(Facts {
         sites: accept::sites(context.caches.sites.state().iter().map(|s| &**s)),
+        rosters: context.rosters(),
         leftovers: !others.is_empty(),
         releases: context.caches.releases.state_filter(own),
         spec_stored,

@@ -21,6 +21,7 @@ fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
     Facts {
         study: Arc::new(study()),
         sites: all_accepted(),
+        rosters: Arc::from([]),
         rounds: rounds.into_iter().map(Arc::new).collect(),
         leftovers: false,
         releases: vec![],

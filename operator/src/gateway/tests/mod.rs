@@ -1,5 +1,6 @@
 //! The gateway as hospitals meet it: over loopback, with real certificates.
 
+mod attempts;
 mod rig;
 
 use consilium_federation::assignment::ItemState;
@@ -239,7 +240,7 @@ async fn an_upload_of_the_wrong_shape_is_refused_with_the_rule() {
     rig.hub.publish(&name("alder"), items(&[round_item("r-1", model, Some(ProtocolStep::Upload))]));
     let (mut alder, upload) = (rig.site("alder"), rig::upload(1));
     let mut longer = upload.begin("r-1", 1);
-    longer.chunks.push(Digest::of(b"more").to_string());
+    longer.chunks.push(vec![7; 32].into());
     let status = alder.begin_upload(longer).await.unwrap_err();
     assert!(status.code() == Code::InvalidArgument && status.message().contains("3 digests"), "{status}");
     alder.begin_upload(upload.begin("r-1", 1)).await.unwrap();

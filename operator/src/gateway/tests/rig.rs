@@ -10,6 +10,7 @@ use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, StudyKey};
 use consilium_proto::v1;
 use consilium_proto::v1::hub_client::HubClient;
+use consilium_secagg::upload::chunk_digest;
 use jiff::Timestamp;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::task::JoinHandle;
@@ -19,7 +20,7 @@ use super::super::*;
 use crate::store::{BlobStore, UploadKey};
 
 /// Parameters of the models here.
-const BODY: usize = 10;
+pub(super) const BODY: usize = 10;
 
 pub(super) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
@@ -175,6 +176,8 @@ pub(super) fn round_item(uid: &str, model: Digest, step: Option<ProtocolStep>) -
         roster_size: 4,
         attempt: u32::from(step.is_some()),
         step,
+        roster: None,
+        inputs: None,
         deadline: now(),
     };
     Item { uid: uid.into(), state: ItemState::Active, work: Work::Round(work) }
@@ -193,8 +196,8 @@ pub(super) fn upload(seed: u8) -> Upload {
 
 impl Upload {
     pub(super) fn begin(&self, round: &str, attempt: u32) -> v1::BeginUploadRequest {
-        let chunks = self.0.iter().map(|chunk| Digest::of(chunk).to_string()).collect();
-        v1::BeginUploadRequest { round_uid: round.into(), attempt, chunks }
+        let chunks = self.0.iter().map(|chunk| Bytes::copy_from_slice(&chunk_digest(chunk).0)).collect();
+        v1::BeginUploadRequest { round_uid: round.into(), attempt, chunks, manifest: Bytes::new() }
     }
 
     pub(super) fn chunk(&self, round: &str, attempt: u32, index: u32) -> v1::PutChunkRequest {

@@ -1,0 +1,144 @@
+//! An attempt of the aggregation protocol: opened, step after step, burned or brought to the sum.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::policy::{Protocol, RoundPolicy};
+use super::state::{Outcome, ProtocolStep, RoundState, RoundStep, SiteReason, SiteState};
+use super::step::{close_gate, end};
+use crate::ids::SiteName;
+use crate::quorum;
+
+pub(super) fn open_attempt(
+    state: &mut RoundState,
+    now: Timestamp,
+    policy: &RoundPolicy,
+    opens: impl Fn(&SiteState) -> bool,
+) {
+    state.attempt += 1;
+    state.protocol_step = Some(policy.protocol.first());
+    state.roster = policy.roster.as_ref().map(|roster| roster.digest);
+    state.deadline = now.saturating_add(policy.step_limit).unwrap_or(Timestamp::MAX);
+    for site in &mut state.sites {
+        site.member = opens(site);
+        (site.done, site.dropped, site.survived) = (false, None, false);
+    }
+    state.attempt_size = members(state).count() as u32;
+}
+
+fn members(state: &RoundState) -> impl Iterator<Item = &SiteState> {
+    state.sites.iter().filter(|s| s.member)
+}
+
+/// How many members must do the open step for the attempt to live: as many as the sum needs, and after the uploads as
+/// many as it takes to sign survivors and to reconstruct a secret.
+pub fn needed(state: &RoundState, policy: &RoundPolicy) -> u32 {
+    match (policy.protocol, state.protocol_step) {
+        (Protocol::None, _) => policy.min_contributors.max(1),
+        (Protocol::SecAgg, Some(ProtocolStep::Agree | ProtocolStep::Unmask)) => quorum::threshold(state.attempt_size),
+        (Protocol::SecAgg, _) => {
+            quorum::survivors_needed(state.attempt_size, policy.min_contributors, policy.colluders)
+        }
+    }
+}
+
+pub(super) fn advance_attempt(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy) -> bool {
+    let Some(open) = state.protocol_step.filter(|&s| s != ProtocolStep::Sum) else { return false };
+    let done = members(state).filter(|s| s.done).count() as u32;
+    let all = members(state).all(|s| s.done);
+    let late = now >= state.deadline;
+    let enough = done >= needed(state, policy);
+    // Shares may have left: another attempt could subtract a hospital out, so only time can mend this one.
+    if open == ProtocolStep::Unmask && !enough {
+        return false;
+    }
+    let hopeless = all || (members(state).count() as u32) < needed(state, policy);
+    if !enough && (late || hopeless) {
+        burn(state, now, policy, &format!("{done} of {} members did step {open:?}", state.attempt_size));
+        return true;
+    }
+    // More signatures or shares than it takes change nothing, so nobody is waited for.
+    let settled = matches!(open, ProtocolStep::Agree | ProtocolStep::Unmask) && enough;
+    if !(all || late || settled) {
+        return false;
+    }
+    close_step(state, open, now, policy);
+    true
+}
+
+/// Whom to leave out of a sum, so that no sum of the study differs from an earlier one by a single hospital: the two
+/// together would say something of that one. `None` when the sum is fine as it is, when no second hospital can be
+/// spared, or when leaving one out would not help (the hospitals then decide by their own policies).
+fn spare(state: &RoundState, policy: &RoundPolicy) -> Option<SiteName> {
+    let can_spare = state.attempt_size.saturating_sub(quorum::threshold(state.attempt_size)) >= 2;
+    if policy.protocol == Protocol::None || !can_spare {
+        return None;
+    }
+    let earlier = match state.step {
+        RoundStep::Evaluating => &policy.earlier.evaluations,
+        _ => &policy.earlier.updates,
+    };
+    let close = |set: &BTreeSet<SiteName>| earlier.iter().any(|e| e.symmetric_difference(set).take(2).count() == 1);
+    let complete: BTreeSet<SiteName> = members(state).filter(|s| s.done).map(|s| s.site.clone()).collect();
+    if !close(&complete) || (complete.len() as u32) <= needed(state, policy) {
+        return None;
+    }
+    let helps = |site: &&SiteName| !close(&complete.iter().filter(|s| s != site).cloned().collect());
+    let candidates: Vec<&SiteName> = complete.iter().filter(helps).collect();
+    // In turn, so that it is not always the same hospital whose work is not in the model.
+    let turn = earlier.len().checked_rem(candidates.len())?;
+    candidates.get(turn).map(|site| (*site).clone())
+}
+
+fn close_step(state: &mut RoundState, open: ProtocolStep, now: Timestamp, policy: &RoundPolicy) {
+    if let Some(spared) = (open == ProtocolStep::Upload).then(|| spare(state, policy)).flatten() {
+        state.sites.iter_mut().filter(|s| s.site == spared).for_each(|s| s.done = false);
+        let why = "left out: this sum and an earlier one would differ by one hospital alone";
+        let named = |s: &&mut SiteState| s.site == spared;
+        state.sites.iter_mut().filter(named).for_each(|s| s.message = Some(why.into()));
+    }
+    for site in state.sites.iter_mut().filter(|s| s.member) {
+        let keeps = site.done || open > ProtocolStep::Upload;
+        if open == ProtocolStep::Upload {
+            site.survived = site.done;
+        }
+        if !keeps {
+            site.member = false;
+            site.dropped = Some(open);
+            site.reason = SiteReason::Missed;
+        }
+        site.done = false;
+    }
+    if open == ProtocolStep::Advertise {
+        state.attempt_size = members(state).count() as u32;
+    }
+    state.protocol_step = Some(policy.protocol.after(open));
+    state.deadline = now.saturating_add(policy.step_limit).unwrap_or(Timestamp::MAX);
+}
+
+pub(super) fn burn(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy, why: &str) {
+    state.protocol_step = None;
+    let evaluating = state.step == RoundStep::Evaluating;
+    let used = state.attempt - state.model_attempt;
+    if used >= policy.max_attempts {
+        let text = format!("attempt {} failed, the last of {}: {why}", state.attempt, policy.max_attempts);
+        if evaluating {
+            return close_gate(state, policy, Some(text));
+        }
+        return end(state, RoundStep::Failed, Outcome::AggregationFailed, Some(text));
+    }
+    for site in &mut state.sites {
+        // What they made is on their own disks: those that did the step are ready again, the others must say so anew.
+        if site.member {
+            let fine = if evaluating { SiteReason::Evaluated } else { SiteReason::Ready };
+            site.reason = if site.done || site.survived { fine } else { SiteReason::Missed };
+        }
+        (site.member, site.done, site.dropped, site.survived) = (false, false, None, false);
+    }
+    if !evaluating {
+        state.step = RoundStep::Training;
+        state.grace_until = None;
+        state.deadline = now.saturating_add(policy.step_limit).unwrap_or(Timestamp::MAX);
+    }
+}
