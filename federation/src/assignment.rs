@@ -24,6 +24,7 @@ pub struct Assignment {
     pub revision: u64,
     /// Digests of the governance-signed rosters that the hub holds, newest first; the objects are fetched by them. What
     /// counts is whether the keys that this hospital pinned have signed.
+    #[serde(default)]
     pub rosters: Vec<Digest>,
     /// The work, keyed by `uid`.
     pub items: Vec<Item>,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::gate::{CaseSums, Vote};
+use crate::ids::SiteName;
 use crate::round::SiteReason;
 use crate::task::{ScoreFile, TaskKind};
 
@@ -22,10 +23,29 @@ pub struct Report {
     /// Digests of the rosters (without their signatures) that this hospital has accepted: an attempt opens among
     /// hospitals that share one.
     pub rosters: Vec<Digest>,
+    /// Where its ledger stands. The hub remembers the furthest and says it back, so that a volume that was restored from
+    /// a backup is noticed even when nothing in the hospital remembers.
+    pub ledger: Option<LedgerEnd>,
     /// Its parts in rounds. A round that is not listed is not known (any more) there.
     pub rounds: Vec<RoundReport>,
     /// The models it serves or was asked to serve.
     pub deployments: Vec<DeployReport>,
+}
+
+/// The end of a hospital's ledger at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEnd {
+    /// Entries so far.
+    pub entries: u64,
+    /// Hash of the last one.
+    pub head: Digest,
+}
+
+impl LedgerEnd {
+    /// What the hub signs when it acknowledges this end: one line a field, with a leading context line.
+    pub fn signed_bytes(&self, site: &SiteName) -> Vec<u8> {
+        format!("consilium/ledger-head/v1\n{site}\n{}\n{}\n", self.entries, self.head).into_bytes()
+    }
 }
 
 /// One part in a round.

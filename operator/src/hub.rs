@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
 use consilium_federation::model::ModelManifest;
-use consilium_federation::report::Report;
+use consilium_federation::report::{LedgerEnd, Report};
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::{Digest, SiteName};
+use ed25519_dalek::{Signature, Signer as _, SigningKey};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
@@ -39,6 +40,8 @@ struct Inner {
     manifests: Mutex<BTreeMap<Digest, Arc<ModelManifest>>>,
     attempts: Attempts,
     rosters: Mutex<Vec<Digest>>,
+    ledgers: tokio::sync::Mutex<BTreeMap<SiteName, LedgerEnd>>,
+    key: SigningKey,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
     knows_accepted: AtomicBool,
     changes: broadcast::Sender<SiteName>,
@@ -66,8 +69,8 @@ pub struct Connection {
 impl Hub {
     /// A hub over a store, in its next boot: revisions grow over restarts because `boot` does.
     ///
-    /// `boot` comes from [`BlobStore::next_boot`].
-    pub fn new(store: BlobStore, boot: u64, metrics: Metrics) -> Self {
+    /// `boot` comes from [`BlobStore::next_boot`]; `key` is the hub's own, which countersigns ledgers.
+    pub fn new(store: BlobStore, boot: u64, metrics: Metrics, key: SigningKey) -> Self {
         Self(Arc::new(Inner {
             epoch: store.epoch().to_owned(),
             store,
@@ -78,6 +81,8 @@ impl Hub {
             manifests: Mutex::default(),
             attempts: Attempts::default(),
             rosters: Mutex::default(),
+            ledgers: tokio::sync::Mutex::default(),
+            key,
             accepted: watch::Sender::new(Arc::default()),
             knows_accepted: AtomicBool::new(false),
             changes: broadcast::Sender::new(CHANGES),
@@ -193,6 +198,29 @@ impl Hub {
         if differs {
             self.changed(site);
         }
+    }
+
+    /// Takes note of where a hospital's ledger stands; answers the furthest end that it has ever shown, durably kept, with
+    /// the hub's signature. A hospital whose ledger never had that head works on a volume that was set back.
+    ///
+    /// # Errors
+    /// When the volume fails; nothing is acknowledged then.
+    pub async fn countersign(&self, site: &SiteName, shown: LedgerEnd) -> Result<(LedgerEnd, Signature), StoreError> {
+        let mut ledgers = self.0.ledgers.lock().await;
+        let known = match ledgers.get(site) {
+            Some(known) => Some(*known),
+            None => self.0.store.ledger_end(site).await?,
+        };
+        let further = known.is_none_or(|known| shown.entries > known.entries);
+        if further {
+            self.0.store.keep_ledger_end(site, shown).await?;
+        }
+        let end = known.filter(|_| !further).unwrap_or(shown);
+        if end != shown {
+            tracing::warn!(%site, entries = shown.entries, furthest = end.entries, "a hospital's ledger went back");
+        }
+        ledgers.insert(site.clone(), end);
+        Ok((end, self.0.key.sign(&end.signed_bytes(site))))
     }
 
     /// What a hospital last said, and when it came in.
@@ -340,12 +368,20 @@ mod tests {
     async fn hub(folder: &tempfile::TempDir) -> Hub {
         let store = BlobStore::open(folder.path()).await.unwrap();
         let boot = store.next_boot().await.unwrap();
-        Hub::new(store, boot, Metrics::new())
+        Hub::new(store, boot, Metrics::new(), SigningKey::from_bytes(&[5; 32]))
     }
 
     fn report(revision: u64) -> Report {
         let (hub_epoch, agent_version) = (String::new(), String::new());
-        Report { hub_epoch, revision, agent_version, rosters: vec![], rounds: vec![], deployments: vec![] }
+        Report {
+            hub_epoch,
+            revision,
+            agent_version,
+            rosters: vec![],
+            ledger: None,
+            rounds: vec![],
+            deployments: vec![],
+        }
     }
 
     /// An agent refuses a revision below the one it has, so a restarted hub must begin above all it ever sent.
@@ -377,6 +413,25 @@ mod tests {
         assert_eq!(hub.report(&site()).unwrap().1, at(2));
         hub.put_report(&site(), report(2), at(3));
         assert_eq!(changes.try_recv().unwrap(), site());
+    }
+
+    /// A hospital that was restored from a backup must be told what it had shown before, by a hub that was restarted since;
+    /// an older end must never replace a newer one.
+    #[tokio::test]
+    async fn the_furthest_end_of_a_ledger_is_kept_and_said_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let end = |entries, head: &[u8]| LedgerEnd { entries, head: Digest::of(head) };
+        let first = hub(&folder).await;
+        assert_eq!(first.countersign(&site(), end(3, b"a")).await.unwrap().0, end(3, b"a"));
+        assert_eq!(first.countersign(&site(), end(9, b"b")).await.unwrap().0, end(9, b"b"));
+        let second = hub(&folder).await;
+        let (said, signature) = second.countersign(&site(), end(5, b"c")).await.unwrap();
+        assert_eq!(said, end(9, b"b"));
+        let key = SigningKey::from_bytes(&[5; 32]).verifying_key();
+        key.verify_strict(&said.signed_bytes(&site()), &signature).unwrap();
+        // As many entries with another head is another ledger.
+        assert_eq!(second.countersign(&site(), end(9, b"d")).await.unwrap().0, end(9, b"b"));
+        assert_eq!(second.countersign(&"birch".parse().unwrap(), end(1, b"e")).await.unwrap().0, end(1, b"e"));
     }
 
     /// An agent that reconnects before its old connection is given up is not gone.

@@ -92,7 +92,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let identity = init_port::identity(&arguments.store.join("task-port"), &arguments.task_address)
         .map_err(failure("the task port"))?;
     let metrics = Metrics::new();
-    let hub = Hub::new(store, boot, metrics.clone());
+    let hub = Hub::new(store, boot, metrics.clone(), key.clone());
     // The edge: the one place where the operator reads the clock.
     let clock: Clock = Arc::new(jiff::Timestamp::now);
     let client = kube::Client::try_default().await.map_err(failure("finding the Kubernetes API"))?;

@@ -1,7 +1,7 @@
 //! Facts on the wire.
 
 use consilium_federation::gate::CaseSums;
-use consilium_federation::report::{DeployReport, Evaluation, Report, RoundReport};
+use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RoundReport};
 use consilium_federation::task::{ClassScore, ScoreFile};
 
 use crate::text::{WireError, digests, optional, read, spell};
@@ -25,7 +25,21 @@ impl From<&Report> for v1::ReportRequest {
             rounds: r.rounds.iter().map(Into::into).collect(),
             deployments: r.deployments.iter().map(deployment).collect(),
             rosters: r.rosters.iter().map(ToString::to_string).collect(),
+            ledger: r.ledger.as_ref().map(Into::into),
         }
+    }
+}
+
+impl From<&LedgerEnd> for v1::LedgerEnd {
+    fn from(end: &LedgerEnd) -> Self {
+        Self { entries: end.entries, head: end.head.to_string() }
+    }
+}
+
+impl TryFrom<v1::LedgerEnd> for LedgerEnd {
+    type Error = WireError;
+    fn try_from(end: v1::LedgerEnd) -> Result<Self, WireError> {
+        Ok(Self { entries: end.entries, head: read("ledger.head", &end.head)? })
     }
 }
 
@@ -67,6 +81,7 @@ impl TryFrom<v1::ReportRequest> for Report {
             revision: r.revision,
             agent_version: cut(r.agent_version),
             rosters: digests("rosters", &r.rosters)?,
+            ledger: r.ledger.map(TryInto::try_into).transpose()?,
             rounds: r.rounds.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             deployments: r.deployments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })

@@ -2,7 +2,7 @@ use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, RoundWork, Work};
 use consilium_federation::gate::{CaseSums, Vote};
 use consilium_federation::ladder::Stage;
-use consilium_federation::report::{DeployReport, Evaluation, Report, RolloutReason, RoundReport};
+use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::{ProtocolStep, SiteReason};
 use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
@@ -67,6 +67,7 @@ fn a_report_survives_the_wire() {
         revision: 7,
         agent_version: "0.1.0".into(),
         rosters: vec![Digest::of(b"roster")],
+        ledger: Some(LedgerEnd { entries: 9, head: Digest::of(b"head") }),
         rounds: vec![RoundReport {
             uid: "a-1".into(),
             kind: TaskKind::Evaluate,

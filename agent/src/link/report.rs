@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consilium_federation::report::Report;
-use consilium_proto::v1::ReportRequest;
+use consilium_federation::report::{LedgerEnd, Report};
+use consilium_proto::v1::{ReportReply, ReportRequest};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Request;
@@ -16,6 +17,9 @@ use crate::Context;
 /// Changes that come closer together share one report.
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// Where the hub's last countersignature is kept on the volume: entries, head and signature as JSON.
+const COUNTERSIGNED: &str = "ledger-countersigned";
 
 /// How long the first report waits for the controllers to look at what is known from before a restart.
 const FIRST_LOOK: Duration = Duration::from_secs(15);
@@ -92,11 +96,16 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
         let desired = ctx.desired.borrow();
         (desired.hub_epoch.clone(), desired.revision)
     };
+    let ledger = match ctx.state.ledger_end() {
+        Ok((entries, head)) => Some(LedgerEnd { entries, head }),
+        Err(error) => return Err(tonic::Status::internal(error.to_string())),
+    };
     let report = Report {
         hub_epoch,
         revision,
         agent_version: crate::VERSION.to_owned(),
         rosters: ctx.facts.rosters(),
+        ledger,
         rounds,
         deployments,
     };
@@ -104,8 +113,21 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
     request.set_timeout(CALL_TIMEOUT);
     let result = client(channel).report(request).await;
     ctx.metrics.reports.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
-    if result.is_ok() {
-        ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
+    let reply = result?.into_inner();
+    ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
+    acknowledged(ctx, reply)
+}
+
+/// The hub's word on this hospital's ledger: kept for whoever wants to prove what the hub has seen, and compared.
+fn acknowledged(ctx: &Context, reply: ReportReply) -> Result<(), tonic::Status> {
+    let Some(end) = reply.ledger.clone() else { return Ok(()) };
+    let end = LedgerEnd::try_from(end)?;
+    let failed = |error: crate::StateError| tonic::Status::internal(error.to_string());
+    crate::site::check_end(ctx, end, "the hub's record of this hospital's ledger").map_err(failed)?;
+    let record = json!({"entries": end.entries, "head": end.head, "signature": hex::encode(&reply.signature)});
+    let record = record.to_string().into_bytes();
+    if ctx.state.blob(COUNTERSIGNED).map_err(failed)?.as_deref() != Some(&record[..]) {
+        ctx.state.put_blob(COUNTERSIGNED, &record).map_err(failed)?;
     }
-    result.map(|_| ())
+    Ok(())
 }

@@ -22,6 +22,9 @@ const MAX_STUDIES: usize = 200;
 /// Characters of a refusal that the status holds, the most that the schema takes.
 const MAX_MESSAGE: usize = 500;
 
+/// Where a part in a round is, by its UID and kind, and the words of a refusal.
+pub type Told<'a> = dyn Fn(&str, TaskKind) -> Option<(SiteReason, Option<String>)> + 'a;
+
 /// Everything that the status depends on.
 pub struct StatusInputs<'a> {
     /// The policy as it is.
@@ -35,7 +38,7 @@ pub struct StatusInputs<'a> {
     /// What this hospital is to the protocol of masked sums.
     pub standing: &'a Standing,
     /// Where a part in a round is, as it is reported, and the words of a refusal.
-    pub reason: &'a dyn Fn(&str, TaskKind) -> Option<(SiteReason, Option<String>)>,
+    pub reason: &'a Told<'a>,
     /// The time.
     pub now: Timestamp,
 }

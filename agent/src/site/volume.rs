@@ -1,6 +1,7 @@
 //! Whether the volume is older than what was seen of it.
 
 use consilium_crds::SitePolicy;
+use consilium_federation::report::LedgerEnd;
 
 use crate::state::Restored;
 use crate::{Context, StateError};
@@ -13,15 +14,25 @@ use crate::{Context, StateError};
 pub fn check_volume(ctx: &Context) -> Result<(), StateError> {
     let Some(policy) = ctx.site_policy() else { return Ok(()) };
     let Some(head) = policy.status.as_ref().and_then(|status| status.ledger.as_ref()) else { return Ok(()) };
-    if ctx.state.had_head(head.head)? {
+    check_end(ctx, LedgerEnd { entries: head.entries, head: head.head }, "SitePolicy status.ledger")
+}
+
+/// As [`check_volume`], with what the hub says that this hospital has shown it. A hub that lies can keep this hospital
+/// out of sums by it, which it can anyway.
+pub fn check_end(ctx: &Context, end: LedgerEnd, witness: &str) -> Result<(), StateError> {
+    if ctx.state.had_head(end.head)? {
         return Ok(());
     }
     let why = format!(
-        "SitePolicy status.ledger shows head {} after {} entries, which this volume never had: it was restored from a backup, or is another volume",
-        head.head, head.entries
+        "{witness} shows head {} after {} entries, which this volume never had: it was restored from a backup, or is another volume",
+        end.head, end.entries
     );
+    if ctx.state.rolled_back()?.is_some_and(|known| known.why == why) {
+        return Ok(());
+    }
     tracing::error!(why, "StateRolledBack: open attempts are burned, and no masked sum is given for rounds of before");
-    ctx.state.roll_back(&why, offered(&policy), ctx.now())?;
+    let offered = ctx.site_policy().map(|policy| offered(&policy)).unwrap_or_default();
+    ctx.state.roll_back(&why, offered, ctx.now())?;
     Ok(())
 }
 

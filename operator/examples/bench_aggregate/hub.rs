@@ -16,6 +16,7 @@ use consilium_operator::gateway::{GatewayTls, serve};
 use consilium_operator::hub::Hub;
 use consilium_operator::metrics::Metrics;
 use consilium_operator::store::BlobStore;
+use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +56,12 @@ async fn main_of(folder: &Path) {
     let store = BlobStore::open(&folder.join("store")).await.expect("a store");
     let base = shape.base(&store).await;
     let metrics = Metrics::new();
-    let hub = Hub::new(store.clone(), store.next_boot().await.expect("a boot"), metrics.clone());
+    let hub = Hub::new(
+        store.clone(),
+        store.next_boot().await.expect("a boot"),
+        metrics.clone(),
+        SigningKey::from_bytes(&[5; 32]),
+    );
     hub.set_accepted(shape.names().into_iter().collect());
     for name in shape.names() {
         hub.publish(&name, vec![item(base, shape)]);

@@ -194,6 +194,7 @@ mod tests {
             revision,
             agent_version: String::new(),
             rosters: vec![],
+            ledger: None,
             rounds: vec![],
             deployments: listed.iter().map(deployment).collect(),
         }

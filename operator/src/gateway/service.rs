@@ -201,11 +201,18 @@ impl Gateway {
         Ok(v1::PutMessageReply {})
     }
 
-    fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
         let site = self.site(&request)?;
         let report = Report::try_from(request.into_inner())?;
+        let reply = match report.ledger {
+            Some(shown) => {
+                let (end, signature) = self.hub.countersign(&site, shown).await.map_err(status)?;
+                v1::ReportReply { ledger: Some((&end).into()), signature: signature.to_vec().into() }
+            }
+            None => v1::ReportReply::default(),
+        };
         self.hub.put_report(&site, report, (self.clock)());
-        Ok(v1::ReportReply {})
+        Ok(reply)
     }
 }
 
@@ -231,7 +238,7 @@ impl HubService for Gateway {
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
-        self.observe("Report", async { self.report(request) }).await
+        self.observe("Report", self.report(request)).await
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {

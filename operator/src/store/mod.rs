@@ -8,6 +8,7 @@
 //! rounds/<uid>/<attempt>/upload/<site>/<manifest digest>/<chunk>
 //! rounds/<uid>/<attempt>/upload/<site>/complete
 //! rounds/<uid>/<attempt>/{advertise,share,manifest,agree,unmask}/<site>   messages of the masking protocol
+//! ledgers/<site>/<entries>                      the furthest end of a hospital's ledger that it has shown
 //! archive/<study uid>/<round>                   rounds that have left the API
 //! torn/…                                        what failed its own digest, kept for a person to look at
 //! ```
@@ -15,6 +16,7 @@
 
 mod error;
 mod journal;
+mod ledgers;
 mod messages;
 mod objects;
 mod uploads;

@@ -110,6 +110,7 @@ impl Hospital {
             revision: assignment.revision,
             agent_version: "test".into(),
             rosters,
+            ledger: None,
             rounds,
             deployments,
         };

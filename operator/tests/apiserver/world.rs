@@ -55,7 +55,7 @@ impl Running {
         let store = BlobStore::open(folder).await.unwrap();
         let boot = store.next_boot().await.unwrap();
         let metrics = Metrics::new();
-        let hub = Hub::new(store, boot, metrics.clone());
+        let hub = Hub::new(store, boot, metrics.clone(), SigningKey::from_bytes(&[5; 32]));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let task_address = format!("https://127.0.0.1:{port}");

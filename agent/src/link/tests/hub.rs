@@ -84,6 +84,8 @@ pub struct FakeHub {
     pub chunks: watch::Sender<BTreeMap<u32, Bytes>>,
     pub arrivals: watch::Sender<Vec<u32>>,
     pub fault: Mutex<Fault>,
+    /// What the hub remembers of the hospital's ledger.
+    pub ledger: Mutex<Option<v1::LedgerEnd>>,
     expected: Mutex<Vec<ChunkDigest>>,
     /// What happened, in order, also at the hospital's own API server.
     pub events: Arc<Mutex<Vec<String>>>,
@@ -99,6 +101,7 @@ impl FakeHub {
             chunks: watch::Sender::new(BTreeMap::new()),
             arrivals: watch::Sender::new(Vec::new()),
             fault: Mutex::new(Fault::None),
+            ledger: Mutex::default(),
             expected: Mutex::default(),
             events: Arc::default(),
         });
@@ -127,7 +130,8 @@ impl Hub for FakeHub {
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         self.reports.send_modify(|reports| reports.push(request.into_inner()));
-        Ok(Response::new(v1::ReportReply {}))
+        let ledger = self.ledger.lock().unwrap().clone();
+        Ok(Response::new(v1::ReportReply { ledger, signature: Bytes::from_static(&[7; 64]) }))
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {

@@ -376,6 +376,27 @@ async fn a_restored_volume_burns_the_attempt() {
     assert!(world.hub.events.lock().unwrap().is_empty());
 }
 
+/// The hub has seen more of this hospital's ledger than the volume holds: the volume is older than that, whatever the
+/// hospital's own cluster remembers.
+#[tokio::test]
+async fn a_hub_that_remembers_more_of_the_ledger_shows_that_the_volume_was_set_back() {
+    let world = World::new().await;
+    let agent = world.agent(None);
+    until("the first report", world.hub.reports.subscribe(), |r| r.last().is_some_and(|r| r.ledger.is_some())).await;
+    assert!(agent.ctx.state.rolled_back().unwrap().is_none());
+    let ahead = consilium_proto::v1::LedgerEnd { entries: 99, head: Digest::of(b"from after the backup").to_string() };
+    *world.hub.ledger.lock().unwrap() = Some(ahead);
+    world.ready(&agent);
+    while agent.ctx.state.rolled_back().unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(agent.ctx.state.rolled_back().unwrap().unwrap().why.contains("99 entries"));
+    // The hub's signature over it lies on the volume, for whoever has to prove what was shown to it.
+    while agent.ctx.state.blob("ledger-countersigned").unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn reason_of(status: watch::Receiver<LinkStatus>, expected: &str) {
     until(expected, status, |status| matches!(status, LinkStatus::Disconnected { reason, .. } if *reason == expected))
         .await;

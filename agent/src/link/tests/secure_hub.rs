@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -38,6 +39,10 @@ pub struct SecureHub {
     pub chunks: watch::Sender<BTreeMap<(String, u32, u32), Bytes>>,
     /// Hospitals whose messages are taken from the line and never answered well.
     pub deaf: Mutex<BTreeSet<String>>,
+    /// Takes whatever comes without a look, as no honest hub would.
+    pub sly: AtomicBool,
+    /// Everything that hospitals reported, in order.
+    pub reports: watch::Sender<Vec<(String, v1::ReportRequest)>>,
 }
 
 impl SecureHub {
@@ -51,6 +56,8 @@ impl SecureHub {
             heard: watch::Sender::new(Vec::new()),
             chunks: watch::Sender::new(BTreeMap::new()),
             deaf: Mutex::default(),
+            sly: AtomicBool::new(false),
+            reports: watch::Sender::new(Vec::new()),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,6 +87,13 @@ impl SecureHub {
     /// How many messages came in from a hospital for a step.
     pub fn times(&self, site: &str, attempt: u32, step: &str) -> usize {
         self.heard.borrow().iter().filter(|(s, a, t, _)| s == site && *a == attempt && t == step).count()
+    }
+
+    /// The words of refusals that a hospital reported so far.
+    pub fn told(&self, site: &str) -> BTreeSet<String> {
+        let reports = self.reports.borrow();
+        let rounds = reports.iter().filter(|(s, _)| s == site).flat_map(|(_, report)| &report.rounds);
+        rounds.map(|round| round.message.clone()).filter(|message| !message.is_empty()).collect()
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
@@ -127,8 +141,10 @@ impl HubRpc for SecureHub {
         Ok(Response::new(Box::pin(mine)))
     }
 
-    async fn report(&self, _: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
-        Ok(Response::new(v1::ReportReply {}))
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
+        let site = self.caller(&request)?;
+        self.reports.send_modify(|reports| reports.push((site, request.into_inner())));
+        Ok(Response::new(v1::ReportReply::default()))
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {
@@ -145,6 +161,9 @@ impl HubRpc for SecureHub {
         let site = self.caller(&request)?;
         let v1::PutMessageRequest { attempt, step, content, .. } = request.into_inner();
         self.hear(&site, attempt, &step, &content)?;
+        if self.sly.load(Ordering::SeqCst) {
+            return Ok(Response::new(v1::PutMessageReply {}));
+        }
         match step.as_str() {
             "Advertise" => self.admit(&site, &content, |hub, from, advert| hub.advert(from, advert))?,
             "Share" => self.admit(&site, &content, |hub, from, shares| hub.shares(from, shares))?,

@@ -222,6 +222,7 @@ fn a_deleted_round_leaves_tombstones_until_they_are_acknowledged() {
         revision,
         agent_version: String::new(),
         rosters: vec![],
+        ledger: None,
         rounds: vec![],
         deployments: vec![],
     };
@@ -294,7 +295,15 @@ fn an_attempt_opens_under_the_roster_that_most_accept() {
             let (_, versions) = accepted.iter().find(|(s, _)| name(s) == *site)?;
             let rosters = versions.iter().map(|v| Digest::of(&v.to_be_bytes())).collect();
             let (hub_epoch, agent_version) = (String::new(), String::new());
-            let report = Report { hub_epoch, revision: 1, agent_version, rosters, rounds: vec![], deployments: vec![] };
+            let report = Report {
+                hub_epoch,
+                revision: 1,
+                agent_version,
+                rosters,
+                ledger: None,
+                rounds: vec![],
+                deployments: vec![],
+            };
             Some(std::sync::Arc::new(report))
         };
         let choice = secure::choose(&rosters, &SITES.map(name), report)?;

@@ -131,6 +131,27 @@ async fn a_hospital_that_hangs_up_is_noticed() {
     assert!(!rig.hub.connected(&name("alder")));
 }
 
+/// The hospital learns from the answer to its report whether the hub has seen more of its ledger than it has itself.
+#[tokio::test]
+async fn a_report_is_answered_with_the_furthest_end_of_the_ledger() {
+    let mut rig = Rig::start().await;
+    rig.accept(&["alder"]);
+    let head = |text: &[u8]| Digest::of(text).to_string();
+    let report =
+        |entries, head| v1::ReportRequest { ledger: Some(v1::LedgerEnd { entries, head }), ..Default::default() };
+    let reply = rig.site("alder").report(report(7, head(b"seven"))).await.unwrap().into_inner();
+    assert_eq!((reply.ledger.unwrap().entries, reply.signature.len()), (7, 64));
+    rig.restart().await;
+    rig.accept(&["alder"]);
+    let reply = rig.site("alder").report(report(4, head(b"four"))).await.unwrap().into_inner();
+    let end = reply.ledger.unwrap();
+    assert_eq!((end.entries, end.head), (7, head(b"seven")));
+    let none = rig.site("alder").report(v1::ReportRequest::default()).await.unwrap().into_inner();
+    assert!(none.ledger.is_none());
+    let status = rig.site("alder").report(report(8, "head".into())).await.unwrap_err();
+    assert!(status.code() == Code::InvalidArgument && status.message().contains("ledger.head"), "{status}");
+}
+
 /// A hospital whose power fails sends no goodbye: only the gateway's own pings can tell that it is gone.
 #[tokio::test]
 #[ignore = "waits for real pings, up to 30 s"]

@@ -11,6 +11,7 @@ use consilium_federation::{Digest, StudyKey};
 use consilium_proto::v1;
 use consilium_proto::v1::hub_client::HubClient;
 use consilium_secagg::upload::chunk_digest;
+use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::task::JoinHandle;
@@ -153,7 +154,7 @@ async fn serve_in(
 ) -> (Hub, SocketAddr, JoinHandle<Result<(), GatewayError>>) {
     let store = BlobStore::open(folder.path()).await.unwrap();
     let boot = store.next_boot().await.unwrap();
-    let hub = Hub::new(store, boot, metrics.clone());
+    let hub = Hub::new(store, boot, metrics.clone(), SigningKey::from_bytes(&[5; 32]));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = serve(listener, tls.clone(), hub.clone(), metrics.clone(), Arc::new(now), stop.clone());
