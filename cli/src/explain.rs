@@ -63,6 +63,7 @@ fn summary(state: &RoundState) -> String {
             format!("failed, too few hospitals were ready at the deadline{message}")
         }
         (RoundStep::Failed, Some(Outcome::AggregationFailed)) => format!("failed, no attempt came through{message}"),
+        (RoundStep::Failed, Some(Outcome::SumUnusable)) => format!("failed, its sum cannot be used{message}"),
         (RoundStep::Failed, Some(Outcome::Cancelled)) => format!("was cancelled{message}"),
         (RoundStep::Failed, _) => format!("failed{message}"),
         (RoundStep::Succeeded, _) => format!("succeeded with {} updates{message}", state.contributors),

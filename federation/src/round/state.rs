@@ -111,6 +111,8 @@ pub enum Outcome {
     QuorumLost,
     /// No attempt came through.
     AggregationFailed,
+    /// The sum was made under masks and cannot be used. The hospitals give no second one on this model.
+    SumUnusable,
     /// The study was deleted or suspended.
     Cancelled,
 }

@@ -127,7 +127,7 @@ fn sum_failed(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy, why:
          from it",
         state.attempt
     );
-    end(state, RoundStep::Failed, Outcome::AggregationFailed, Some(text));
+    end(state, RoundStep::Failed, Outcome::SumUnusable, Some(text));
 }
 
 fn aggregated(

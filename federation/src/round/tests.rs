@@ -205,7 +205,7 @@ fn signing_and_unmasking_end_with_the_threshold() {
     // The hospitals give no second sum on this base, so a failed one ends the round.
     let failed = Event::AggregationFailed { attempt: 1, message: "the norm".into() };
     let state = run(state, &policy, vec![(30, failed)]);
-    assert_eq!((state.outcome, state.attempt), (Some(Outcome::AggregationFailed), 1));
+    assert_eq!((state.outcome, state.attempt), (Some(Outcome::SumUnusable), 1));
 }
 
 /// From seven hospitals on, one that drops out takes another one along, so that the sums of two rounds never differ by

@@ -156,6 +156,7 @@ const fn reason(outcome: Option<Outcome>) -> &'static str {
         Some(Outcome::Completed) => "Completed",
         Some(Outcome::QuorumLost) => "QuorumLost",
         Some(Outcome::AggregationFailed) => "AggregationFailed",
+        Some(Outcome::SumUnusable) => "SumUnusable",
         Some(Outcome::Cancelled) => "Cancelled",
         None => "Running",
     }

@@ -318,6 +318,14 @@ impl Planner<'_> {
         if busy || number >= study.spec.rounds.max || study.metadata.deletion_timestamp.is_some() {
             return;
         }
+        if let Some(message) = self.spent(number, base_model) {
+            let known = study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
+            if known != Some("True") {
+                self.notes.push(Note::warning("SumUnusable", message.clone()));
+            }
+            self.conditions.set(READY, false, "SumUnusable", &message).set(STALLED, true, "SumUnusable", &message);
+            return;
+        }
         if self.facts.leftovers {
             let message = "waits until the rounds of a deleted study of the same name are gone";
             self.conditions.set(RECONCILING, true, "WaitingForDeletion", message);
@@ -326,6 +334,16 @@ impl Planner<'_> {
         let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
         let number = number + 1;
         self.acts.push(Act::Start(NewRound { number, base_model, participants, waited_for, carry: carry.clone() }));
+    }
+
+    /// Why no round can start from the newest model: its masked sum was given, once and for all, and could not be used.
+    fn spent(&self, number: u32, base_model: Digest) -> Option<String> {
+        let last = self.facts.rounds.last().filter(|r| r.spec.number == number && r.spec.base_model == base_model)?;
+        let state = state(last).filter(|state| state.outcome == Some(Outcome::SumUnusable))?;
+        Some(format!(
+            "round {number}: {}; make a new study with spec.initialModel.digest {base_model}",
+            state.message.as_deref().unwrap_or("the sum cannot be used")
+        ))
     }
 
     fn succeeded(&mut self, number: u32, carry: &Carry) {

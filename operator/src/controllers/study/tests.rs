@@ -113,6 +113,23 @@ fn a_failed_init_and_a_model_that_is_not_there_stall_the_study() {
     }
 }
 
+/// Hospitals refuse a second sum on a model: a study that went on asking would burn round after round, and say nothing.
+#[test]
+fn a_masked_sum_that_cannot_be_used_stalls_the_study_with_the_way_out() {
+    let mut lost = ended(2, Outcome::SumUnusable);
+    lost.spec.base_model = Digest::of(b"m1");
+    let mut facts = facts(vec![ended(1, Outcome::Completed), lost], past());
+    let mut longer = (*facts.study).clone();
+    longer.spec.rounds.max = 3;
+    facts.study = Arc::new(longer);
+    let plan = decide(&facts, at(0));
+    assert!(started(&plan).is_none());
+    assert_eq!((condition(&plan, READY), condition(&plan, STALLED)), (Some("False"), Some("True")));
+    let told =
+        |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| c.message.contains("initialModel.digest");
+    assert!(plan.status.conditions.iter().any(told), "{:?}", plan.status.conditions);
+}
+
 /// The next round starts from the newest model, whatever the last round came to.
 #[test]
 fn rounds_follow_one_another_and_a_lost_one_costs_no_model() {
