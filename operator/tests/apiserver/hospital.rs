@@ -62,8 +62,12 @@ pub struct Hospital {
 struct Kept {
     rosters: Vec<VerifiedRoster>,
     history: History,
-    clients: HashMap<(String, u32), (Client, Vec<Vec<u8>>)>,
+    /// By round and attempt.
+    clients: HashMap<(String, u32), Part>,
 }
+
+/// A client, and its masked chunks once they are made.
+type Part = (Client, Vec<Vec<u8>>);
 
 impl Hospital {
     pub fn new(name: &str, manner: Manner) -> Arc<Self> {
