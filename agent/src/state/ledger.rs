@@ -10,6 +10,7 @@ use consilium_federation::{Digest, StudyKey};
 use jiff::Timestamp;
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::{META, State, StateError, to_json};
 use crate::policy::Barrier;
@@ -214,6 +215,10 @@ pub struct Record {
     pub time: Timestamp,
     /// Hash of the entry before; that of nothing for the first.
     pub prev: Digest,
+    /// Not to be guessed outside, and open to whoever is shown the record: heads leave the hospital, and without it the
+    /// digest of a short vector in an entry could be found by trying out all vectors.
+    #[serde(default)]
+    pub salt: String,
     /// What.
     pub entry: Entry,
 }
@@ -237,6 +242,12 @@ fn parse_head(bytes: &[u8]) -> Result<Digest, StateError> {
     })
 }
 
+/// 128 bits that only the hospital's secret gives; the same for the same place in the same chain.
+fn salt(secret: &[u8], seq: u64, prev: Digest) -> String {
+    let parts = [b"consilium/ledger-salt/v1\0".as_slice(), secret, &seq.to_be_bytes(), prev.as_bytes()];
+    Digest::of_parts(parts).hex().chars().take(32).collect()
+}
+
 /// Appends within a transaction, so that an act and its entry are one.
 pub(super) fn append_in(write: &WriteTransaction, entry: &Entry, now: Timestamp) -> Result<Digest, StateError> {
     let mut ledger = write.open_table(LEDGER)?;
@@ -246,7 +257,11 @@ pub(super) fn append_in(write: &WriteTransaction, entry: &Entry, now: Timestamp)
         Some(bytes) => parse_head(bytes.value())?,
         None => genesis(),
     };
-    let bytes = to_json("a ledger entry", &Record { seq, time: now, prev, entry: entry.clone() })?;
+    let salt = {
+        let secret = meta.get("secret")?.map(|secret| Zeroizing::new(secret.value().to_vec())).unwrap_or_default();
+        salt(&secret, seq, prev)
+    };
+    let bytes = to_json("a ledger entry", &Record { seq, time: now, prev, salt, entry: entry.clone() })?;
     let head = Digest::of(&bytes);
     ledger.insert(seq, bytes.as_slice())?;
     meta.insert(HEAD, head.to_string().as_bytes())?;

@@ -182,10 +182,14 @@ impl HubRpc for SecureHub {
         let v1::BeginUploadRequest { attempt, chunks, manifest, .. } = request.into_inner();
         self.hear(&site, attempt, "Upload", &manifest)?;
         let digests: Vec<_> = chunks.iter().map(|bytes| ChunkDigest(bytes[..].try_into().unwrap())).collect();
-        self.admit(&site, &manifest, |hub, from, manifest: Signed<UploadManifest>| {
+        let sly = self.sly.load(Ordering::SeqCst);
+        let admitted = self.admit(&site, &manifest, |hub, from, manifest: Signed<UploadManifest>| {
             assert_eq!(manifest.body.chunks, digests, "the digests are those of the manifest");
             hub.manifest(from, manifest)
-        })?;
+        });
+        if !sly {
+            admitted?;
+        }
         let held = self.chunks.borrow();
         let lacks = |index: &u32| !held.contains_key(&(site.clone(), attempt, *index));
         Ok(Response::new(v1::BeginUploadReply { missing: (0..digests.len() as u32).filter(lacks).collect() }))
@@ -194,11 +198,9 @@ impl HubRpc for SecureHub {
     async fn put_chunk(&self, request: Request<v1::PutChunkRequest>) -> Result<Response<v1::PutChunkReply>, Status> {
         let site = self.caller(&request)?;
         let v1::PutChunkRequest { attempt, index, content, .. } = request.into_inner();
-        let expected = {
-            let machine = self.machine.lock().unwrap();
-            let digests = machine.as_ref().and_then(|hub| hub.chunk_digests(&SiteId::new(site.clone()).unwrap()));
-            digests.map(<[ChunkDigest]>::to_vec).ok_or_else(|| Status::failed_precondition("no manifest"))?
-        };
+        let manifest = self.said(&site, attempt, "Upload").pop();
+        let manifest = manifest.ok_or_else(|| Status::failed_precondition("no manifest"))?;
+        let expected = Signed::<UploadManifest>::from_bytes(&manifest).unwrap().body.chunks;
         assert_eq!(chunk_digest(&content), expected[index as usize]);
         self.chunks.send_modify(|chunks| drop(chunks.insert((site.clone(), attempt, index), content)));
         let held = self.chunks.borrow().keys().filter(|(s, a, _)| *s == site && *a == attempt).count();

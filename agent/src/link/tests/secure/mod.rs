@@ -3,284 +3,27 @@
 mod hostile;
 mod rosters;
 mod volumes;
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 
 use consilium_crds::FederatedStudySpec;
-use consilium_crds::study::{EVALUATION_CLIP, ProtocolKind};
-use consilium_federation::model::{ModelManifest, Tensor, TensorSchema};
-use consilium_federation::task::{ClassScore, ScoreFile};
+use consilium_federation::model::ModelManifest;
 use consilium_secagg::hub::Hub;
 use consilium_secagg::identity::SiteKey;
 use consilium_secagg::ids::SiteId;
-use consilium_secagg::layout::Layout;
-use consilium_secagg::ring::{RingParams, encode_head};
-use consilium_secagg::roster::{Governance, Roster, RosterEntry, SignedRoster, VerifiedRoster};
+use consilium_secagg::roster::{SignedRoster, VerifiedRoster};
+use consilium_secagg::spec::AttemptSpec;
 use consilium_secagg::sum;
 use consilium_secagg::weight::Weight;
 use consilium_secagg::wire::Message;
 use serde_json::json;
+use world::*;
 
 use super::secure_hub::SecureHub;
 use super::*;
 use crate::link::plan::attempt_spec;
-use crate::state::{AttemptKey, StoredScore, evaluate_vector, hub_digest};
-
-const SITES: [&str; 4] = ["alder", "birch", "cedar", "damson"];
-const PARAMETERS: u64 = 40;
-const STEPS: [ProtocolStep; 5] =
-    [ProtocolStep::Advertise, ProtocolStep::Share, ProtocolStep::Upload, ProtocolStep::Agree, ProtocolStep::Unmask];
-
-fn secure_spec() -> FederatedStudySpec {
-    let mut spec = spec();
-    spec.aggregation.secure.protocol = ProtocolKind::SecAgg;
-    spec
-}
-
-fn model() -> ModelManifest {
-    let tensors = vec![Tensor { name: "w".into(), shape: vec![PARAMETERS] }];
-    ModelManifest::new(TensorSchema(tensors), vec![Digest::of(b"payload")]).unwrap()
-}
-
-fn secure_work() -> RoundWork {
-    let model = model();
-    RoundWork { spec_digest: secure_spec().digest(), model: model.digest(), schema: model.tensors.digest(), ..work() }
-}
-
-fn governor() -> SiteKey {
-    SiteKey::from_seed(&[9; 32])
-}
-
-fn governance() -> Governance {
-    Governance { federation: "north".into(), keys: vec![governor().public()], required: 1 }
-}
-
-fn secure_policy() -> SitePolicy {
-    let key = consilium_crds::roster::key_text(&governor().public());
-    let pinned = json!({"federation": "north", "required": 1, "keys": [{"id": "chair", "publicKey": key}]});
-    let digest = json!(secure_spec().digest());
-    SitePolicy::new("default", policy(&[("/governance", pinned), ("/studies/0/specDigest", digest)]))
-}
-
-/// Randomness that never repeats within a process: an agent that is started again draws other numbers.
-fn fresh() -> Entropy {
-    static DRAWN: AtomicU64 = AtomicU64::new(0);
-    Entropy::from_fn(|bytes| {
-        for part in bytes.chunks_mut(32) {
-            let n = DRAWN.fetch_add(1, Ordering::SeqCst);
-            part.copy_from_slice(&Digest::of(&n.to_le_bytes()).as_bytes()[..part.len()]);
-        }
-    })
-}
-
-struct Hospital {
-    name: &'static str,
-    folder: PathBuf,
-    shown: Arc<Shown>,
-    policy: watch::Sender<Option<Arc<SitePolicy>>>,
-}
-
-impl Hospital {
-    fn volume(&self) -> PathBuf {
-        self.folder.join("state")
-    }
-
-    fn site(&self) -> SiteId {
-        SiteId::new(self.name).unwrap()
-    }
-}
-
-/// Four hospitals and a hub.
-struct Federation {
-    _dir: TempDir,
-    hub: Arc<SecureHub>,
-    address: std::net::SocketAddr,
-    hospitals: Vec<Hospital>,
-    roster: SignedRoster,
-    revision: AtomicU64,
-}
-
-fn sign(version: u64, entries: Vec<RosterEntry>, key: Option<&SiteKey>) -> SignedRoster {
-    let mut signed = SignedRoster::new(Roster { federation: "north".into(), version, entries });
-    if let Some(key) = key {
-        signed.sign(key);
-    }
-    signed
-}
-
-fn key(attempt: u32) -> AttemptKey {
-    AttemptKey { round_uid: "round".into(), attempt }
-}
-
-impl Federation {
-    async fn new() -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (pki, dir) = (Pki::new(), TempDir::new().unwrap());
-        let hospital = |name: &'static str| {
-            let folder = dir.path().join(name);
-            pki.site_folder(&folder.join("tls"), name);
-            let policy = watch::Sender::new(Some(Arc::new(secure_policy())));
-            Hospital { name, folder, shown: Arc::default(), policy }
-        };
-        let hospitals: Vec<Hospital> = SITES.map(hospital).into();
-        let (hub, address) = SecureHub::start(&pki).await;
-        let entry = |h: &Hospital| {
-            let state = State::open(&h.volume(), [1; 32]).unwrap();
-            RosterEntry { site: h.site(), key: state.site_key(&fresh()).unwrap().public() }
-        };
-        let roster = sign(3, hospitals.iter().map(entry).collect(), Some(&governor()));
-        hub.keep(canonical_json(&secure_spec()));
-        hub.keep(model().to_bytes());
-        hub.keep(roster.to_bytes());
-        Self { _dir: dir, hub, address, hospitals, roster, revision: AtomicU64::new(0) }
-    }
-
-    fn start(&self, of: usize) -> Agent {
-        let hospital = &self.hospitals[of];
-        self.start_on(of, &hospital.volume())
-    }
-
-    fn start_on(&self, of: usize, volume: &Path) -> Agent {
-        let Hospital { name, folder, shown, policy } = &self.hospitals[of];
-        let agent = start(name, folder, volume, self.address, None, policy.subscribe(), shown.clone(), fresh());
-        for (kind, reason) in [(TaskKind::Train, SiteReason::Ready), (TaskKind::Evaluate, SiteReason::Evaluated)] {
-            let uid = "round".to_owned();
-            agent.ctx.facts.set_round(RoundReport { uid, kind, reason, message: None, evaluation: None });
-        }
-        agent
-    }
-
-    fn verified(&self) -> VerifiedRoster {
-        governance().verify(&self.roster).unwrap()
-    }
-
-    /// The work of a step, as the hub's own machine would ask for it.
-    fn ask(&self, kind: TaskKind, attempt: u32, step: ProtocolStep, inputs: Option<Digest>) -> RoundWork {
-        let roster = Some(hub_digest(self.verified().digest()));
-        RoundWork { kind, attempt, step: Some(step), roster, inputs, ..secure_work() }
-    }
-
-    fn publish_to(&self, sites: &[&str], work: &RoundWork, rosters: Vec<Digest>) {
-        let revision = self.revision.fetch_add(1, Ordering::SeqCst) + 1;
-        let item = Item { uid: "round".into(), state: ItemState::Active, work: Work::Round(work.clone()) };
-        let assignment = Assignment { hub_epoch: "e".into(), revision, rosters, items: vec![item] };
-        let all: BTreeMap<String, Assignment> =
-            sites.iter().map(|site| ((*site).to_owned(), assignment.clone())).collect();
-        self.hub.desired.send_modify(|desired| desired.extend(all));
-    }
-
-    fn publish(&self, sites: &[&str], work: &RoundWork) {
-        self.publish_to(sites, work, vec![Digest::of(&self.roster.to_bytes())]);
-    }
-
-    fn open(&self, kind: TaskKind, attempt: u32) {
-        let work = self.ask(kind, attempt, ProtocolStep::Advertise, None);
-        let spec = attempt_spec(&work, &secure_spec(), &self.verified(), &model()).unwrap();
-        *self.hub.machine.lock().unwrap() = Some(Hub::open(spec, self.verified()).unwrap());
-    }
-
-    fn machine<T>(&self, act: impl FnOnce(&mut Hub) -> T) -> T {
-        act(self.hub.machine.lock().unwrap().as_mut().unwrap())
-    }
-
-    /// Closes the step before and asks everyone for this one.
-    fn ask_all(&self, kind: TaskKind, attempt: u32, step: ProtocolStep) {
-        let mut own = BTreeMap::new();
-        match step {
-            ProtocolStep::Share => {
-                let list = self.machine(|hub| hub.close_adverts().unwrap());
-                own.extend(SITES.map(|site| (site, self.hub.keep(list.to_bytes()))));
-            }
-            ProtocolStep::Upload => {
-                self.machine(|hub| hub.close_shares().unwrap());
-                for hospital in &self.hospitals {
-                    let bundle = self.machine(|hub| hub.bundle_for(&hospital.site()).unwrap());
-                    own.insert(hospital.name, self.hub.keep(bundle.to_bytes()));
-                }
-            }
-            ProtocolStep::Agree => {
-                let all: BTreeSet<SiteId> = self.hospitals.iter().map(Hospital::site).collect();
-                let statement = self.machine(|hub| hub.close_uploads(&all).unwrap());
-                own.extend(SITES.map(|site| (site, self.hub.keep(statement.to_bytes()))));
-            }
-            ProtocolStep::Unmask => {
-                let proof = self.machine(|hub| hub.close_agreement().unwrap());
-                own.extend(SITES.map(|site| (site, self.hub.keep(proof.to_bytes()))));
-            }
-            ProtocolStep::Advertise | ProtocolStep::Sum => self.open(kind, attempt),
-        }
-        for site in SITES {
-            self.publish(&[site], &self.ask(kind, attempt, step, own.get(site).copied()));
-        }
-    }
-
-    /// Waits until the hub's machine has everyone's part in the open step, with all chunks.
-    async fn all_done(&self, attempt: u32, step: ProtocolStep, of: usize) {
-        let complete = |chunks: &BTreeMap<(String, u32, u32), Bytes>| {
-            step != ProtocolStep::Upload || chunks.keys().filter(|(_, a, _)| *a == attempt).count() == 2 * of
-        };
-        until("chunks", self.hub.chunks.subscribe(), complete).await;
-        until(&format!("{step:?}"), self.hub.heard.subscribe(), |_| self.machine(|hub| hub.heard().len()) == of).await;
-    }
-
-    /// Runs an attempt among all up to and with this step.
-    async fn run_to(&self, kind: TaskKind, attempt: u32, last: ProtocolStep) {
-        for step in STEPS.into_iter().filter(|step| *step <= last) {
-            self.ask_all(kind, attempt, step);
-            self.all_done(attempt, step, SITES.len()).await;
-        }
-    }
-}
-
-/// The vector of a hospital, as chunks.
-fn encoded(of: usize, kind: TaskKind) -> (Vec<Vec<u8>>, Weight) {
-    let (clip, values): (f64, Vec<f32>) = match kind {
-        TaskKind::Evaluate => (EVALUATION_CLIP, vec![0.5 + 0.1 * of as f32]),
-        _ => (10.0, (0..PARAMETERS).map(|i| (of as f32 + 1.0) * 0.01 * i as f32).collect()),
-    };
-    let (ring, layout) = (RingParams::new(4, clip).unwrap(), Layout::new(0, values.len() as u64).unwrap());
-    let weight = Weight::from_examples(100 * (of as u64 + 1), consilium_crds::study::EXAMPLES_CAP, 1).unwrap();
-    let (mut head, mut body) = (vec![0; layout.head()], vec![0; values.len()]);
-    encode_head(&ring, weight, &[], &mut head).unwrap();
-    ring.encode(weight, &values, &mut body).unwrap();
-    (vec![sum::to_bytes(&head), sum::to_bytes(&body)], weight)
-}
-
-/// Puts a hospital's results on its volume, as the task port does.
-fn deliver(state: &State, of: usize) {
-    let now = "2026-01-01T00:00:00Z".parse().unwrap();
-    for (kind, name) in [(TaskKind::Train, "round".to_owned()), (TaskKind::Evaluate, evaluate_vector("round"))] {
-        let mut writer = state.begin_update(&name).unwrap();
-        encoded(of, kind).0.iter().for_each(|chunk| _ = writer.put_chunk(chunk).unwrap());
-        let meta = UpdateMeta {
-            task_uid: "task".into(),
-            task_name: format!("hippocampus-r3-{kind:?}"),
-            study: work().study,
-            spec_digest: secure_spec().digest(),
-            round: 3,
-            base: model().digest(),
-            roster_size: 4,
-            examples: 10,
-            norm: "1".into(),
-            clipped: false,
-            delivered: now,
-        };
-        writer.finish(meta).unwrap();
-    }
-    let class = ClassScore { label: 1, dice: 0.5, hd95_mm: None, assd_mm: None };
-    let score = ScoreFile { cases: 100, classes: vec![class] };
-    let (task_uid, task_name) = ("task".into(), "hippocampus-r3-Evaluate".into());
-    state.put_score("round", &StoredScore { task_uid, task_name, score, delivered: now }).unwrap();
-}
-
-async fn started() -> (Federation, Vec<Agent>) {
-    let federation = Federation::new().await;
-    let agents: Vec<Agent> = (0..SITES.len()).map(|of| federation.start(of)).collect();
-    agents.iter().enumerate().for_each(|(of, agent)| deliver(&agent.ctx.state, of));
-    (federation, agents)
-}
+use crate::state::{AttemptKey, evaluate_vector, hub_digest};
 
 async fn until_entry(agent: &Agent, what: &str, holds: impl Fn(&Entry) -> bool) {
     let look = async {
@@ -290,11 +33,6 @@ async fn until_entry(agent: &Agent, what: &str, holds: impl Fn(&Entry) -> bool) 
     };
     let found = tokio::time::timeout(LIMIT, look).await;
     assert!(found.is_ok(), "waited in vain for {what}: {:#?}", ledger(agent));
-}
-
-async fn until_refused(agent: &Agent, words: &str) {
-    let named = |entry: &Entry| matches!(entry, Entry::AttemptRefused { why, .. } if why.contains(words));
-    until_entry(agent, words, named).await;
 }
 
 /// The sum that the hub's machine makes of what came in must be that of the plain vectors.

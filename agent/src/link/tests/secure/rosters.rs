@@ -6,7 +6,7 @@ use crate::policy::{RosterSeen, SecureFacts};
 /// Whose keys hold is not the hub's to say.
 #[tokio::test]
 async fn rosters_that_governance_did_not_sign_or_has_replaced_do_not_hold() {
-    let federation = Federation::new().await;
+    let federation = Federation::new(0).await;
     let agent = federation.start(0);
     deliver(&agent.ctx.state, 0);
     let entries = federation.roster.roster.entries.clone();
