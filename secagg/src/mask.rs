@@ -4,7 +4,7 @@
 //! Any block-aligned range can be made alone, so uploads resume by chunk and all cores work at once. A mask is never
 //! stored: keystream goes from registers through a KiB of cache into the accumulator, and the accumulator is walked
 //! in 32 KiB tiles with all masks applied to one tile before the next, so that memory sees one read and one write
-//! however many hospitals there are.
+//! however many hospitals there are. While the cipher works on a tile, the next one is read into the cache.
 use crate::secret::Secret;
 use aes::cipher::array::{Array, ArraySize};
 use aes::cipher::consts::U16;
@@ -18,6 +18,8 @@ use std::num::NonZeroUsize;
 pub const BLOCK_ELEMENTS: usize = 4;
 /// Elements per tile: 32 KiB.
 const TILE: usize = 8192;
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 /// A ring element as masks can be applied to it: a number, or its four bytes on the wire.
 pub trait Element: Copy + Send {
@@ -116,11 +118,17 @@ impl MaskSet {
     /// [`Misaligned`]; the accumulator is then untouched.
     pub fn apply<E: Element>(&self, offset: u64, acc: &mut [E]) -> Result<(), Misaligned> {
         let first = first_block(offset)?;
-        for (t, tile) in acc.chunks_mut(TILE).enumerate() {
-            let block = first + (t * TILE / BLOCK_ELEMENTS) as u128;
-            for (sign, key) in &self.terms {
-                apply_one(*sign, key, block, tile);
+        let (mut block, mut rest) = (first, acc);
+        while !rest.is_empty() {
+            let (tile, after) = rest.split_at_mut(rest.len().min(TILE));
+            let ahead = &after[..after.len().min(TILE)];
+            let share = ahead.len().div_ceil(self.terms.len().max(1)).next_multiple_of(LINE);
+            for (t, (sign, key)) in self.terms.iter().enumerate() {
+                let ahead = ahead.get(t * share..).unwrap_or_default();
+                apply_one(*sign, key, block, tile, &ahead[..ahead.len().min(share)]);
             }
+            block += (TILE / BLOCK_ELEMENTS) as u128;
+            rest = after;
         }
         Ok(())
     }
@@ -156,13 +164,17 @@ fn first_block(offset: u64) -> Result<u128, Misaligned> {
     Ok(u128::from(offset) / BLOCK_ELEMENTS as u128)
 }
 
-fn apply_one<E: Element>(sign: Sign, key: &Aes256, block: u128, acc: &mut [E]) {
-    key.encrypt_with_backend(Accumulate { acc, sign, block });
+// A function of its own: merged into its callers, the cipher's registers are spilled in the inner loop.
+#[inline(never)]
+fn apply_one<E: Element>(sign: Sign, key: &Aes256, block: u128, acc: &mut [E], ahead: &[E]) {
+    key.encrypt_with_backend(Accumulate { acc, ahead, sign, block });
 }
 
 /// Runs inside the cipher's backend, so that keystream is made and used in parallel blocks of the machine's width.
 struct Accumulate<'a, E> {
     acc: &'a mut [E],
+    /// What comes into the cache on the way: a part of the next tile, read while the cipher is busy.
+    ahead: &'a [E],
     sign: Sign,
     block: u128,
 }
@@ -178,7 +190,12 @@ impl<E: Element> BlockCipherEncClosure for Accumulate<'_, E> {
         let mut keystream = ParBlocks::<B>::default();
         let width = counters.len();
         let (mut next, mut acc) = (self.block, self.acc);
+        let groups = acc.len().div_ceil(width * BLOCK_ELEMENTS).max(1);
+        let mut ahead = self.ahead.chunks(self.ahead.len().div_ceil(groups).max(1));
         while !acc.is_empty() {
+            for line in ahead.next().unwrap_or_default().iter().step_by(LINE) {
+                std::hint::black_box(*line);
+            }
             // Groups of counters begin on multiples of their width, so that only the last byte differs within one.
             let skip = if width.is_power_of_two() { (next as usize) & (width - 1) } else { 0 };
             set_counters(&mut counters, next - skip as u128);

@@ -26,7 +26,7 @@ fn keystream_is_nist_ctr() {
     let mut iv = [0; 16];
     hex::decode_to_slice("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff", &mut iv).unwrap();
     let mut acc = [0u32; 8];
-    apply_one(Sign::Plus, &Aes256::new(&key.into()), u128::from_be_bytes(iv), &mut acc);
+    apply_one(Sign::Plus, &Aes256::new(&key.into()), u128::from_be_bytes(iv), &mut acc, &[]);
     let stream: Vec<u8> = acc.iter().flat_map(|a| a.to_le_bytes()).collect();
     assert_eq!(hex::encode(stream), "0bdf7df1591716335e9a8b15c860c5025a6e699d536119065433863c8f657b94");
 }

@@ -111,13 +111,16 @@ fn train(_: &Arguments) -> Result<Vec<Value>> {
     let exported = folder.join("step.safetensors");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/bench/eager.py");
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    // Each has the cores to itself. PyTorch's threads spin between two loops unless told otherwise; ours sleep, since
+    // tasks of several studies share a node. The same for both, so that it is the step that is compared.
+    let spin = ("OMP_WAIT_POLICY", "ACTIVE");
     for _ in 0..3 {
         let mut rust = Command::new(&trainer);
-        rust.envs(libtorch::environment(&libtorch::ensure()?));
+        rust.envs([spin]).envs(libtorch::environment(&libtorch::ensure()?));
         rust.args(["bench-step", "--steps", "20", "--threads", "2", "--export"]).arg(&exported);
         ours.extend(figures(&process::output(&mut rust)?));
         let mut eager = Command::new(&python);
-        eager.arg(&script).arg(&exported).args(["--steps", "20", "--threads", "2"]);
+        eager.envs([spin]).arg(&script).arg(&exported).args(["--steps", "20", "--threads", "2"]);
         theirs.extend(figures(&process::output(&mut eager)?));
     }
     let (rust, eager) = (median(&ours, "secondsPerStep"), median(&theirs, "secondsPerStep"));
