@@ -123,7 +123,7 @@ impl RosterDocument {
         let roster = Roster { federation: self.federation.clone(), version: self.version, entries };
         let mut signed = SignedRoster::new(roster);
         for signature in &self.signatures {
-            let of = format!("the signature of {}", signature.public_key);
+            let of = format!("signer {}", signature.public_key);
             let key = parse_key(&of, &signature.public_key)?;
             signed.signatures.push((key, Signature(decode("signature", &of, &signature.signature)?)));
         }
@@ -194,7 +194,7 @@ mod tests {
         let bad = RosterSignature { public_key: document().sites[0].public_key.clone(), signature: "x".into() };
         let mut document = document();
         document.signatures.push(bad);
-        assert!(document.signed().unwrap_err().to_string().contains("signature of the signature of"));
+        assert!(document.signed().unwrap_err().to_string().contains("signature of signer"));
         assert!(RosterDocument::parse("{}").unwrap_err().to_string().contains("roster new"));
     }
 

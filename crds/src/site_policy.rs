@@ -307,6 +307,11 @@ pub struct LedgerHead {
     pub entries: u64,
     /// Hash of the last one.
     pub head: Digest,
+    /// The hub's Ed25519 signature over this very end, hexadecimal, once it has acknowledged it: proof for others of
+    /// what it was shown, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub countersignature: Option<String>,
 }
 
 /// A study as the hub offers it, for an administrator to opt in to.

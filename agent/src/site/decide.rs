@@ -239,7 +239,7 @@ mod tests {
             rosters: vec![AcceptedRoster { version: 3, digest: Digest::of(b"roster"), sites: 4 }],
             listed: true,
             trouble: None,
-            ledger: LedgerHead { entries: 7, head: Digest::of(b"head") },
+            ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
             rolled_back: None,
         }
     }

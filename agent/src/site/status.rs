@@ -6,6 +6,7 @@ use std::time::Duration;
 use consilium_crds::SitePolicy;
 use consilium_crds::roster::key_text;
 use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, SitePolicyStatus};
+use consilium_federation::report::LedgerEnd;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _};
@@ -111,7 +112,7 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         rosters: rosters.collect(),
         listed: seen.iter().any(|roster| roster.lists_us),
         trouble: ctx.facts.roster_trouble(),
-        ledger: LedgerHead { entries, head },
+        ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
         rolled_back: ctx.state.rolled_back()?,
     })
 }

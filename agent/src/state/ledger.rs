@@ -5,6 +5,7 @@
 //! chain makes a change or a gap visible; it does not keep an attacker with the
 //! volume from writing a new chain, which is why heads also go into RoundTasks.
 
+use consilium_federation::report::LedgerEnd;
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, StudyKey};
 use jiff::Timestamp;
@@ -19,6 +20,8 @@ const LEDGER: TableDefinition<u64, &[u8]> = TableDefinition::new("ledger");
 /// Hash of an entry to its number.
 const HEADS: TableDefinition<&str, u64> = TableDefinition::new("ledger-heads");
 const HEAD: &str = "ledger-head";
+/// The hub's last signature over an end of the ledger.
+const COUNTERSIGNED: &str = "ledger-countersigned";
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -282,6 +285,23 @@ impl State {
     pub fn ledger_end(&self) -> Result<(u64, Digest), StateError> {
         let entries = self.0.db.begin_read()?.open_table(LEDGER)?.len()?;
         Ok((entries, self.head()?))
+    }
+
+    /// Keeps the hub's signature over an end of the ledger, in place of an earlier one.
+    pub fn put_countersigned(&self, end: LedgerEnd, signature: &[u8]) -> Result<(), StateError> {
+        let record = to_json(COUNTERSIGNED, &(end, hex::encode(signature)))?;
+        if self.blob(COUNTERSIGNED)?.as_deref() == Some(&record[..]) {
+            return Ok(());
+        }
+        self.put_blob(COUNTERSIGNED, &record)
+    }
+
+    /// The hub's signature over this end of the ledger, hexadecimal, if it is the one that it signed last.
+    pub fn countersigned(&self, end: LedgerEnd) -> Result<Option<String>, StateError> {
+        let Some(record) = self.blob(COUNTERSIGNED)? else { return Ok(None) };
+        let (signed, signature): (LedgerEnd, String) =
+            serde_json::from_slice(&record).map_err(StateError::damaged(COUNTERSIGNED))?;
+        Ok((signed == end).then_some(signature))
     }
 
     /// Appends an entry, durably; returns the new head.

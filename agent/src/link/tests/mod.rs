@@ -15,7 +15,7 @@ use consilium_crds::round_task::Irreversible;
 use consilium_federation::Digest;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
 use consilium_federation::digest::canonical_json;
-use consilium_federation::report::RoundReport;
+use consilium_federation::report::{LedgerEnd, RoundReport};
 use consilium_federation::round::{ProtocolStep, SiteReason};
 use consilium_federation::task::TaskKind;
 use hub::{FakeHub, Fault, Pki, TinyProxy};
@@ -391,10 +391,23 @@ async fn a_hub_that_remembers_more_of_the_ledger_shows_that_the_volume_was_set_b
         tokio::task::yield_now().await;
     }
     assert!(agent.ctx.state.rolled_back().unwrap().unwrap().why.contains("99 entries"));
-    // The hub's signature over it lies on the volume, for whoever has to prove what was shown to it.
-    while agent.ctx.state.blob("ledger-countersigned").unwrap().is_none() {
+}
+
+/// Whoever has to prove what the hub was shown finds its signature over the ledger's end; one over another end proves
+/// nothing about this one.
+#[tokio::test]
+async fn the_hubs_signature_over_the_ledgers_end_is_kept() {
+    let world = World::new().await;
+    let agent = world.agent(None);
+    let (entries, head) = agent.ctx.state.ledger_end().unwrap();
+    let shown = consilium_proto::v1::LedgerEnd { entries, head: head.to_string() };
+    *world.hub.ledger.lock().unwrap() = Some(shown);
+    let end = LedgerEnd { entries, head };
+    world.ready(&agent);
+    while agent.ctx.state.countersigned(end).unwrap() != Some("07".repeat(64)) {
         tokio::task::yield_now().await;
     }
+    assert_eq!(agent.ctx.state.countersigned(LedgerEnd { entries: entries + 1, head }).unwrap(), None);
 }
 
 async fn reason_of(status: watch::Receiver<LinkStatus>, expected: &str) {
