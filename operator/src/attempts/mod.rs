@@ -60,13 +60,12 @@ pub enum Inputs {
 }
 
 impl Inputs {
-    /// What this hospital starts from; `Err` when the step needs something and there is nothing for it.
-    #[allow(clippy::result_unit_err, reason = "there is nothing more to say: it is not asked for this step")]
-    pub fn of(&self, site: &SiteName) -> Result<Option<Digest>, ()> {
+    /// What this hospital starts from, if the step has something for it.
+    pub fn of(&self, site: &SiteName) -> Option<Digest> {
         match self {
-            Self::Nothing => Ok(None),
-            Self::Same(digest) => Ok(Some(*digest)),
-            Self::Each(each) => each.get(site).copied().map(Some).ok_or(()),
+            Self::Nothing => None,
+            Self::Same(digest) => Some(*digest),
+            Self::Each(each) => each.get(site).copied(),
         }
     }
 }

@@ -82,5 +82,5 @@ fn starting_point(state: &RoundState, site: &SiteName, step: ProtocolStep, input
     if state.roster.is_none() || step == ProtocolStep::Advertise {
         return Some(None);
     }
-    inputs.of(site).ok().filter(Option::is_some)
+    inputs.of(site).map(Some)
 }

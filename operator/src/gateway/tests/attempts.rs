@@ -171,7 +171,7 @@ impl World {
             let mut item = round_item(ROUND, self.model, Some(step));
             let Work::Round(work) = &mut item.work else { unreachable!("a round's item") };
             work.roster = Some(Digest::from_bytes(self.roster.digest().0));
-            work.inputs = self.inputs.of(&name(site)).unwrap_or_default();
+            work.inputs = self.inputs.of(&name(site));
             self.rig.hub.publish(&name(site), vec![item]);
         }
     }
@@ -354,9 +354,8 @@ async fn messages_that_do_not_fit_are_refused_and_the_others_go_on() {
     }
 }
 
-/// A bundle holds shares for one hospital's eyes; another's work does not lead to it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bundle_is_for_its_hospital_alone() {
+/// An attempt of all hospitals whose upload step is open.
+async fn at_upload() -> (World, Vec<Hospital>) {
     let mut hospitals = hospitals();
     let mut world = World::new(&hospitals).await;
     for step in [ProtocolStep::Advertise, ProtocolStep::Share] {
@@ -366,6 +365,13 @@ async fn a_bundle_is_for_its_hospital_alone() {
         }
     }
     world.open(ProtocolStep::Upload).await;
+    (world, hospitals)
+}
+
+/// A bundle holds shares for one hospital's eyes; another's work does not lead to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_for_its_hospital_alone() {
+    let (world, _) = at_upload().await;
     let digest = world.input_of(&name("birch")).unwrap().to_string();
     let request = v1::GetObjectRequest { digest };
     assert_eq!(world.rig.site("alder").get_object(request.clone()).await.unwrap_err().code(), Code::NotFound);
@@ -375,15 +381,7 @@ async fn a_bundle_is_for_its_hospital_alone() {
 /// Under masks an upload without a signed manifest, or with other chunks than it lists, never reaches the journal.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_under_masks_is_what_its_manifest_says() {
-    let mut hospitals = hospitals();
-    let mut world = World::new(&hospitals).await;
-    for step in [ProtocolStep::Advertise, ProtocolStep::Share] {
-        world.open(step).await;
-        for hospital in &mut hospitals {
-            world.act(hospital).await;
-        }
-    }
-    world.open(ProtocolStep::Upload).await;
+    let (world, mut hospitals) = at_upload().await;
     let mut alder = world.rig.site("alder");
     let input = world.fetch(&mut alder, &name("alder")).await;
     let manifest: Bytes = hospitals[0].act(&world, ProtocolStep::Upload, input.as_deref()).into();
