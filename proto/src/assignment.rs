@@ -74,20 +74,24 @@ impl TryFrom<v1::Assignment> for Assignment {
     }
 }
 
+/// UIDs name files here, and are shown to people who copy them into a policy.
+fn uid(field: &'static str, text: String) -> Result<String, WireError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if text.is_empty() || text.len() > 63 || !text.bytes().all(plain) {
+        return Err(WireError::new(field, text, "expected a Kubernetes UID"));
+    }
+    Ok(text)
+}
+
 impl TryFrom<v1::Item> for Item {
     type Error = WireError;
     fn try_from(item: v1::Item) -> Result<Self, WireError> {
-        if item.uid.is_empty()
-            || item.uid.len() > 63
-            || !item.uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        {
-            return Err(WireError::new("items.uid", item.uid, "expected a Kubernetes UID"));
-        }
+        let uid = uid("items.uid", item.uid)?;
         let work = match item.work.ok_or_else(|| WireError::missing("items.work"))? {
             v1::item::Work::Round(round) => Work::Round(round.try_into()?),
             v1::item::Work::Deploy(deploy) => Work::Deploy(deploy.try_into()?),
         };
-        Ok(Self { uid: item.uid, state: read("items.state", &item.state)?, work })
+        Ok(Self { uid, state: read("items.state", &item.state)?, work })
     }
 }
 
@@ -100,7 +104,7 @@ impl TryFrom<v1::RoundWork> for RoundWork {
         let step = if w.step.is_empty() { None } else { Some(read("round.step", &w.step)?) };
         Ok(Self {
             study: w.study.parse().map_err(|e| WireError::new("round.study", &w.study, e))?,
-            study_uid: w.study_uid,
+            study_uid: uid("round.study_uid", w.study_uid)?,
             spec_digest: read("round.spec_digest", &w.spec_digest)?,
             round: w.round,
             kind: read("round.kind", &w.kind)?,

@@ -94,8 +94,8 @@ pub fn remembered_end(status: Option<&RoundTaskStatus>) -> Option<(SiteReason, S
     Some((reason, message.unwrap_or_default()))
 }
 
-/// The fact for the hub. What a trainer wrote may name files of patients, and no refusal owes a justification: both
-/// stay in the hospital.
+/// The fact for the hub. What a trainer wrote may name files of patients, or be what a study's image wants to tell the hub
+/// past the masks, and no refusal owes a justification: all of it stays in the hospital.
 pub fn report(uid: &str, kind: TaskKind, verdict: &Verdict, evaluation: Option<Evaluation>) -> RoundReport {
     let message = match verdict.reason {
         SiteReason::InvalidData => {
@@ -103,7 +103,7 @@ pub fn report(uid: &str, kind: TaskKind, verdict: &Verdict, evaluation: Option<E
         }
         SiteReason::Failed => Some("no result; the RoundTask in the hospital says why".to_owned()),
         SiteReason::OutOfMemory => Some("ran out of memory and is tried again".to_owned()),
-        SiteReason::Rejected => verdict.message.clone(),
+        SiteReason::Rejected => Some("the result was refused; the RoundTask in the hospital says why".to_owned()),
         _ => None,
     };
     RoundReport { uid: uid.to_owned(), kind, reason: verdict.reason, message, evaluation }
@@ -170,10 +170,10 @@ mod tests {
         }
     }
 
-    /// File names can be names of patients.
+    /// File names can be names of patients, and the words of a study's image can be scans: whatever the reason.
     #[test]
     fn what_a_trainer_or_a_policy_says_stays_in_the_hospital() {
-        for reason in [SiteReason::InvalidData, SiteReason::Failed, SiteReason::DeniedByPolicy, SiteReason::Queued] {
+        for reason in SiteReason::ALL {
             let report = report("u", TaskKind::Train, &verdict(reason, "doe_jane.nii.gz"), None);
             assert!(!format!("{report:?}").contains("doe_jane"), "{reason:?}");
         }

@@ -84,6 +84,27 @@ pub enum SiteReason {
 }
 
 impl SiteReason {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::Offered,
+        Self::AwaitingApproval,
+        Self::AwaitingRoster,
+        Self::DeniedByPolicy,
+        Self::SpecChanged,
+        Self::Queued,
+        Self::IncompatibleGPU,
+        Self::NetworkPolicyNotEnforced,
+        Self::Training,
+        Self::OutOfMemory,
+        Self::InvalidData,
+        Self::Failed,
+        Self::Ready,
+        Self::Submitted,
+        Self::Rejected,
+        Self::Missed,
+        Self::Evaluated,
+    ];
+
     /// The hospital will not come by itself; someone would have to act there.
     pub const fn is_out(self) -> bool {
         matches!(
