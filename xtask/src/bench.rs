@@ -20,7 +20,7 @@ use crate::{
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Names: aggregate, secagg, train. All of them if none is given.
+    /// Names: aggregate, round, secagg, train. All of them if none is given.
     names: Vec<String>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
@@ -38,6 +38,7 @@ type Bench = fn(&Arguments) -> Result<Vec<Value>>;
 
 const BENCHES: &[(&str, Bench)] = &[
     ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", &[], arguments)),
+    ("round", round),
     ("secagg", |arguments| example("consilium-secagg", "bench", &["all"], arguments)),
     ("train", train),
 ];
@@ -46,7 +47,7 @@ const BENCHES: &[(&str, Bench)] = &[
 pub fn run(arguments: &Arguments) -> Result<()> {
     for name in &arguments.names {
         if BENCHES.iter().all(|(bench, _)| bench != name) {
-            let problem = format!("there is no bench {name:?}; the benches are aggregate, secagg, train");
+            let problem = format!("there is no bench {name:?}; the benches are aggregate, round, secagg, train");
             return Err(Error::Malformed { path: "cargo xtask bench".into(), problem });
         }
     }
@@ -87,6 +88,19 @@ fn build(package: &str, target: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(&libtorch::ensure()?);
     command.args(["build", "--release", "--package", package]).args(target);
     cargo::find(&cargo::build(&mut command, &[])?, target.last().copied().unwrap_or_default())
+}
+
+/// A whole round without training: the operator's own program beside an API server, and a process for each hospital.
+fn round(arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut command = cargo::command(&libtorch::ensure()?);
+    command.args(["build", "--release", "--package", "consilium-operator", "--package", "consilium-tests"]);
+    let built = cargo::build(command.args(["--bin", "consilium-operator", "--example", "bench_round"]), &[])?;
+    let mut bench = Command::new(cargo::find(&built, "bench_round")?);
+    bench.env("CONSILIUM_OPERATOR", cargo::find(&built, "consilium-operator")?);
+    if arguments.long {
+        bench.arg("--long");
+    }
+    Ok(figures(&process::output(&mut bench)?))
 }
 
 fn example(package: &str, name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {
