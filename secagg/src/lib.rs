@@ -6,7 +6,7 @@
 //! studies or rounds beyond the digests that bind a session to them.
 //!
 //! `docs/guides/secure-aggregation.md` says what is promised, against whom and under which assumptions.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod advert;
@@ -20,6 +20,7 @@ pub mod ids;
 pub mod keys;
 pub mod layout;
 pub mod mask;
+mod prefetch;
 pub mod ring;
 pub mod roster;
 pub mod secret;

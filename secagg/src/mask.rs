@@ -4,7 +4,9 @@
 //! Any block-aligned range can be made alone, so uploads resume by chunk and all cores work at once. A mask is never
 //! stored: keystream goes from registers through a KiB of cache into the accumulator, and the accumulator is walked
 //! in 32 KiB tiles with all masks applied to one tile before the next, so that memory sees one read and one write
-//! however many hospitals there are. While the cipher works on a tile, the next one is read into the cache.
+//! however many hospitals there are. While the cipher works on a tile, the next one is fetched into the cache: by hints,
+//! since a load that waits for memory holds up the cipher behind it.
+use crate::prefetch::prefetch;
 use crate::secret::Secret;
 use aes::cipher::array::{Array, ArraySize};
 use aes::cipher::consts::U16;
@@ -173,7 +175,7 @@ fn apply_one<E: Element>(sign: Sign, key: &Aes256, block: u128, acc: &mut [E], a
 /// Runs inside the cipher's backend, so that keystream is made and used in parallel blocks of the machine's width.
 struct Accumulate<'a, E> {
     acc: &'a mut [E],
-    /// What comes into the cache on the way: a part of the next tile, read while the cipher is busy.
+    /// What comes into the cache on the way: a part of the next tile, fetched while the cipher is busy.
     ahead: &'a [E],
     sign: Sign,
     block: u128,
@@ -193,9 +195,7 @@ impl<E: Element> BlockCipherEncClosure for Accumulate<'_, E> {
         let groups = acc.len().div_ceil(width * BLOCK_ELEMENTS).max(1);
         let mut ahead = self.ahead.chunks(self.ahead.len().div_ceil(groups).max(1));
         while !acc.is_empty() {
-            for line in ahead.next().unwrap_or_default().iter().step_by(LINE) {
-                std::hint::black_box(*line);
-            }
+            ahead.next().unwrap_or_default().iter().step_by(LINE).for_each(prefetch);
             // Groups of counters begin on multiples of their width, so that only the last byte differs within one.
             let skip = if width.is_power_of_two() { (next as usize) & (width - 1) } else { 0 };
             set_counters(&mut counters, next - skip as u128);
