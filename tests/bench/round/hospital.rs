@@ -43,7 +43,8 @@ pub(crate) fn run(folder: &Path) {
     rustls::crypto::ring::default_provider().install_default().expect("the first provider");
     let text = fs::read_to_string(folder.join("hospital.json")).expect("hospital.json");
     let setup: Setup = serde_json::from_str(&text).expect("a setup");
-    tracing_subscriber::fmt().with_env_filter("warn").init();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(serve(folder, setup));
 }

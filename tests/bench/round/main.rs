@@ -5,7 +5,8 @@
 //! What is left out is the kubelet: no pods start. One JSON object a line:
 //! `{"bench","case","metric","value","unit","against","ratio","budget","met"}`.
 //!
-//! Run it by `cargo xtask bench round`, which starts the API server; `--long` adds models and rosters that take minutes.
+//! Run it by `cargo xtask bench round`; `--long` adds models and rosters that take minutes. The program itself, with
+//! `CONSILIUM_OPERATOR` naming the operator's, takes `--shape SITES,MILLIONS,ROUNDS` and the hospitals' `RUST_LOG`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot run stops with what it met")]
 
 mod federation;
@@ -30,6 +31,13 @@ fn main() {
         return hospital::run(&PathBuf::from(folder));
     }
     let long = arguments.iter().any(|argument| argument == "--long");
+    if let [flag, shape] = &arguments[..]
+        && flag == "--shape"
+    {
+        let numbers: Vec<usize> = shape.split(',').map(|n| n.parse().expect("SITES,MILLIONS,ROUNDS")).collect();
+        let [sites, millions, rounds] = numbers[..] else { panic!("--shape SITES,MILLIONS,ROUNDS") };
+        return measure(Shape { sites, millions, rounds: rounds as u32 });
+    }
     let mut shapes = vec![
         Shape { sites: 3, millions: 1, rounds: 9 },
         Shape { sites: 8, millions: 1, rounds: 5 },
@@ -40,15 +48,17 @@ fn main() {
         shapes.push(Shape { sites: 8, millions: 100, rounds: 1 });
         shapes.push(Shape { sites: 50, millions: 1, rounds: 2 });
     }
-    for shape in shapes {
-        let found = Federation::new(shape).measure();
-        let case = format!("{} hospitals x {}M parameters", shape.sites, shape.millions);
-        // Only the shape that peers were measured with has a limit on its time.
-        let budget = (shape.sites, shape.millions) == (3, 1);
-        figure(&case, "round without training", found.seconds, "s", budget.then_some(ROUND_BUDGET));
-        figure(&case, "hub peak memory (VmHWM)", found.hub_mb, "MB", Some(MEMORY_BUDGET));
-        figure(&case, "hospital peak memory (VmHWM)", found.hospital_mb, "MB", Some(MEMORY_BUDGET));
-    }
+    shapes.into_iter().for_each(measure);
+}
+
+fn measure(shape: Shape) {
+    let found = Federation::new(shape).measure();
+    let case = format!("{} hospitals x {}M parameters", shape.sites, shape.millions);
+    // Only the shape that peers were measured with has a limit on its time.
+    let budget = (shape.sites, shape.millions) == (3, 1);
+    figure(&case, "round without training", found.seconds, "s", budget.then_some(ROUND_BUDGET));
+    figure(&case, "hub peak memory (VmHWM)", found.hub_mb, "MB", Some(MEMORY_BUDGET));
+    figure(&case, "hospital peak memory (VmHWM)", found.hospital_mb, "MB", Some(MEMORY_BUDGET));
 }
 
 fn figure(case: &str, metric: &str, value: f64, unit: &str, budget: Option<f64>) {
