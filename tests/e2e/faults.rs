@@ -1,6 +1,6 @@
 //! What a kill costs.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use serde_json::Value;
 use xtask::{
@@ -44,17 +44,21 @@ pub fn unslow(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// No hospital has started a task of this study a second time.
-pub fn trained_once(world: &World, study: &str) -> Outcome {
-    for site in &world.federation.sites {
-        let tasks = wait::list(site, TASKS, "roundtasks")?;
-        for task in tasks.iter().filter(|task| task["spec"]["study"] == format!("{RESEARCH}/{study}")) {
-            ensure(task["status"]["try"].as_u64().unwrap_or(1) == 1, || {
-                format!("{} trained again: {}", site.name, task["status"])
-            })?;
-        }
+/// Waits until a round's model stands and is scored, which is when the tasks that made it can still be asked: each of these
+/// hospitals has one, and started it once. With the round they go.
+pub fn trained_once(world: &World, study: &str, round: u64, hospitals: &[&str]) -> Result<Value, Box<dyn Error>> {
+    let scored = |seen: &Value| seen["status"]["round"]["step"] == "Evaluating";
+    let summed = world.until_round(study, round, &format!("round {round} of {study} is scored"), scored)?;
+    for name in hospitals {
+        let tasks = wait::list(world.federation.site(name)?, TASKS, "roundtasks")?;
+        let of_round = |task: &&Value| {
+            let spec = &task["spec"];
+            spec["study"] == format!("{RESEARCH}/{study}") && spec["round"] == round && spec["kind"] == "Train"
+        };
+        let tries: Vec<&Value> = tasks.iter().filter(of_round).map(|task| &task["status"]["try"]).collect();
+        ensure(tries == [&Value::from(1)], || format!("{name}: the tries of round {round}'s training are {tries:?}"))?;
     }
-    Ok(())
+    Ok(summed)
 }
 
 fn reason(round: &Value, site: &str) -> String {
@@ -65,11 +69,9 @@ fn reason(round: &Value, site: &str) -> String {
 pub fn kills(world: &World) -> Outcome {
     let federation = &world.federation;
     on_a_slow_link(federation.site("alder")?, || kills_on_a_slow_link(world))?;
-    view::follow(federation, "kills", ROUND)?;
-    let rounds = study::rounds(federation, "kills")?;
-    let contributors = rounds.first().map(|r| r["status"]["round"]["contributors"].clone()).unwrap_or_default();
-    ensure(contributors == 4, || format!("contributors: {contributors}"))?;
-    trained_once(world, "kills")
+    let summed = trained_once(world, "kills", 1, &HOSPITALS)?;
+    ensure(World::contributors(&summed) == HOSPITALS, || view::describe(&summed))?;
+    Ok(view::follow(federation, "kills", ROUND)?)
 }
 
 fn kills_on_a_slow_link(world: &World) -> Outcome {

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use xtask::{
     cache, cluster,
-    federation::{Federation, data, install, promote, roster, study},
+    federation::{Federation, data, install, promote, roster, study, view, wait},
     images, plugin,
 };
 
@@ -35,10 +35,11 @@ pub const ROUND: Duration = Duration::from_secs(300);
 
 fn start() -> Result<World, Box<dyn Error>> {
     let hospitals: Vec<String> = HOSPITALS.map(str::to_owned).to_vec();
+    cluster::check(&hospitals)?;
+    cluster::down()?;
     let images = images::build(&images::Variant::Cpu, &[])?;
     let plugin = plugin::build()?;
     let data = data::make(&data::Source::Phantoms { cases: 10 }, &hospitals)?;
-    cluster::down()?;
     let clusters = cluster::up(&cluster::Spec { hospitals })?;
     images::load_all(&clusters, &images)?;
     let federation = Federation::new(clusters, images)?;
@@ -151,6 +152,30 @@ impl World {
             study::apply_policy(self.federation.site(site)?, policy)?;
         }
         Ok(())
+    }
+
+    /// A round of a study as it stands; `Null` while it is not there.
+    pub fn round(&self, study: &str, number: u64) -> xtask::error::Result<Value> {
+        let rounds = study::rounds(&self.federation, study)?;
+        Ok(rounds.into_iter().find(|round| round["spec"]["number"] == number).unwrap_or_default())
+    }
+
+    /// Waits until a round is as it should be; fails at once when the round has failed.
+    pub fn until_round(
+        &self,
+        study: &str,
+        number: u64,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Box<dyn Error>> {
+        let seen = wait::until(&self.federation.hub, what, ROUND, || {
+            let seen = self.round(study, number)?;
+            let over = holds(&seen) || seen["status"]["round"]["step"] == "Failed";
+            Ok(wait::Answer::of(over.then(|| seen.clone()), view::describe(&seen)))
+        })?;
+        let why = || format!("{what}: {}: {}", view::describe(&seen), seen["status"]["round"]["message"]);
+        ensure(holds(&seen), why)?;
+        Ok(seen)
     }
 
     /// Names of the hospitals whose updates are in a round's model, in the order of the round.

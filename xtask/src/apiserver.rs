@@ -7,7 +7,6 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -19,7 +18,7 @@ use serde_json::json;
 use crate::{
     cache,
     error::{Error, IoContext, Result},
-    generate, process, tools,
+    generate, packages, process, tools,
 };
 
 /// How long the server may take to be ready; a loaded machine needs its time.
@@ -54,14 +53,15 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts etcd and the API server and waits until `/readyz` says ok.
     pub fn start() -> Result<Self> {
+        packages::ensure(packages::SETPRIV)?;
         let kube = tools::ensure()?.program("kube");
         let folder = cache::sub("apiserver")?.join(std::process::id().to_string());
         cache::folder(folder.clone())?;
         let mut server = Self { folder, children: Vec::new() };
         let [etcd, peer, port] = free_ports()?;
-        server.spawn("etcd", Command::new(&kube).args(etcd_arguments(&server.folder, etcd, peer)))?;
+        server.spawn("etcd", child_of_ours(&kube).args(etcd_arguments(&server.folder, etcd, peer)))?;
         server.write_credentials(port)?;
-        server.spawn("kube-apiserver", Command::new(&kube).args(server_arguments(&server.folder, etcd, port)))?;
+        server.spawn("kube-apiserver", child_of_ours(&kube).args(server_arguments(&server.folder, etcd, port)))?;
         server.wait(port)?;
         Ok(server)
     }
@@ -75,8 +75,7 @@ impl ApiServer {
         let log = self.log(name);
         let file = File::create(&log).at("write", &log)?;
         let errors = file.try_clone().at("write", &log)?;
-        // A group of its own, so that Ctrl-C reaches us first and we end it in order.
-        let child = command.process_group(0).stdin(Stdio::null()).stdout(file).stderr(errors).spawn();
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn();
         let child = child.map_err(|source| Error::Spawn { command: name.to_owned(), source })?;
         self.children.push(child);
         Ok(())
@@ -149,6 +148,13 @@ impl Drop for ApiServer {
         }
         fs::remove_dir_all(&self.folder).ok();
     }
+}
+
+/// The kernel ends it when we end, however we do: nothing of it is to be kept, and it serves with every right.
+fn child_of_ours(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 fn etcd_arguments(folder: &Path, client: u16, peer: u16) -> Vec<String> {

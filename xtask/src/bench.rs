@@ -51,12 +51,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             return Err(Error::Malformed { path: "cargo xtask bench".into(), problem });
         }
     }
+    let mut missed = Vec::new();
     for (name, bench) in BENCHES {
         if arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name) {
-            bench(arguments)?.iter().for_each(|figure| show(figure, arguments.json));
+            let figures = bench(arguments)?;
+            figures.iter().for_each(|figure| show(figure, arguments.json));
+            if figures.is_empty() {
+                missed.push(format!("{name}: no figures"));
+            }
+            missed.extend(
+                figures.iter().filter(|f| f["met"] == false).map(|f| format!("{name}: {} {}", f["case"], f["metric"])),
+            );
         }
     }
-    Ok(())
+    if missed.is_empty() { Ok(()) } else { Err(Error::Missed { figures: missed.join("\n  ") }) }
 }
 
 fn show(figure: &Value, json: bool) {

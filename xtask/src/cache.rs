@@ -21,7 +21,9 @@ pub fn root() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home);
     let base = base.ok_or(Error::MissingTool { what: "a cache folder", way_out: "set XDG_CACHE_HOME or HOME" })?;
-    folder(base.join("consilium"))
+    // The kernel knows what is mounted in it by its real path, and `down` looks for that.
+    let root = folder(base.join("consilium"))?;
+    root.canonicalize().at("follow", root)
 }
 
 /// A folder in the cache, made if it is not there.
@@ -109,7 +111,7 @@ pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let python = environment.join("bin/python");
     let stamp = Stamp::new(&folder, name, fingerprint(packages.iter().map(|package| package.as_bytes())));
     if !stamp.is_current() || !python.exists() {
-        crate::packages::ensure_pip()?;
+        crate::packages::ensure_venv()?;
         process::output(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
         process::output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
         stamp.write()?;

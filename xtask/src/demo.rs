@@ -12,7 +12,7 @@ use crate::{
     cache, cluster,
     error::{IoContext, Result},
     federation::{Federation, data, install, promote, roster, study, view},
-    images, plugin,
+    images, interrupt, plugin,
 };
 
 /// What the demo can be told.
@@ -84,13 +84,16 @@ fn round1(value: f64) -> f64 {
 
 /// Runs the demo; the clusters are taken down at its end, whether it succeeds or not, unless `--keep` was given.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.keep {
+        interrupt::takes_clusters_down();
+    }
     let result = demo(arguments);
     if arguments.keep {
         eprintln!("The clusters go on running: `cargo xtask cluster exec hub -- kubectl get trounds -A`;");
         eprintln!("`cargo xtask cluster down` ends them.");
         return result;
     }
-    cluster::down().and(result)
+    result.and(cluster::down())
 }
 
 fn demo(arguments: &Arguments) -> Result<()> {
@@ -102,14 +105,15 @@ fn demo(arguments: &Arguments) -> Result<()> {
         None => data::Source::Phantoms { cases: 20 },
     };
     eprintln!("Consilium demo, {}.", source.describe());
+    // What is amiss is said before anything is built, and clusters of an earlier run keep no core busy meanwhile.
+    cluster::check(&arguments.hospitals)?;
+    cluster::down()?;
     let mut clock = Clock::default();
     let images = images::build(&images::Variant::Cpu, &[])?;
     let plugin = plugin::build()?;
     clock.step("programs and images");
     let data = data::make(&source, &arguments.hospitals)?;
     clock.step("data of the hospitals");
-    // Each run begins with clusters that know nothing of the one before.
-    cluster::down()?;
     let clusters = cluster::up(&cluster::Spec { hospitals: arguments.hospitals.clone() })?;
     clock.step("clusters (hub and hospitals)");
     images::load_all(&clusters, &images)?;

@@ -48,6 +48,8 @@ pub enum Error {
     Verify { failed: String },
     #[error("the charts are not as they should be:\n  {faults}")]
     Charts { faults: String },
+    #[error("these figures miss their budgets:\n  {figures}\nRun the bench again on a machine that does nothing else")]
+    Missed { figures: String },
     #[error("certificate for `{name}`: {source}")]
     Pki { name: String, source: rcgen::Error },
 }

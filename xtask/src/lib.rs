@@ -13,6 +13,7 @@ pub mod error;
 pub mod federation;
 pub mod generate;
 pub mod images;
+pub mod interrupt;
 pub mod libtorch;
 mod licences;
 pub mod metrics;

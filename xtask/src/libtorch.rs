@@ -129,9 +129,16 @@ pub fn download(name: &str, version: &str) -> Result<PathBuf> {
     for platform in ["manylinux_2_28", "manylinux_2_25", "manylinux_2_17", "manylinux2014"] {
         pip.arg("--platform").arg(format!("{platform}_x86_64"));
     }
-    pip.arg("--dest").arg(&downloads).arg(format!("{name}=={version}"));
+    // pip copies to where it is told piece by piece; only a whole wheel gets its place.
+    let draft = downloads.join(format!("{name}.new"));
+    remove_folder(&draft)?;
+    pip.arg("--dest").arg(&draft).arg(format!("{name}=={version}"));
     let log = cache::sub("logs")?.join(format!("download-{name}.log"));
     process::logged(&format!("downloading {name} {version}"), &mut pip, &log)?;
+    if let Some(wheel) = find_wheel(&draft, name, version)? {
+        fs::rename(&wheel, downloads.join(wheel.file_name().unwrap_or_default())).at("move", &wheel)?;
+    }
+    remove_folder(&draft)?;
     find_wheel(&downloads, name, version)?.ok_or_else(|| Error::Malformed {
         path: downloads,
         problem: format!("pip left no wheel of {name} {version}; see {}", log.display()),

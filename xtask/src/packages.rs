@@ -23,6 +23,9 @@ const fn need(probe: &'static str, package: &'static str) -> Need {
 /// Network namespaces, their links and their rules. kube-proxy calls `nft` too.
 pub const CLUSTER: &[Need] = &[need("ip", "iproute2"), need("nft", "nftables"), need("nsenter", "util-linux")];
 
+/// What ends a bare API server with its parent.
+pub const SETPRIV: &[Need] = &[need("setpriv", "util-linux")];
+
 /// runc is C in part, and links libseccomp.
 pub const RUNC: &[Need] =
     &[need("gcc", "gcc"), need("pkg-config", "pkg-config"), need("/usr/include/seccomp.h", "libseccomp-dev")];
@@ -30,8 +33,9 @@ pub const RUNC: &[Need] =
 /// Wheels are fetched by pip and are zip files; tch compiles its C++ shim.
 pub const TORCH: &[Need] = &[need("python3", "python3"), need("unzip", "unzip"), need("g++", "g++")];
 
-/// Debian splits pip from Python, and other distributions do not.
-const PIP: &str = "python3-pip";
+/// Debian splits these from Python, and other distributions do not: what shows that one is there, and its package.
+const PIP: (&[&str], Need) = (&["-m", "pip", "--version"], need("pip", "python3-pip"));
+const VENV: (&[&str], Need) = (&["-c", "import ensurepip, venv"], need("venv", "python3-venv"));
 
 /// Sees that everything in `needs` is there.
 pub fn ensure(needs: &[Need]) -> Result<()> {
@@ -45,9 +49,19 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 /// Sees that `python3 -m pip` runs.
 pub fn ensure_pip() -> Result<()> {
     ensure(TORCH)?;
-    match process::output(Command::new("python3").args(["-m", "pip", "--version"])) {
+    python_part(PIP)
+}
+
+/// Sees that `python3 -m venv` makes an environment with pip in it.
+pub fn ensure_venv() -> Result<()> {
+    ensure_pip()?;
+    python_part(VENV)
+}
+
+fn python_part((shown_by, part): (&[&str], Need)) -> Result<()> {
+    match process::output(Command::new("python3").args(shown_by)) {
         Ok(_) => Ok(()),
-        Err(_) => install(&[need("pip", PIP)]),
+        Err(_) => install(&[part]),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     apiserver::ApiServer,
     cache, cargo, charts, cluster,
     error::{Error, Result},
-    packages, process, verify,
+    interrupt, packages, process, verify,
 };
 
 /// What the tests can be told.
@@ -38,6 +38,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
     ("charts", "lint, render and judge the charts", |_| charts::test()),
     ("apiserver", "every rule of the API, and the hub's controllers, against a real API server", apiserver),
+    ("clusters", "the wall around a cluster, its GPUs and volumes, and the way down after any kill", clusters),
     ("e2e", "a hub and four hospital clusters on phantoms", e2e),
 ];
 
@@ -105,7 +106,14 @@ fn vectors(_: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The tests that the unit stage leaves out: they start clusters as root, or wait for real time.
+fn clusters(_: &Arguments) -> Result<()> {
+    interrupt::takes_clusters_down();
+    let ignored = ["--lib", "--bins", "--tests", "--", "--ignored", "--test-threads=1"];
+    cargo::run(&[&["test", "--locked"], &cargo::EVERYTHING[..], &ignored].concat(), &[]).and(cluster::down())
+}
+
 fn e2e(arguments: &Arguments) -> Result<()> {
     let result = cargo::run(&["test", "--locked", "--workspace", "--test", "e2e"], &[]);
-    if arguments.keep { result } else { cluster::down().and(result) }
+    if arguments.keep { result } else { result.and(cluster::down()) }
 }

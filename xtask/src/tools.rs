@@ -108,10 +108,7 @@ pub fn ensure() -> Result<Tools> {
             packages::ensure(packages::RUNC)?;
         }
         if !process::on_path("go") {
-            return Err(Error::MissingTool {
-                what: "Go 1.26 or newer",
-                way_out: "install it from https://go.dev/dl and put its bin folder on the PATH",
-            });
+            return Err(go_is_missing());
         }
         eprintln!("building {}", tool.name);
         let log = cache::sub("logs")?.join(format!("build-{}.log", tool.name));
@@ -120,6 +117,18 @@ pub fn ensure() -> Result<Tools> {
     }
     link_kubectl(&bin)?;
     Ok(Tools { bin })
+}
+
+/// Whether [`ensure`] could build what is missing.
+pub fn check() -> Result<()> {
+    if process::on_path("go") || present()?.program("kube").is_file() { Ok(()) } else { Err(go_is_missing()) }
+}
+
+fn go_is_missing() -> Error {
+    Error::MissingTool {
+        what: "Go 1.26 or newer",
+        way_out: "install it from https://go.dev/dl and put its bin folder on the PATH",
+    }
 }
 
 /// The folder as it is, with nothing built: for what only looks.

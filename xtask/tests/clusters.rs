@@ -321,6 +321,7 @@ fn remains() -> Vec<String> {
         "find /sys/fs/cgroup -type d -name consilium",
         "ls -d /run/consilium /run/containerd /var/lib/cni /var/lib/kubelet /usr/libexec/kubernetes /opt/containerd 2>/dev/null",
         "nft list ruleset; ip -o link | grep veth",
+        "find /var/log/containers -lname '*consilium*' 2>/dev/null",
     ];
     processes.chain(elsewhere.into_iter().flat_map(shell)).collect()
 }

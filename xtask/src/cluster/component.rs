@@ -137,7 +137,7 @@ fn stop(identity: &Identity, name: &str, paths: &Paths) -> Result<()> {
             return Err(Error::Timeout {
                 what: format!("the end of {name} (process {})", identity.pid()),
                 seconds: LIMIT.as_secs(),
-                logs: paths.logs(),
+                logs: paths.logs.clone(),
                 last: String::new(),
             });
         }
@@ -174,7 +174,7 @@ pub(super) fn wait_for(
                 return Err(Error::Timeout {
                     what: what.to_owned(),
                     seconds: limit.as_secs(),
-                    logs: paths.logs(),
+                    logs: paths.logs.clone(),
                     last: error.to_string(),
                 });
             }

@@ -162,8 +162,11 @@ mod tests {
     #[test]
     fn nothing_of_containerd_is_shared_between_clusters() {
         let of = |name: &str| {
-            let paths =
-                Paths { state: format!("/cache/state/{name}").into(), run: format!("/run/consilium/{name}").into() };
+            let paths = Paths {
+                state: format!("/cache/state/{name}").into(),
+                logs: "/cache/logs".into(),
+                run: format!("/run/consilium/{name}").into(),
+            };
             containerd(&paths, "pause", Path::new("/bin"))
         };
         let (alder, birch) = (of("alder"), of("birch"));

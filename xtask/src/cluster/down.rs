@@ -39,6 +39,7 @@ pub fn down() -> Result<()> {
     }
     forget_netns_folder();
     forget_device_plugins();
+    forget_log_links()?;
     remove_if_empty(&[Path::new(RUN)]);
     Ok(())
 }
@@ -76,6 +77,19 @@ fn forget_device_plugins() {
         fs::remove_file(&socket).ok();
     }
     remove_if_empty(&[folder, Path::new("/var/lib/kubelet")]);
+}
+
+/// A kubelet links every container's log into one folder, whatever it is told about logs. With a cluster's state its links
+/// lead nowhere.
+fn forget_log_links() -> Result<()> {
+    let (folder, state) = (Path::new("/var/log/containers"), cache::root()?.join("state"));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&state)) {
+            fs::remove_file(entry.path()).at("remove", entry.path())?;
+        }
+    }
+    remove_if_empty(&[folder]);
+    Ok(())
 }
 
 /// Removing a folder that holds something fails, which is as it should be: it is not ours alone.

@@ -33,6 +33,8 @@ pub struct Cluster {
     pub netns: String,
     /// Its state folder.
     pub state: PathBuf,
+    /// The folder of its components' logs.
+    pub logs: PathBuf,
     pub(super) containerd_socket: PathBuf,
     bin: PathBuf,
 }
@@ -47,6 +49,7 @@ impl Cluster {
             netns: Netns::of(&site.name).name().to_owned(),
             containerd_socket: paths.containerd_socket(),
             state: paths.state,
+            logs: paths.logs,
             bin: bin.to_owned(),
         })
     }

@@ -92,6 +92,8 @@ struct Site {
 struct Paths {
     /// What outlives a restart of the machine.
     state: PathBuf,
+    /// Logs of components. They outlive the cluster, since whoever is told to read one does so when it is down.
+    logs: PathBuf,
     /// Sockets, records of processes, containers.
     run: PathBuf,
 }
@@ -100,19 +102,17 @@ const RUN: &str = "/run/consilium";
 
 impl Paths {
     fn of(cluster: &str) -> Result<Self> {
-        Ok(Self { state: cache::root()?.join("state").join(cluster), run: Path::new(RUN).join(cluster) })
+        let cache = cache::root()?;
+        let (state, logs) = (cache.join("state").join(cluster), cache.join("logs").join(cluster));
+        Ok(Self { state, logs, run: Path::new(RUN).join(cluster) })
     }
 
     fn pki(&self) -> PathBuf {
         self.state.join("pki")
     }
 
-    fn logs(&self) -> PathBuf {
-        self.state.join("logs")
-    }
-
     fn log(&self, component: &str) -> PathBuf {
-        self.logs().join(format!("{component}.log"))
+        self.logs.join(format!("{component}.log"))
     }
 
     fn kubeconfig(&self, user: &str) -> PathBuf {
@@ -153,6 +153,15 @@ pub fn up(spec: &Spec) -> Result<Vec<Cluster>> {
     })
 }
 
+/// Whether clusters of these names could be started here.
+pub fn check(hospitals: &[String]) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    tools::check()?;
+    plan(hospitals, &[]).map(drop)
+}
+
 /// A cluster that is up.
 pub fn open(name: &str) -> Result<Cluster> {
     let site = recorded()?.into_iter().find(|site| site.name == name && net::is_joined(&site.name));
@@ -164,6 +173,11 @@ pub fn open(name: &str) -> Result<Cluster> {
 pub fn running() -> Result<Vec<Cluster>> {
     let bin = cache::sub("bin")?;
     recorded()?.iter().filter(|site| net::is_joined(&site.name)).map(|site| Cluster::new(site, &bin)).collect()
+}
+
+/// A program to be run in the network that lies between the clusters: outside of all of them, and behind no wall.
+pub fn outside(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
+    net::Netns::of("wan").command(program)
 }
 
 /// The result of a thread; its panic is ours.

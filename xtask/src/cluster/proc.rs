@@ -108,7 +108,7 @@ impl Search<'_> {
                 return Err(Error::Timeout {
                     what: format!("the end of processes {left:?} of cluster {}", self.cluster),
                     seconds: limit.as_secs(),
-                    logs: self.paths.logs(),
+                    logs: self.paths.logs.clone(),
                     last: String::new(),
                 });
             }

@@ -31,7 +31,7 @@ pub(super) fn prepare(site: &Site, tools: &Tools, hierarchies: &cgroup::Hierarch
         down::halt(&site.name, &paths, tools.bin(), hierarchies)?;
         net::create(&site.name, site.ip)?;
     }
-    for folder in [&paths.run, &paths.state, &paths.logs(), &paths.state.join("cni"), &paths.state.join("volumes")] {
+    for folder in [&paths.run, &paths.state, &paths.logs, &paths.state.join("cni"), &paths.state.join("volumes")] {
         cache::folder(folder.clone())?;
     }
     let json = serde_json::to_vec_pretty(site).unwrap_or_default();

@@ -13,14 +13,12 @@ use serde_json::{Value, json};
 use super::{AGENT, Federation, RESEARCH, SYSTEM, TASKS, data, pki, wait};
 use crate::{
     cluster::{
-        Cluster,
+        Cluster, GATEWAY_PORT,
         storage::{self, Access},
     },
     error::{IoContext, Result},
 };
 
-/// Port on the hub's node where the gateway listens.
-const GATEWAY_PORT: u16 = 30443;
 /// The one address that task pods may reach, in every cluster.
 const TASK_ADDRESS: &str = "10.96.0.50";
 /// How long a chart's workloads may take to become ready.

@@ -145,6 +145,12 @@ pub fn finished(federation: &Federation, name: &str, limit: Duration) -> Result<
         let over = seen.as_ref().is_some_and(|(status, ..)| status != "Unknown");
         Ok(Answer::of(over.then_some(study), format!("{seen:?}")))
     })
+    .and_then(|study| match wait::condition(&study, "Succeeded") {
+        Some((status, ..)) if status == "True" => Ok(study),
+        otherwise => {
+            Err(Error::Malformed { path: format!("study {name}").into(), problem: format!("Succeeded: {otherwise:?}") })
+        }
+    })
 }
 
 /// The rounds of a study, oldest first.

@@ -29,7 +29,7 @@ pub fn until<T>(
             Err(error) => error.to_string(),
         };
         if start.elapsed() > limit {
-            let logs = cluster.state.join("logs");
+            let logs = cluster.logs.clone();
             return Err(Error::Timeout { what: what.to_owned(), seconds: limit.as_secs(), logs, last });
         }
         thread::sleep(Duration::from_millis(500));
