@@ -220,7 +220,7 @@ fn role(rendering: &Rendering, object: &Value, fault: &mut impl FnMut(String)) {
         if resources.contains("secrets") && (own_namespace || verbs != BTreeSet::from(["create".to_owned()])) {
             fault(format!("may {verbs:?} secrets; only create in the task namespace is needed"));
         }
-        let reading = BTreeSet::from(["get", "list", "watch"].map(str::to_owned));
+        let reading = BTreeSet::from(["list", "watch"].map(str::to_owned));
         let rosters = rendering.chart == "consilium-hub" && object["kind"] == "Role" && own_namespace;
         if resources.contains("configmaps") && !(rosters && verbs.is_subset(&reading) && resources.len() == 1) {
             fault(format!("may {verbs:?} configmaps; only reading rosters in the operator's namespace is needed"));
