@@ -83,8 +83,10 @@ fn renderings() -> Vec<Rendering> {
         "monitoring": {"podMonitor": true, "rules": true, "dashboard": true, "labels": {"release": "prometheus"},
             "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]},
         "holdDrains": true,
+        "egress": {"apiServer": {"ports": [16443], "to": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}},
     });
-    let proxy = json!({"gateway": {"httpsProxy": "http://proxy.hospital.example:3128"}});
+    // Without a port: 80, as the agent reads it.
+    let proxy = json!({"gateway": {"httpsProxy": "http://proxy.hospital.example"}});
     let (hub_space, site_space) = ("consilium-system", "consilium-agent");
     vec![
         Rendering { chart: "consilium-crds", namespace: hub_space, values: json!({}) },
@@ -121,6 +123,22 @@ fn refused() -> Vec<(&'static str, Rendering, &'static str)> {
             "a gateway with a path",
             site(with(self::site(), &json!({"gateway": {"url": "https://hub.example/x"}}))),
             "url",
+        ),
+        (
+            "a proxy that the agent does not speak to",
+            site(with(self::site(), &json!({"gateway": {"httpsProxy": "socks5://proxy.example:1080"}}))),
+            "httpsProxy",
+        ),
+        (
+            "an address that is none",
+            site(with(self::site(), &json!({"taskPort": {"clusterIP": "10.96.0.999"}}))),
+            "clusterIP",
+        ),
+        ("a name that no namespace has", hub(with(self::hub(), &json!({"taskNamespace": "Tasks"}))), "taskNamespace"),
+        (
+            "an API server without a port",
+            hub(with(self::hub(), &json!({"egress": {"apiServer": {"ports": []}}}))),
+            "ports",
         ),
     ]
 }
@@ -165,6 +183,9 @@ fn check(rendering: &Rendering, objects: &[Value]) -> Vec<String> {
     }
     if rendering.chart != "consilium-crds" {
         faults.extend(undefended(rendering, objects));
+        faults.extend(unkept(objects));
+        faults.extend(entrances(objects));
+        faults.extend(wrong_ways_out(rendering, objects));
     }
     faults
 }
@@ -239,9 +260,65 @@ fn namespace(object: &Value, fault: &mut impl FnMut(String)) {
     if object["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] != "restricted" {
         fault("does not enforce Pod Security restricted".into());
     }
-    if object["metadata"]["annotations"]["helm.sh/resource-policy"] != "keep" {
+    if !is_kept(object) {
         fault("goes with an uninstall, and with it everything that is in it".into());
     }
+}
+
+fn is_kept(object: &Value) -> bool {
+    object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+}
+
+/// Names of the namespaces that an uninstall leaves, with what runs in them.
+fn kept_namespaces(objects: &[Value]) -> BTreeSet<&str> {
+    let kept = objects.iter().filter(|o| o["kind"] == "Namespace" && is_kept(o));
+    kept.filter_map(|o| o["metadata"]["name"].as_str()).collect()
+}
+
+/// What defends a kept namespace and goes with an uninstall: whoever runs there would be free of it.
+fn unkept(objects: &[Value]) -> Vec<String> {
+    let kept = kept_namespaces(objects);
+    let defends = |o: &&Value| o["kind"] == "NetworkPolicy" || o["kind"] == "ResourceQuota";
+    let lies_there = |o: &&Value| o["metadata"]["namespace"].as_str().is_some_and(|n| kept.contains(n));
+    let goes = objects.iter().filter(defends).filter(lies_there).filter(|o| !is_kept(o));
+    goes.map(|o| {
+        let (kind, name) = (&o["kind"], &o["metadata"]["name"]);
+        format!("{kind} {name} goes with an uninstall, and the pods that it holds stay")
+    })
+    .collect()
+}
+
+/// Connections that are let into the namespace of tasks: only models are asked, a trainer with scans by nobody.
+fn entrances(objects: &[Value]) -> Vec<String> {
+    let kept = kept_namespaces(objects);
+    let models = json!({"matchLabels": {"app.kubernetes.io/name": "consilium-inference"}});
+    let opens = |o: &&Value| o["spec"]["ingress"].as_array().is_some_and(|rules| !rules.is_empty());
+    let policies = objects.iter().filter(|o| o["kind"] == "NetworkPolicy").filter(opens);
+    policies
+        .filter(|o| o["metadata"]["namespace"].as_str().is_some_and(|n| kept.contains(n)))
+        .filter(|o| o["spec"]["podSelector"] != models)
+        .map(|o| format!("NetworkPolicy {} lets connections into pods that are no models", o["metadata"]["name"]))
+        .collect()
+}
+
+/// The policy of the agent or the operator must let it reach its API server and the hub where the values say they are:
+/// else it never starts to work, and nothing says why.
+fn wrong_ways_out(rendering: &Rendering, objects: &[Value]) -> Option<String> {
+    let full = is_full(rendering);
+    let dns = json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]});
+    let tcp = |ports: &[u16]| ports.iter().map(|port| json!({"port": port, "protocol": "TCP"})).collect::<Vec<_>>();
+    let api_server = match full {
+        true => json!({"ports": tcp(&[16443]), "to": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}),
+        false => json!({"ports": tcp(&[443, 6443])}),
+    };
+    let hub = json!({"ports": tcp(&[if full { 80 } else { 30443 }])});
+    let (name, expected) = match rendering.chart {
+        "consilium-site" => ("consilium-agent", json!([api_server, hub, dns])),
+        _ => ("consilium-operator", json!([api_server, dns])),
+    };
+    let policy = objects.iter().find(|o| o["kind"] == "NetworkPolicy" && o["metadata"]["name"] == name);
+    let found = policy.map_or(&Value::Null, |policy| &policy["spec"]["egress"]);
+    (*found != expected).then(|| format!("NetworkPolicy {name} lets out to {found}, and the values say {expected}"))
 }
 
 /// Namespaces in which some pod is not denied everything by default.
