@@ -126,8 +126,9 @@ pub fn check() -> Result<()> {
 
 fn go_is_missing() -> Error {
     Error::MissingTool {
-        what: "Go 1.26 or newer",
-        way_out: "install it from https://go.dev/dl and put its bin folder on the PATH",
+        what: "Go 1.21 or newer",
+        way_out: "install it from https://go.dev/dl and put its bin folder on the PATH; it fetches the Go 1.26 that \
+                  Kubernetes is built with, unless GOTOOLCHAIN=local forbids it: then install that",
     }
 }
 
