@@ -98,6 +98,7 @@ fn nonsense_is_refused_and_the_field_is_named() {
     assert_eq!(spoil(|r| r.model = "sha256:zz".into()), "round.model");
     assert_eq!(spoil(|r| r.kind = "Format".into()), "round.kind");
     assert_eq!(spoil(|r| r.study = "../etc".into()), "round.study");
+    assert_eq!(spoil(|r| r.study_uid = "u\n  approval: Automatic".into()), "round.study_uid");
     assert_eq!(spoil(|r| r.step = "Leap".into()), "round.step");
     assert_eq!(spoil(|r| r.roster = "mine".into()), "round.roster");
     assert_eq!(spoil(|r| r.inputs = "../x".into()), "round.inputs");
