@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// The wish that a release stands at a stage in some hospitals. Each hospital decides for itself.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -25,7 +25,7 @@ use crate::schema;
     derive = "PartialEq",
     cel,
     validation = Rule::new("self.spec.release.name == oldSelf.spec.release.name || self.spec.release.digest != oldSelf.spec.release.digest")
-        .message("spec.release.name and spec.release.digest belong together: change both to promote another release")
+        .message(Message::Expression("'spec.release.name is \"' + self.spec.release.name + '\" and was \"' + oldSelf.spec.release.name + '\", and spec.release.digest is ' + self.spec.release.digest + ' as before: they belong together; change both to promote another release'".into()))
         .field_path(".spec.release"),
     printcolumn(name = "Release", type_ = "string", json_path = ".spec.release.name"),
     printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
@@ -52,7 +52,7 @@ pub struct ModelPromotionSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseRef {
     /// Name of the ModelRelease in the same namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub name: String,
     /// Digest of its model; must match.
     pub digest: Digest,

@@ -8,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// A model that passed its study's gate. It permits nothing by itself.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -29,6 +29,8 @@ use crate::schema;
     printcolumn(name = "Round", type_ = "integer", json_path = ".spec.round"),
     printcolumn(name = "Dice", type_ = "string", json_path = ".spec.dice"),
     printcolumn(name = "Attested", type_ = "string", json_path = ".status.conditions[?(@.type==\"Attested\")].status"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Digest", type_ = "string", json_path = ".spec.model", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -59,7 +61,7 @@ pub struct ModelReleaseSpec {
     #[schemars(length(min = 1, max = 200), extend("x-kubernetes-list-type" = "set"))]
     pub contributors: Vec<SiteName>,
     /// Global mean Dice, four decimals.
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 8), regex(pattern = values::FRACTION_PATTERN))]
     pub dice: String,
     /// What each hospital found.
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"]))]
@@ -81,7 +83,7 @@ pub struct SiteEvidence {
     pub cases: Option<u32>,
     /// Mean Dice for each class, if it publishes its numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), inner(length(max = 8)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 8), inner(length(max = 8), regex(pattern = values::FRACTION_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub dice: Vec<String>,
 }
 

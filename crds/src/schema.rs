@@ -29,9 +29,9 @@ pub fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A free JSON object, kept as it is.
+/// A free JSON object, kept as it is. The server bounds the whole object by what a request may hold.
 pub fn free_object(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "maxProperties": 64})
 }
 
 /// All eight definitions, post-processed, in the order of the documentation.

@@ -28,10 +28,10 @@ use crate::values;
     validation = Rule::new("self.metadata.name == 'default'")
         .message(Message::Expression("'metadata.name is \"' + self.metadata.name + '\" and must be \"default\": a hospital has one policy'".into())),
     validation = Rule::new("self.spec.studies.all(s, s.approval != 'PerRound' || has(s.approvedThroughRound))")
-        .message("spec.studies: a study with approval PerRound has no approvedThroughRound: write the last round to approve, 0 for none yet")
+        .message(Message::Expression("self.spec.studies.filter(s, s.approval == 'PerRound' && !has(s.approvedThroughRound)).map(s, 'spec.studies: %s has approval PerRound and no approvedThroughRound: write the last round to approve, 0 for none yet'.format([s.study]))[0]".into()))
         .field_path(".spec.studies"),
     validation = Rule::new("self.spec.studies.all(s, !has(s.approvedThroughRound) || oldSelf.spec.studies.all(o, o.study != s.study || o.uid != s.uid || !has(o.approvedThroughRound) || s.approvedThroughRound >= o.approvedThroughRound))")
-        .message("spec.studies: an approvedThroughRound is lower than it was and can only grow; write approval: Denied to withdraw")
+        .message(Message::Expression("self.spec.studies.filter(s, has(s.approvedThroughRound) && oldSelf.spec.studies.exists(o, o.study == s.study && o.uid == s.uid && has(o.approvedThroughRound) && s.approvedThroughRound < o.approvedThroughRound)).map(s, 'spec.studies: approvedThroughRound of %s is %d and was %d: it can only grow; write approval: Denied to withdraw'.format([s.study, s.approvedThroughRound, oldSelf.spec.studies.filter(o, o.study == s.study)[0].approvedThroughRound]))[0]".into()))
         .field_path(".spec.studies"),
     validation = Rule::new("!has(self.spec.governance) || self.spec.governance.required <= self.spec.governance.keys.size()")
         .message(Message::Expression("'spec.governance.required is %d and must be at most the number of spec.governance.keys, which is %d: pin more keys or require fewer'.format([self.spec.governance.required, self.spec.governance.keys.size()])".into()))
@@ -39,6 +39,9 @@ use crate::values;
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status"),
+    printcolumn(name = "Roster", type_ = "string", json_path = ".status.conditions[?(@.type==\"RosterAccepted\")].status"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "MaxStage", type_ = "string", json_path = ".spec.releases.maxStage"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -55,7 +58,7 @@ pub struct SitePolicySpec {
     #[schemars(range(min = 0, max = 64))]
     pub max_gpus: u32,
     /// Image prefixes that may run, for example `registry.hospital.example/research/`. Empty: none.
-    #[schemars(length(max = 32), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253), regex(pattern = values::IMAGE_PREFIX_PATTERN)), extend("x-kubernetes-list-type" = "set"))]
     pub registries: Vec<String>,
     /// If not empty, only images with these digests may run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -63,7 +66,7 @@ pub struct SitePolicySpec {
     pub image_digests: Vec<Digest>,
     /// Kueue local queue for task Jobs; without it they start as soon as the scheduler finds room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::NAME_PATTERN))]
     pub queue_name: Option<String>,
     /// Limits of a task's containers.
     pub resources: TaskResources,
@@ -99,7 +102,7 @@ pub enum Participation {
 #[serde(rename_all = "camelCase")]
 pub struct Hardware {
     /// `nvidia.com/gpu.product`, for example `Tesla-V100-SXM3-32GB`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::LABEL_VALUE_PATTERN))]
     pub product: String,
     /// CUDA compute capability, for example `7.0`.
     #[schemars(length(max = 8), regex(pattern = "^[0-9]{1,2}\\.[0-9]$"))]
@@ -117,13 +120,13 @@ pub struct Hardware {
 #[serde(rename_all = "camelCase")]
 pub struct TaskResources {
     /// CPU of the trainer, a Kubernetes quantity such as `8` or `500m`.
-    #[schemars(length(max = 16), regex(pattern = "^[0-9]{1,6}(m|\\.[0-9]{1,3})?$"))]
+    #[schemars(length(max = 16), regex(pattern = values::CPU_PATTERN))]
     pub cpu: String,
     /// Memory of the trainer, for example `64Gi`.
     #[schemars(length(max = 16), regex(pattern = values::MEMORY_PATTERN))]
     pub memory: String,
     /// Claim in the task namespace for checkpoints and results.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub work_claim: String,
 }
 
@@ -134,7 +137,7 @@ pub struct StudyOptIn {
     /// `namespace/name` at the hub.
     pub study: StudyKey,
     /// UID of the study: a recreated study is another one.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     pub uid: String,
     /// Digest of the spec that was approved: an edited study must be approved again.
     pub spec_digest: Digest,
@@ -176,13 +179,13 @@ pub enum StudyApproval {
 #[serde(rename_all = "camelCase")]
 pub struct Dataset {
     /// Training scans and labels.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub train_claim: String,
     /// Evaluation scans without labels: all that the study's image sees of them.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub evaluate_claim: String,
     /// Labels of the evaluation scans, mounted into the platform's evaluator alone.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub labels_claim: String,
 }
 
@@ -191,7 +194,7 @@ pub struct Dataset {
 #[serde(rename_all = "camelCase")]
 pub struct GovernancePolicy {
     /// Name of the federation; a roster for another one does not count.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::LABEL_VALUE_PATTERN))]
     pub federation: String,
     /// How many of the keys must sign a roster.
     #[schemars(range(min = 1, max = 20))]
@@ -321,7 +324,7 @@ pub struct OfferedStudy {
     /// `namespace/name` at the hub.
     pub study: StudyKey,
     /// UID to opt in to.
-    #[schemars(length(max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     pub uid: String,
     /// Spec digest to opt in to.
     pub spec_digest: Digest,

@@ -56,7 +56,7 @@ pub const EVALUATION_CLIP: f64 = 1.0;
         .message(Message::Expression("'spec.initialModel has ' + (has(self.spec.initialModel.seed) ? 'both' : 'neither') + ' of seed and digest: write seed to make a new model, or digest to start from one in the store'".into()))
         .field_path(".spec.initialModel"),
     validation = Rule::new("self.spec.initialModel == oldSelf.spec.initialModel")
-        .message("spec.initialModel cannot be changed: make a new study to start from another model")
+        .message(Message::Expression("has(self.spec.initialModel.seed) && has(oldSelf.spec.initialModel.seed) ? 'spec.initialModel.seed is %d and was %d: it cannot be changed; make a new study to start from another model'.format([self.spec.initialModel.seed, oldSelf.spec.initialModel.seed]) : has(self.spec.initialModel.digest) && has(oldSelf.spec.initialModel.digest) ? 'spec.initialModel.digest is %s and was %s: it cannot be changed; make a new study to start from another model'.format([self.spec.initialModel.digest, oldSelf.spec.initialModel.digest]) : 'spec.initialModel has seed where it had digest, or digest where it had seed: it cannot be changed; make a new study to start from another model'".into()))
         .field_path(".spec.initialModel"),
     validation = Rule::new("self.spec.rounds.max >= oldSelf.spec.rounds.max")
         .message(Message::Expression("'spec.rounds.max is %d and was %d: it can only grow; make a new study to plan fewer rounds'.format([self.spec.rounds.max, oldSelf.spec.rounds.max])".into()))
@@ -66,8 +66,10 @@ pub const EVALUATION_CLIP: f64 = 1.0;
     printcolumn(name = "Succeeded rounds", type_ = "integer", json_path = ".status.roundsSucceeded"),
     printcolumn(name = "Quorum", type_ = "integer", json_path = ".spec.rounds.quorum"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Succeeded", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].status"),
     printcolumn(name = "Release", type_ = "string", json_path = ".status.latestRelease"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -126,7 +126,7 @@ fn the_full_objects_hold_every_field_of_their_specs() {
 /// An unbounded list lets one object fill etcd, and makes the API server refuse CEL rules over it; a list without a
 /// type is overwritten whole by whoever applies last; `nullable` and unknown formats are refused or ignored.
 #[test]
-fn every_list_string_and_number_is_bounded_and_every_list_has_a_type() {
+fn every_list_string_number_and_free_object_is_bounded_and_every_list_has_a_type() {
     fn walk(shape: &Value, path: &str, faults: &mut Vec<String>) {
         let Some(map) = shape.as_object() else { return };
         let mut fault = |what: &str| faults.push(format!("{path}: {what}"));
@@ -149,6 +149,9 @@ fn every_list_string_and_number_is_bounded_and_every_list_has_a_type() {
                 if !map.contains_key("x-kubernetes-list-type") {
                     fault("list without a list type");
                 }
+            }
+            Some("object") if !map.contains_key("properties") && !map.contains_key("maxProperties") => {
+                fault("free object without maxProperties");
             }
             Some("integer" | "number") => {
                 let format = map.get("format").and_then(Value::as_str).unwrap_or("int64");

@@ -36,7 +36,8 @@ use crate::schema;
     printcolumn(name = "Dice", type_ = "string", json_path = ".status.round.gate.global"),
     printcolumn(name = "Succeeded", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].reason"),
-    printcolumn(name = "Deadline", type_ = "date", json_path = ".status.round.deadline", priority = 1),
+    // Not a date: kubectl shows one as an age, and a time to come as <invalid>.
+    printcolumn(name = "Deadline", type_ = "string", json_path = ".status.round.deadline", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// A hospital that may take part in studies. Its name is the one in the hospital's certificate.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -26,6 +26,7 @@ use crate::schema;
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "LastContact", type_ = "date", json_path = ".status.lastContactTime"),
     printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion"),
+    printcolumn(name = "DisplayName", type_ = "string", json_path = ".spec.displayName", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -38,7 +39,7 @@ pub struct TrustSiteSpec {
     pub accepted: bool,
     /// Namespaces whose studies may name this hospital. Empty: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63), regex(pattern = values::NAMESPACE_PATTERN)), extend("x-kubernetes-list-type" = "set"))]
     pub study_namespaces: Vec<String>,
 }
 

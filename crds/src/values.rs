@@ -22,8 +22,27 @@ pub const FRACTION_PATTERN: &str = "^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
 pub const DURATION_PATTERN: &str = "^([1-9][0-9]{0,4}h)?([1-9][0-9]{0,4}m)?([1-9][0-9]{0,4}s)?$";
 /// Pattern of a public key: base64 of 32 bytes.
 pub const PUBLIC_KEY_PATTERN: &str = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
+/// Pattern of an object's name, also with dots (DNS-1123 subdomain).
+pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// Pattern of a namespace's name (DNS-1123 label).
+pub const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// Pattern of a label's value: what Kubernetes refuses as one would fail again at each try to make a Job with it.
+pub const LABEL_VALUE_PATTERN: &str = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+/// Pattern of a UID, as far as messages between hub and hospital check it.
+pub const UID_PATTERN: &str = "^[-0-9A-Za-z]+$";
+/// Pattern of the beginning of an image's name.
+pub const IMAGE_PREFIX_PATTERN: &str = "^[a-z0-9][a-z0-9._:/-]*$";
+/// Pattern of a CPU quantity above 0, down to a thousandth.
+pub const CPU_PATTERN: &str = "^([1-9][0-9]{0,5}(m|\\.[0-9]{1,3})?|0\\.([1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9]))$";
 /// Pattern of a memory quantity.
 pub const MEMORY_PATTERN: &str = "^[1-9][0-9]{0,8}(Mi|Gi|Ti)$";
+
+/// Whether a text is what a label's value may be, with at most 63 characters ([`LABEL_VALUE_PATTERN`]).
+pub fn is_label_value(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    text.len() <= 63 && ends(text.chars().next()) && ends(text.chars().last()) && text.chars().all(inner)
+}
 
 /// Parses a decimal.
 pub fn decimal(field: &'static str, text: &str) -> Result<f64, ValueError> {
