@@ -4,8 +4,9 @@ use consilium_crds::{
     FederatedStudy, ModelDeployment, RoundTask, SitePolicy, TrainingRound, TrustSite,
     conditions::{self, status_of},
     site_policy::SitePolicyStatus,
+    training_round::sites_through,
 };
-use consilium_federation::round::{RoundState, RoundStep, SiteReason};
+use consilium_federation::round::{RoundState, RoundStep};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -64,18 +65,12 @@ fn study_table(studies: &[FederatedStudy], rounds: &[TrainingRound], now: Timest
             .filter(|r| r.metadata.namespace == meta.namespace && Some(&r.spec.study) == meta.name.as_ref())
             .max_by_key(|r| r.spec.number);
         let state = newest.and_then(|r| r.status.as_ref()?.round.as_ref());
-        let ready = state.map(|state| {
-            let through =
-                |r: SiteReason| matches!(r, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated);
-            let ready = state.sites.iter().filter(|s| s.contributed || through(s.reason)).count();
-            format!("{ready}/{}", state.sites.len())
-        });
         let running = state.filter(|s| !matches!(s.step, RoundStep::Succeeded | RoundStep::Failed));
         vec![
             format!("{}/{}", dash(meta.namespace.as_ref()), dash(meta.name.as_ref())),
             format!("{}/{}", status.current_round.unwrap_or(0), study.spec.rounds.max),
             dash(state.map(step)),
-            dash(ready),
+            dash(state.map(sites_through)),
             study.spec.rounds.quorum.to_string(),
             dash(running.map(|s| span(s.deadline.as_second() - now.as_second()))),
             dash(state.and_then(|s| s.gate.as_ref()?.global.clone())),

@@ -63,8 +63,10 @@ pub const EVALUATION_CLIP: f64 = 1.0;
         .field_path(".spec.rounds.max"),
     printcolumn(name = "Round", type_ = "integer", json_path = ".status.currentRound"),
     printcolumn(name = "Max", type_ = "integer", json_path = ".spec.rounds.max"),
-    printcolumn(name = "Succeeded rounds", type_ = "integer", json_path = ".status.roundsSucceeded"),
+    printcolumn(name = "Succeeded rounds", type_ = "integer", json_path = ".status.roundsSucceeded", priority = 1),
+    printcolumn(name = "Sites", type_ = "string", json_path = ".status.sites"),
     printcolumn(name = "Quorum", type_ = "integer", json_path = ".spec.rounds.quorum"),
+    printcolumn(name = "Deadline", type_ = "string", json_path = ".status.deadline"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Succeeded", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].status"),
@@ -317,6 +319,14 @@ pub struct FederatedStudyStatus {
     /// The round under way, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_round: Option<u32>,
+    /// Of that round: how many of its hospitals are ready or further, as `4/5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 7))]
+    pub sites: Option<String>,
+    /// Of that round: until when its step may take; none once it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    pub deadline: Option<Timestamp>,
     /// Rounds that ended with a new model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds_succeeded: Option<u32>,

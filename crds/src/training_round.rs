@@ -2,7 +2,7 @@
 
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::SiteName;
-use consilium_federation::round::RoundState;
+use consilium_federation::round::{RoundState, SiteReason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -91,4 +91,11 @@ pub struct TrainingRoundStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// How many of a round's hospitals are ready or further, as `4/5`.
+pub fn sites_through(state: &RoundState) -> String {
+    let through = |r: SiteReason| matches!(r, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated);
+    let count = state.sites.iter().filter(|s| s.contributed || through(s.reason)).count();
+    format!("{count}/{}", state.sites.len())
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUCCEEDED, status_of};
+use consilium_crds::training_round::sites_through;
 use consilium_crds::{FederatedStudy, FederatedStudyStatus, ModelRelease, TrainingRound};
 use consilium_federation::round::{Outcome, RoundState};
 use consilium_federation::{Digest, SiteName};
@@ -138,6 +139,7 @@ pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
     plan.releases();
     plan.archive();
     let latest = facts.rounds.last();
+    let newest = latest.and_then(|round| state(round));
     let number = latest.map(|r| r.spec.number).max(known.current_round).unwrap_or(0);
     let carry = match latest.filter(|r| r.spec.number == number) {
         Some(round) => Carry::before(round).after(state(round)),
@@ -148,6 +150,8 @@ pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
         observed_generation: study.metadata.generation,
         spec_digest: Some(study.spec.digest()),
         current_round: (number > 0).then_some(number),
+        sites: newest.map(sites_through),
+        deadline: newest.filter(|state| !state.is_over()).map(|state| state.deadline),
         rounds_succeeded: (number > 0).then_some(carry.succeeded),
         model: plan.model,
         latest_release: facts

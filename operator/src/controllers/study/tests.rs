@@ -276,3 +276,15 @@ fn three_hospitals_are_warned_that_none_may_drop_out() {
     assert_eq!(condition(&decide(&few, at(0)), "NoDropoutTolerance"), Some("True"));
     assert_eq!(condition(&decide(&facts(vec![running(1)], past()), at(0)), "NoDropoutTolerance"), None);
 }
+
+/// Who looks at the study alone sees how many hospitals are through, and until when the others have.
+#[test]
+fn the_status_shows_the_newest_round() {
+    let shown = |round: TrainingRound| {
+        let status = decide(&facts(vec![round], past()), at(0)).status;
+        (status.sites, status.deadline)
+    };
+    assert_eq!(shown(running(1)), (Some("0/4".into()), Some(at(3600))));
+    assert_eq!(shown(ended(1, Outcome::Completed)), (Some("4/4".into()), None));
+    assert_eq!(shown(round(1, None)), (None, None));
+}
