@@ -7,6 +7,7 @@ use crate::{
     cluster,
     error::{CliError, Result},
     table,
+    text::visible,
 };
 
 /// The explanation of a study's round.
@@ -28,8 +29,10 @@ pub async fn run(namespace: &str, study: &str, number: Option<u32>) -> Result<St
 
 fn no_round(study: &FederatedStudy) -> String {
     let conditions = study.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let said =
-        conditions.iter().find(|c| c.status == "False").map(|c| format!("{}: {} ({})\n", c.type_, c.message, c.reason));
+    let said = conditions
+        .iter()
+        .find(|c| c.status == "False")
+        .map(|c| format!("{}: {} ({})\n", c.type_, visible(&c.message), c.reason));
     format!("No round has begun.\n{}", said.unwrap_or_default())
 }
 
@@ -57,7 +60,7 @@ fn came_through(site: &SiteState, scored: bool) -> bool {
 }
 
 fn summary(state: &RoundState) -> String {
-    let message = state.message.as_deref().map(|m| format!(": {m}")).unwrap_or_default();
+    let message = state.message.as_deref().map(|m| format!(": {}", visible(m))).unwrap_or_default();
     match (state.step, state.outcome) {
         (RoundStep::Failed, Some(Outcome::QuorumLost)) => {
             format!("failed, too few hospitals were ready at the deadline{message}")

@@ -21,6 +21,7 @@ mod roster;
 mod sign;
 mod status;
 mod table;
+mod text;
 
 use error::Result;
 
@@ -81,7 +82,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", text::visible(&error.to_string()));
             ExitCode::FAILURE
         }
     }

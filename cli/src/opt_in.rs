@@ -11,6 +11,7 @@ use crate::{
     cluster,
     error::{CliError, Result},
     objects,
+    text::quoted,
 };
 
 /// Which study, and how it is allowed.
@@ -131,12 +132,12 @@ fn entry(offer: &Offer, arguments: &Arguments) -> String {
     format!(
         "- study: {}\n  uid: {}\n  specDigest: {}\n{approval}  dataset:\n    trainClaim: {}\n    evaluateClaim: {}\n    \
          labelsClaim: {}\n",
-        offer.study,
-        offer.uid,
-        offer.spec_digest,
-        arguments.train_claim,
-        arguments.evaluate_claim,
-        arguments.labels_claim,
+        quoted(&offer.study.to_string()),
+        quoted(&offer.uid),
+        quoted(&offer.spec_digest.to_string()),
+        quoted(&arguments.train_claim),
+        quoted(&arguments.evaluate_claim),
+        quoted(&arguments.labels_claim),
     )
 }
 
@@ -159,6 +160,27 @@ mod tests {
         }
     }
 
+    fn read(offer: &Offer, approval: Approval) -> Vec<StudyOptIn> {
+        serde_yaml_ng::from_str(&entry(offer, &arguments(approval))).unwrap()
+    }
+
+    /// A hub that writes YAML into what it offers must not approve itself in the administrator's policy.
+    #[test]
+    fn a_hostile_offer_stays_a_scalar() {
+        let uid = "u\n  approval: Automatic\n  dataset: {trainClaim: everything}\n- study: research/other";
+        let offer = Offer {
+            study: StudyKey::new("r: [x", "h # y"),
+            uid: uid.into(),
+            spec_digest: Digest::of(b"s"),
+            note: None,
+        };
+        let text = entry(&offer, &arguments(Approval::PerRound));
+        let tree: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
+        assert_eq!(tree.as_array().unwrap().len(), 1);
+        assert_eq!((&tree[0]["uid"], &tree[0]["study"]), (&uid.into(), &"r: [x/h # y".into()));
+        assert_eq!((&tree[0]["approval"], &tree[0]["dataset"]["trainClaim"]), (&"PerRound".into(), &"train".into()));
+    }
+
     /// What is printed is what the policy's own type reads.
     #[test]
     fn the_entry_is_a_policy_entry() {
@@ -168,8 +190,7 @@ mod tests {
             spec_digest: Digest::of(b"spec"),
             note: None,
         };
-        let parse =
-            |approval| serde_yaml_ng::from_str::<Vec<StudyOptIn>>(&entry(&offer, &arguments(approval))).unwrap();
+        let parse = |approval| read(&offer, approval);
         let per_round = parse(Approval::PerRound).remove(0);
         assert_eq!((per_round.approval, per_round.approved_through_round), (StudyApproval::PerRound, Some(3)));
         assert_eq!((per_round.uid.as_str(), per_round.spec_digest), ("1234", offer.spec_digest));

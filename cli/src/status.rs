@@ -14,6 +14,7 @@ use crate::{
     cluster,
     error::{CliError, Result},
     table,
+    text::visible,
 };
 
 /// The tables of this cluster.
@@ -141,11 +142,13 @@ fn hospital(policies: &[SitePolicy], tasks: &[RoundTask], models: &[ModelDeploym
 
 /// What masked sums need of this hospital: its key, the governance it pinned, and the rosters that hold.
 fn masks(policy: &SitePolicy, status: &SitePolicyStatus) -> String {
-    let mut text = format!("Signing key {}\n", dash(status.signing_key.as_ref()));
+    let mut text = format!("Signing key {}\n", visible(&dash(status.signing_key.as_ref())));
     text.push_str(&match &policy.spec.governance {
         Some(governance) => {
             let names: Vec<&str> = governance.keys.iter().map(|key| key.id.as_str()).collect();
-            format!("Governance of {}: {} of {}\n", governance.federation, governance.required, names.join(", "))
+            let text =
+                format!("Governance of {}: {} of {}", governance.federation, governance.required, names.join(", "));
+            format!("{}\n", visible(&text))
         }
         None => {
             "Governance: not pinned, so that only studies with protocol None can run (spec.governance)\n".to_owned()
@@ -156,10 +159,10 @@ fn masks(policy: &SitePolicy, status: &SitePolicyStatus) -> String {
     let held = if versions.is_empty() { "none".to_owned() } else { versions.join(", ") };
     text.push_str(&format!("Rosters that hold: {held}\n"));
     if let Some(no) = status.conditions.iter().find(|c| c.type_ == "RosterAccepted" && c.status == "False") {
-        text.push_str(&format!("No roster to take part under: {}\n", no.message));
+        text.push_str(&format!("No roster to take part under: {}\n", visible(&no.message)));
     }
     if let Some(back) = status.conditions.iter().find(|c| c.type_ == "StateRolledBack" && c.status == "True") {
-        text.push_str(&format!("State rolled back: {}\n", back.message));
+        text.push_str(&format!("State rolled back: {}\n", visible(&back.message)));
     }
     text.push('\n');
     text

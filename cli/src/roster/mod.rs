@@ -9,6 +9,7 @@ use std::{
 };
 
 use consilium_crds::roster::{self, DATA_KEY, RosterDocument, RosterSite};
+use consilium_crds::values::is_label_value;
 use consilium_federation::ids::SiteName;
 use consilium_secagg::{
     identity::{SiteKey, verify_bytes},
@@ -24,9 +25,6 @@ use crate::{
 };
 
 mod show;
-
-/// Longest name of a federation, as SitePolicy spec.governance.federation has it.
-const MAX_NAME: usize = 63;
 
 /// What is done with a roster.
 #[derive(clap::Subcommand)]
@@ -143,8 +141,10 @@ fn next(new: &New, last: Option<&SignedRoster>) -> Result<SignedRoster> {
         }
         document.federation.clone_from(name);
     }
-    if !(1..=MAX_NAME).contains(&document.federation.len()) {
-        return Err(wrong("--federation", &document.federation, "use 1 to 63 characters"));
+    // As SitePolicy spec.governance.federation takes it.
+    if !is_label_value(&document.federation) {
+        let rule = "use 1 to 63 letters, digits, \"-\", \"_\" and \".\", with a letter or digit at both ends";
+        return Err(wrong("--federation", &document.federation, rule));
     }
     for name in &new.remove {
         let before = document.sites.len();

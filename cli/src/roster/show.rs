@@ -8,7 +8,7 @@ use consilium_secagg::{
     wire::Message as _,
 };
 
-use crate::table;
+use crate::{table, text::visible};
 
 /// The federation, version, digest and hospitals with their keys; beside an earlier version, what changed.
 ///
@@ -18,7 +18,7 @@ pub fn sites(signed: &SignedRoster, since: Option<&SignedRoster>) -> String {
     let roster = &signed.roster;
     let mut text = format!(
         "federation  {}\nversion     {}\ndigest      sha256:{}\nhospitals   {}\n\n",
-        roster.federation,
+        visible(&roster.federation),
         roster.version,
         roster.digest(),
         roster.entries.len()
