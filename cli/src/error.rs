@@ -28,6 +28,13 @@ pub enum CliError {
          the object was changed on its way: fetch it again and do not sign it"
     )]
     Evidence { name: String, said: String, computed: String },
+    #[error(
+        "{name}: status.evidenceDigest is missing, so there is nothing to check the evidence against; fetch the whole \
+         object, status included: `kubectl get mrelease {name} -o yaml`"
+    )]
+    NoEvidenceDigest { name: String },
+    #[error("nothing was signed")]
+    NotSigned,
     #[error(transparent)]
     Value(#[from] ValueError),
     #[error("{field} is {value:?}: {rule}")]

@@ -1,6 +1,9 @@
 //! `sign`: an approval, made offline over the model, the stage, the evidence and an expiry.
 
-use std::path::PathBuf;
+use std::{
+    io::{IsTerminal as _, stdin},
+    path::PathBuf,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use clap::ValueEnum;
@@ -15,6 +18,7 @@ use jiff::Timestamp;
 use crate::{
     error::{CliError, Result},
     keys, objects,
+    text::{quoted, visible},
 };
 
 /// What is signed, by whom.
@@ -52,24 +56,40 @@ enum Output {
     Json,
 }
 
-/// Signs, shows on standard error what was signed, and returns the entry.
+/// Shows on standard error what is to be signed, asks where somebody can answer, signs, and returns the entry.
 pub fn run(arguments: &Arguments, now: Timestamp) -> Result<String> {
     let release = objects::release(&arguments.release)?;
-    let key = keys::read(&arguments.key)?;
-    let approval = approve(arguments, &release, &key, now)?;
-    eprint!("{}", shown(&release, &approval, arguments.stage));
+    let expiry = check(arguments, &release, now)?;
+    eprint!("{}", shown(arguments, &release, expiry));
+    confirm()?;
+    let approval = approve(arguments, &release, expiry, &keys::read(&arguments.key)?);
     Ok(match arguments.output {
         Output::Json => format!("{}\n", serde_json::json!(approval)),
         Output::Yaml => entry(&approval),
     })
 }
 
-fn approve(arguments: &Arguments, release: &ModelRelease, key: &SigningKey, now: Timestamp) -> Result<Approval> {
+/// In a pipeline nobody can answer; there the text on standard error is all.
+fn confirm() -> Result<()> {
+    if !stdin().is_terminal() {
+        return Ok(());
+    }
+    eprint!("Sign this? Type yes: ");
+    let mut answer = String::new();
+    stdin().read_line(&mut answer).map_err(|source| CliError::Io { path: "standard input".into(), source })?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(CliError::NotSigned) }
+}
+
+/// Whether this may be signed, and until when it then holds.
+fn check(arguments: &Arguments, release: &ModelRelease, now: Timestamp) -> Result<Timestamp> {
     let evidence = release.spec.evidence_digest();
-    let said = release.status.as_ref().and_then(|status| status.evidence_digest);
-    if let Some(said) = said.filter(|said| *said != evidence) {
-        let name = release.metadata.name.clone().unwrap_or_default();
-        return Err(CliError::Evidence { name, said: said.to_string(), computed: evidence.to_string() });
+    let name = || release.metadata.name.clone().unwrap_or_default();
+    match release.status.as_ref().and_then(|status| status.evidence_digest) {
+        None => return Err(CliError::NoEvidenceDigest { name: name() }),
+        Some(said) if said != evidence => {
+            return Err(CliError::Evidence { name: name(), said: said.to_string(), computed: evidence.to_string() });
+        }
+        Some(_) => {}
     }
     for (field, value) in [("--key-id", &arguments.key_id), ("--role", &arguments.role)] {
         if !(1..=63).contains(&value.len()) {
@@ -79,42 +99,48 @@ fn approve(arguments: &Arguments, release: &ModelRelease, key: &SigningKey, now:
     let lasts = values::duration("--expires-in", &arguments.expires_in)?;
     // Whole seconds, so that the expiry reads the same wherever it was written and parsed again.
     let start = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let expiry = start.checked_add(lasts).map_err(|_| CliError::Argument {
+    start.checked_add(lasts).map_err(|_| CliError::Argument {
         field: "--expires-in",
         value: arguments.expires_in.clone(),
         rule: "the end lies beyond what a date can hold",
-    })?;
-    let bytes = signed_bytes(release.spec.model, arguments.stage, evidence, expiry);
-    Ok(Approval {
+    })
+}
+
+fn approve(arguments: &Arguments, release: &ModelRelease, expiry: Timestamp, key: &SigningKey) -> Approval {
+    let bytes = signed_bytes(release.spec.model, arguments.stage, release.spec.evidence_digest(), expiry);
+    Approval {
         key_id: arguments.key_id.clone(),
         role: arguments.role.clone(),
         expiry,
         signature: BASE64.encode(key.sign(&bytes).to_bytes()),
-    })
+    }
 }
 
-/// What the signer put the name under, for a last look.
-fn shown(release: &ModelRelease, approval: &Approval, stage: Stage) -> String {
+/// What the signer is about to put the name under, and what merely stands beside it in the file.
+fn shown(arguments: &Arguments, release: &ModelRelease, expiry: Timestamp) -> String {
     let spec = &release.spec;
     let mut text = format!(
-        "Signed by {} as {} until {}:\n  stage     {stage}\n  model     {}\n  study     {}, round {}, {} hospitals\n  \
-         mean Dice {}\n",
-        approval.key_id,
-        approval.role,
-        approval.expiry,
+        "{} signs as {} until {expiry}:\n  stage     {}\n  model     {}\n  evidence  {}\n  mean Dice {}\n",
+        visible(&arguments.key_id),
+        visible(&arguments.role),
+        arguments.stage,
         spec.model,
-        spec.study,
-        spec.round,
-        spec.contributors.len(),
-        spec.dice,
+        spec.evidence_digest(),
+        visible(&spec.dice),
     );
     for site in &spec.evidence {
         let numbers = match site.cases {
-            Some(cases) => format!(", {cases} cases, Dice {}", site.dice.join(" ")),
+            Some(cases) => format!(", {cases} cases, Dice {}", visible(&site.dice.join(" "))),
             None => String::new(),
         };
         text.push_str(&format!("  {:<9} {:?}{numbers}\n", site.site.as_str(), site.vote));
     }
+    text.push_str(&format!(
+        "Not signed, only said by the file: study {}, round {}, {} hospitals in the sum\n",
+        visible(&spec.study.to_string()),
+        spec.round,
+        spec.contributors.len(),
+    ));
     text
 }
 
@@ -126,10 +152,6 @@ fn entry(approval: &Approval) -> String {
         approval.expiry,
         approval.signature
     )
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::json!(text).to_string()
 }
 
 #[cfg(test)]
@@ -145,6 +167,13 @@ mod tests {
     const NOW: &str = "2026-06-01T12:00:00.123Z";
 
     fn release() -> Value {
+        let mut object = without_status();
+        let release: ModelRelease = serde_json::from_value(object.clone()).unwrap();
+        object["status"] = json!({"evidenceDigest": release.spec.evidence_digest()});
+        object
+    }
+
+    fn without_status() -> Value {
         let digest = |text: &str| Digest::of(text.as_bytes()).to_string();
         json!({
             "apiVersion": "consilium.health/v1alpha1", "kind": "ModelRelease", "metadata": {"name": "h-r5", "namespace": "research"},
@@ -174,7 +203,9 @@ mod tests {
     fn a_hospital_accepts_what_was_signed_and_only_for_its_stage() {
         let release: ModelRelease = serde_json::from_value(release()).unwrap();
         let key = SigningKey::from_bytes(&[7; 32]);
-        let approval = approve(&arguments("2160h"), &release, &key, NOW.parse().unwrap()).unwrap();
+        let arguments = arguments("2160h");
+        let expiry = check(&arguments, &release, NOW.parse().unwrap()).unwrap();
+        let approval = approve(&arguments, &release, expiry, &key);
         let printed: Vec<Approval> = serde_yaml_ng::from_str(&entry(&approval)).unwrap();
         assert_eq!(printed, std::slice::from_ref(&approval));
         let keys = [TrustedKey {
@@ -192,14 +223,38 @@ mod tests {
         assert!(judge(Stage::Shadow, "2026-08-31T12:00:01Z").is_err());
     }
 
-    /// Evidence that was edited in a file must not get a signature.
+    /// Evidence that was edited in a file, or that nobody says is the hub's, must not get a signature.
     #[test]
     fn changed_evidence_is_not_signed() {
+        let refused = |object: Value| {
+            let release: ModelRelease = serde_json::from_value(object).unwrap();
+            check(&arguments("1h"), &release, NOW.parse().unwrap()).unwrap_err().to_string()
+        };
         let mut object = release();
         object["status"] = json!({"evidenceDigest": Digest::of(b"something else").to_string()});
+        assert!(refused(object).contains("do not sign"));
+        let text = refused(without_status());
+        assert!(
+            text.contains("status.evidenceDigest is missing") && text.contains("kubectl get mrelease h-r5"),
+            "{text}"
+        );
+    }
+
+    /// What is shown before the signature must not be repainted by what a hospital wrote, nor say more than is signed.
+    #[test]
+    fn what_is_shown_is_what_is_signed() {
+        let mut object = without_status();
+        object["spec"]["evidence"][0]["vote"] = "Fail".into();
+        object["spec"]["evidence"][0]["dice"] = json!(["\u{1b}[2K\r  alder     Pass"]);
         let release: ModelRelease = serde_json::from_value(object).unwrap();
-        let error = approve(&arguments("1h"), &release, &SigningKey::from_bytes(&[7; 32]), NOW.parse().unwrap());
-        assert!(error.unwrap_err().to_string().contains("do not sign"));
+        let text = shown(&arguments("1h"), &release, NOW.parse().unwrap());
+        assert!(text.contains("  alder     Fail, 12 cases, Dice \\u{1b}[2K\\r"), "{text}");
+        let (signed, beside) = text.split_once("Not signed").unwrap();
+        assert!(
+            signed.contains(&release.spec.evidence_digest().to_string()) && !signed.contains("research/h"),
+            "{text}"
+        );
+        assert!(beside.contains("research/h, round 5, 1 hospitals"), "{text}");
     }
 
     /// "90 days" and "0h" are told what to write instead.
@@ -207,7 +262,7 @@ mod tests {
     fn a_wrong_duration_names_the_flag_and_the_form() {
         let release: ModelRelease = serde_json::from_value(release()).unwrap();
         for wrong in ["90d", "0h", ""] {
-            let error = approve(&arguments(wrong), &release, &SigningKey::from_bytes(&[7; 32]), NOW.parse().unwrap());
+            let error = check(&arguments(wrong), &release, NOW.parse().unwrap());
             let text = error.unwrap_err().to_string();
             assert!(text.contains("--expires-in") && text.contains("hours, minutes and seconds"), "{text}");
         }
