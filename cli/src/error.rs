@@ -7,7 +7,7 @@ use consilium_crds::values::ValueError;
 /// A command that did not work. The text is the whole message for the person who typed it.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}; check the path, and that you may read or write there", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{} exists already; a signing key is never overwritten: name another file, or move this one away", path.display())]
     KeyExists { path: PathBuf },
@@ -19,9 +19,9 @@ pub enum CliError {
     RosterExists { path: PathBuf },
     #[error("{} does not hold for this policy: {problem}; {way_out}", path.display())]
     RosterRefused { path: PathBuf, problem: String, way_out: &'static str },
-    #[error("{} is not a {expected}: {problem}", path.display())]
+    #[error("{} is not a {expected}: {problem}; correct the field, or fetch the object again with `kubectl get … -o yaml`", path.display())]
     Object { path: PathBuf, expected: &'static str, problem: String },
-    #[error("{} holds a {found}; {expected} is needed", path.display())]
+    #[error("{} holds a {found}; name a file that holds one {expected}, as `kubectl get {} NAME -o yaml` prints it", path.display(), expected.to_lowercase())]
     Kind { path: PathBuf, expected: &'static str, found: String },
     #[error(
         "{name}: status.evidenceDigest is {said}, but the evidence in spec has {computed}; \

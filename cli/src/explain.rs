@@ -13,16 +13,20 @@ use crate::{
 /// The explanation of a study's round.
 pub async fn run(namespace: &str, study: &str, number: Option<u32>) -> Result<String> {
     let client = cluster::client().await?;
-    let way_out = "studies live in the hub's cluster; name the study's namespace with --namespace";
-    let missing = |what| CliError::Missing { what, name: format!("{namespace}/{study}"), way_out };
+    let missing = |what, way_out| CliError::Missing { what, name: format!("{namespace}/{study}"), way_out };
     let studies = cluster::list::<FederatedStudy>(&client, Some(namespace)).await?.unwrap_or_default();
     let found = studies.into_iter().find(|s| s.metadata.name.as_deref() == Some(study));
-    let found = found.ok_or_else(|| missing("FederatedStudy"))?;
+    let way_out = "studies live in the hub's cluster; name the study's namespace with --namespace";
+    let found = found.ok_or_else(|| missing("FederatedStudy", way_out))?;
     let mut rounds = cluster::list::<TrainingRound>(&client, Some(namespace)).await?.unwrap_or_default();
     rounds.retain(|round| round.spec.study == study && number.is_none_or(|n| round.spec.number == n));
     match rounds.into_iter().max_by_key(|round| round.spec.number) {
         Some(round) => Ok(explain(&round)),
-        None if number.is_some() => Err(missing("the asked round of study")),
+        None if number.is_some() => Err(missing(
+            "the asked round of study",
+            "it has not begun, or is beyond spec.rounds.historyLimit and lies in the hub's store only; `kubectl get trounds` \
+             lists those that can be explained",
+        )),
         None => Ok(no_round(&found)),
     }
 }
