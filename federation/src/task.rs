@@ -23,6 +23,9 @@ use crate::digest::Digest;
 /// Exit code of a trainer that must not be tried again: bad config or bad data.
 pub const EXIT_INVALID: i32 = 42;
 
+/// Most foreground classes of a score: what a round's status, a release and the wire have room for.
+pub const MAX_CLASSES: usize = 8;
+
 /// What a task does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -110,7 +113,8 @@ pub struct Failure {
 pub struct ScoreFile {
     /// Evaluation cases that were scored.
     pub cases: u32,
-    /// One entry for each foreground class, in label order.
+    /// One entry for each foreground class that at least one case has in its truth or its prediction, in label order. A
+    /// class that no case has says nothing about the model and is left out.
     pub classes: Vec<ClassScore>,
 }
 
@@ -118,7 +122,7 @@ pub struct ScoreFile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClassScore {
-    /// Label value in the mask.
+    /// Label value in the mask, from 1.
     pub label: u32,
     /// Mean Dice, 0 to 1.
     pub dice: f64,
@@ -129,15 +133,24 @@ pub struct ClassScore {
 }
 
 impl ScoreFile {
-    /// Mean Dice over the foreground classes: the number that gates use. `None` without cases or classes.
+    /// Mean Dice over the foreground classes that were there: the number that gates use. `None` without cases or classes.
     pub fn mean_dice(&self) -> Option<f64> {
         let n = self.classes.len();
         (self.cases > 0 && n > 0).then(|| self.classes.iter().map(|c| c.dice).sum::<f64>() / n as f64)
     }
 
-    /// Refuses numbers that cannot be: not finite, outside 0..=1, negative distances.
+    /// Refuses what cannot be: labels out of order or beyond [`MAX_CLASSES`], numbers that are not finite or outside
+    /// 0..=1, negative distances.
     pub fn check(&self) -> Result<(), String> {
+        let mut before = 0;
         for class in &self.classes {
+            if class.label <= before || class.label as usize > MAX_CLASSES {
+                return Err(format!(
+                    "score.json: label {} after {before}: labels must go up, from 1 to {MAX_CLASSES} at most",
+                    class.label
+                ));
+            }
+            before = class.label;
             if !(0.0..=1.0).contains(&class.dice) {
                 return Err(format!(
                     "score.json: dice of label {} is {}, which is not between 0 and 1",
@@ -171,4 +184,36 @@ pub struct OutFile {
     pub size: u64,
     /// SHA-256 of the content.
     pub digest: Digest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::round::published_decimals;
+
+    fn score(labels: &[(u32, f64)]) -> ScoreFile {
+        let class = |&(label, dice)| ClassScore { label, dice, hd95_mm: None, assd_mm: None };
+        ScoreFile { cases: 10, classes: labels.iter().map(class).collect() }
+    }
+
+    /// A hospital none of whose patients has one of the study's structures must not close the gate for all.
+    #[test]
+    fn a_structure_that_nobody_has_counts_nowhere() {
+        assert_eq!(score(&[(2, 0.875)]).mean_dice(), Some(0.875));
+        assert_eq!(score(&[]).mean_dice(), None);
+        // In a status its place stays its label's, or the other structure's figure would be read as its own.
+        assert_eq!(published_decimals(&score(&[(2, 0.875)])), ["-", "0.8750"]);
+    }
+
+    /// A hospital's numbers become a list in the hub's status: a label of four billion would make one as long.
+    #[test]
+    fn scores_that_cannot_be_are_refused() {
+        assert_eq!(score(&[(1, 0.0), (3, 1.0), (8, 0.5)]).check(), Ok(()));
+        for labels in [&[(0, 0.5)][..], &[(9, 0.5)], &[(u32::MAX, 0.5)], &[(2, 0.5), (1, 0.5)], &[(1, 0.5), (1, 0.5)]] {
+            assert!(score(labels).check().unwrap_err().contains("labels must go up"), "{labels:?}");
+        }
+        for dice in [f64::NAN, -0.1, 1.1] {
+            assert!(score(&[(1, dice)]).check().unwrap_err().contains("between 0 and 1"), "{dice}");
+        }
+    }
 }

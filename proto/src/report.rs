@@ -130,9 +130,6 @@ impl TryFrom<v1::Evaluation> for Evaluation {
 }
 
 fn score(s: v1::Score) -> Result<ScoreFile, WireError> {
-    if s.classes.len() > 8 {
-        return Err(WireError::new("published.classes", s.classes.len(), "at most 8 classes"));
-    }
     let class = |c: v1::ClassScore| ClassScore { label: c.label, dice: c.dice, hd95_mm: c.hd95_mm, assd_mm: c.assd_mm };
     let file = ScoreFile { cases: s.cases, classes: s.classes.into_iter().map(class).collect() };
     file.check().map_err(|rule| WireError::new("published", "", rule))?;

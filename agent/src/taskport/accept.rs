@@ -19,9 +19,6 @@ use crate::state::{State, StateError, StoredScore, UpdateMeta, evaluate_vector};
 use crate::tasks::TaskEntry;
 use crate::tasks::encode::{EncodeError, EncodeSpec, encode, weight_of_examples};
 
-/// Most classes of a score: the wire's bound.
-const MAX_CLASSES: usize = 8;
-
 /// The task whose result it is.
 pub(super) struct Deliverer<'a> {
     pub(super) uid: &'a str,
@@ -112,10 +109,6 @@ fn as_they_weigh(examples: u64, bucket: u32) -> u64 {
 pub(super) fn evaluate(state: &State, inbox: &Inbox, from: &Deliverer<'_>) -> Result<Accepted, Refusal> {
     let score: ScoreFile = parse(inbox, "score.json")?;
     score.check().map_err(Refusal::Rejected)?;
-    if score.classes.is_empty() || score.classes.len() > MAX_CLASSES {
-        let found = score.classes.len();
-        return Err(Refusal::Rejected(format!("score.json: {found} classes, expected 1 to {MAX_CLASSES}")));
-    }
     let known = state.score(&from.entry.round_uid)?;
     if from.entry.spec.is_masked() && known.as_ref().is_none_or(|known| known.score == score) {
         store_evaluation(state, &score, from, known.is_some())?;

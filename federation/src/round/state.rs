@@ -317,9 +317,13 @@ pub struct SiteFact {
     pub message: Option<String>,
 }
 
-/// Per-class Dice as decimals for a status.
+/// Dice of the classes as decimals for a status, by label from 1; `-` stands for one that no case has. The score must
+/// have passed its check, by which the labels are few.
 pub fn published_decimals(score: &ScoreFile) -> Vec<String> {
-    score.classes.iter().map(|c| format!("{:.4}", c.dice)).collect()
+    let highest = score.classes.last().map_or(0, |class| class.label);
+    let dice =
+        |label| score.classes.iter().find(|class| class.label == label).map(|class| format!("{:.4}", class.dice));
+    (1..=highest).map(|label| dice(label).unwrap_or_else(|| "-".into())).collect()
 }
 
 impl RoundState {
