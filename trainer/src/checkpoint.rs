@@ -25,6 +25,8 @@ pub struct Position {
     pub adam_steps: u64,
     /// Scale of the loss in half precision.
     pub loss_scale: f64,
+    /// Good steps since the scale was changed.
+    pub good_steps: u64,
     /// Mean losses of the finished epochs.
     pub epoch_losses: Vec<f64>,
     /// Sum of the losses of the epoch under way.
@@ -41,8 +43,10 @@ fn state_file(folder: &Path) -> PathBuf {
 pub fn save(folder: &Path, position: &Position, tensors: &[(String, Tensor)]) -> Result<(), TrainerError> {
     fs::create_dir_all(folder).map_err(|e| TrainerError::file("made", folder, e))?;
     let file = folder.join(&position.tensors);
-    save_weights(tensors, &file)?;
-    let synced = fs::File::open(&file).and_then(|f| f.sync_all());
+    // Beside it first: a task that is stopped again before its next step writes the file that `state.json` names.
+    let part = folder.join(format!("{}.part", position.tensors));
+    save_weights(tensors, &part)?;
+    let synced = fs::File::open(&part).and_then(|f| f.sync_all()).and_then(|()| fs::rename(&part, &file));
     synced.map_err(|e| TrainerError::file("made durable", &file, e))?;
     let before = load_position(folder)?;
     crate::contract::write_json(&state_file(folder), position)?;
@@ -72,5 +76,41 @@ pub fn load(folder: &Path, task: Digest) -> Result<Option<Saved>, TrainerError> 
         Ok(tensors) => Ok(Some((position, tensors))),
         // Torn or gone: the task begins again, which costs time and nothing else.
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// A node is drained, the task comes back and is drained again before its next step. If the file that `state.json`
+    /// names were opened for writing then, a kill in the middle would lose a day of training.
+    #[test]
+    fn a_checkpoint_is_replaced_and_never_written_over() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let task = Digest::of(b"task");
+        let position = Position {
+            task,
+            step: 3,
+            adam_steps: 2,
+            loss_scale: 1024.0,
+            good_steps: 17,
+            epoch_losses: vec![0.5],
+            loss_sum: 0.25,
+            tensors: "step-3.safetensors".into(),
+        };
+        let tensors = [("a".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];
+        let inode = || fs::metadata(dir.path().join(&position.tensors)).unwrap().ino();
+        save(dir.path(), &position, &tensors).unwrap();
+        // Held open, so that its inode number is not given to the next file.
+        let _first = fs::File::open(dir.path().join(&position.tensors)).unwrap();
+        let before = inode();
+        save(dir.path(), &position, &tensors).unwrap();
+        assert_ne!(inode(), before, "the file was written in place");
+        let (found, loaded) = load(dir.path(), task).unwrap().unwrap();
+        assert_eq!((found, loaded.len()), (position.clone(), 1));
+        assert!(!dir.path().join("step-3.safetensors.part").exists());
     }
 }

@@ -181,7 +181,7 @@ impl Engine {
         };
         self.adam.restore(&tensors, position.adam_steps)?;
         if self.half {
-            self.loss_scale = position.loss_scale;
+            (self.loss_scale, self.good_steps) = (position.loss_scale, position.good_steps);
         }
         Ok(State { step: position.step, loss_sum: position.loss_sum, epoch_losses: position.epoch_losses })
     }
@@ -193,6 +193,7 @@ impl Engine {
             step: state.step,
             adam_steps: self.adam.steps(),
             loss_scale: self.loss_scale,
+            good_steps: self.good_steps,
             epoch_losses: state.epoch_losses.clone(),
             loss_sum: state.loss_sum,
             tensors: format!("step-{}.safetensors", state.step),
