@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
-use consilium_trainer::cli::Cli;
+use consilium_trainer::cli::{Cli, Command};
 use consilium_trainer::commands;
 
 fn main() -> ExitCode {
-    consilium_imaging::torch::wait_without_spinning();
     let cli = Cli::parse();
+    // A researcher's machine, and one on which steps are timed, are not shared; a node of a hospital is.
+    if !matches!(cli.command, Command::Fit(_) | Command::BenchStep(_)) {
+        consilium_imaging::torch::wait_without_spinning();
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         if let Err(e) = signal_hook::flag::register(signal, Arc::clone(&stop)) {

@@ -6,10 +6,11 @@ use std::process::Command;
 
 const POLICY: &str = "OMP_WAIT_POLICY";
 
-/// Makes idle OpenMP threads sleep instead of spin; call it first in `main`.
+/// Makes idle OpenMP threads sleep instead of spin; call it before anything else is done, and only where the machine is
+/// shared.
 ///
-/// By default they burn their core between two operations. On a machine that the process has to itself that saves
-/// microseconds; on one that it shares, the spinning takes the core from whoever holds the others up, and a training step
+/// By default they burn their core between two operations. On a machine that the process has to itself that makes a step
+/// about a quarter faster; on one that it shares, the spinning takes the core from whoever holds the others up, and a training step
 /// on two contended cores was seen to take two to five times as long and three to ten times the CPU time. libgomp reads
 /// its environment when it is loaded, before `main`, so that the process replaces itself once, keeping its id and
 /// arguments. A value that is set already is left alone.
