@@ -1,6 +1,7 @@
 //! The meaning of `spec.trainer.config`: parsed and checked before anything else is touched, so that a bad value costs
 //! seconds and not a queue's worth of waiting.
 
+use consilium_federation::task::MAX_CLASSES;
 use consilium_imaging::preprocess::divisible;
 use consilium_imaging::torch::{Network, UNet3dConfig};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -13,8 +14,8 @@ use crate::error::TrainerError;
 pub struct TrainerConfig {
     /// The network.
     pub network: Network,
-    /// Shape x, y, z that volumes are padded or cut to, and the tile of inference. Left out: the smallest that holds
-    /// every scan of the folder and can be halved `levels` times.
+    /// Shape x, y, z that volumes are padded or cut to, and the tile of inference. A study must say it; `fit` otherwise
+    /// takes the smallest that holds every scan of the folder and can be halved `levels` times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<[usize; 3]>,
     /// Passes over the data in each round.
@@ -100,12 +101,33 @@ impl TrainerConfig {
         Ok(config)
     }
 
+    /// Parses and checks a study's configuration, which must fix the shape: hospitals that each took the one that covers
+    /// their own scans would train and judge the model on different shapes, and it would be served with yet another.
+    pub fn of_study(value: &serde_json::Value) -> Result<Self, TrainerError> {
+        let config = Self::parse(value)?;
+        if config.shape.is_some() {
+            return Ok(config);
+        }
+        Err(TrainerError::Config(format!(
+            "config.shape is missing: in a study it must be three multiples of {} (2^levels), so that all hospitals \
+             train, judge and serve alike; take the one in the fit.json of `consilium-trainer fit`",
+            1 << config.network().levels
+        )))
+    }
+
     fn check(&self) -> Result<(), TrainerError> {
         let net = self.network();
         let fail = |field: &str, value: String, rule: &str| {
             Err(TrainerError::Config(format!("config.{field} is {value}: it must be {rule}")))
         };
         self.network.check().map_err(TrainerError::Config)?;
+        if usize::from(net.classes) > MAX_CLASSES + 1 {
+            let rule = format!(
+                "at most {} (background and {MAX_CLASSES} structures, as many as a score tells)",
+                MAX_CLASSES + 1
+            );
+            return fail("network.classes", net.classes.to_string(), &rule);
+        }
         if let Some(shape) = self.shape
             && (!divisible(shape, net.levels) || shape.iter().any(|side| *side > 1024))
         {
@@ -143,6 +165,17 @@ mod tests {
         assert_eq!((config.epochs_per_round, config.batch_size, config.precision), (1, 2, Precision::FP32));
     }
 
+    /// Without it each hospital would train another model, and none of them be the one that is served.
+    #[test]
+    fn a_study_must_fix_the_shape_and_a_fit_need_not() {
+        let mut config = json!({"network": {"kind": "UNet3D", "classes": 9}});
+        assert!(TrainerConfig::parse(&config).is_ok());
+        let message = TrainerConfig::of_study(&config).unwrap_err().to_string();
+        assert!(["config.shape", "missing", "multiples of 8"].iter().all(|part| message.contains(part)), "{message}");
+        config["shape"] = json!([40, 56, 40]);
+        assert_eq!(TrainerConfig::of_study(&config).unwrap().shape, Some([40, 56, 40]));
+    }
+
     #[test]
     fn a_rate_may_be_a_string_because_the_api_keeps_decimals_so() {
         let base = json!({"network": {"kind": "UNet3D", "classes": 3}, "learningRate": "0.01"});
@@ -154,6 +187,8 @@ mod tests {
     fn wrong_values_are_named() {
         let cases = [
             (json!({"network": {"kind": "UNet3D", "classes": 1}}), ["network.classes", "1", "at least 2"]),
+            // One more could be trained and would then be refused at every evaluation.
+            (json!({"network": {"kind": "UNet3D", "classes": 10}}), ["network.classes", "10", "at most 9"]),
             (json!({"network": {"kind": "UNet3D", "classes": 3, "width": 0}}), ["network.width", "0", "1 to 256"]),
             (json!({"network": {"kind": "UNet3D", "classes": 3}, "shape": [40, 57, 40]}), ["shape", "57", "8"]),
             (json!({"network": {"kind": "UNet3D", "classes": 3}, "learningRate": "nan"}), ["learningRate", "NaN", "0"]),
