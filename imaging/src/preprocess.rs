@@ -4,13 +4,24 @@
 ///
 /// A volume of one single value becomes zero everywhere.
 pub fn z_score(voxels: &mut [f32]) {
+    let scored = scoring(voxels);
+    for voxel in voxels {
+        *voxel = scored(*voxel);
+    }
+}
+
+/// The z-scored voxels of shape `from`, centred in shape `to` as by [`pad_or_crop`], in one new buffer. Beyond the scan
+/// stands 0, after the z-score the mean: the least surprising thing to see there.
+pub fn z_scored(voxels: &[f32], from: [usize; 3], to: [usize; 3]) -> Vec<f32> {
+    centred(voxels, from, to, 0.0, scoring(voxels))
+}
+
+fn scoring(voxels: &[f32]) -> impl Fn(f32) -> f32 + use<> {
     let n = voxels.len().max(1) as f64;
     let mean = voxels.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     let variance = voxels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
     let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
-    for voxel in voxels {
-        *voxel = ((f64::from(*voxel) - mean) / deviation) as f32;
-    }
+    move |voxel| ((f64::from(voxel) - mean) / deviation) as f32
 }
 
 /// The smallest shape that holds every given shape and can be halved `levels` times.
@@ -36,13 +47,19 @@ fn overlap(from: [usize; 3], to: [usize; 3]) -> [(usize, usize, usize); 3] {
 
 /// Centres voxels of shape `from` in shape `to`: cut where larger, filled where smaller. x is the fastest axis of both.
 pub fn pad_or_crop<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill: T) -> Vec<T> {
+    centred(voxels, from, to, fill, |voxel| voxel)
+}
+
+fn centred<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill: T, change: impl Fn(T) -> T) -> Vec<T> {
     let mut out = vec![fill; to.iter().product()];
     let [(fx, tx, nx), (fy, ty, ny), (fz, tz, nz)] = overlap(from, to);
     for z in 0..nz {
         for y in 0..ny {
             let source = fx + from[0] * (fy + y + from[1] * (fz + z));
             let target = tx + to[0] * (ty + y + to[1] * (tz + z));
-            out[target..target + nx].copy_from_slice(&voxels[source..source + nx]);
+            for (out, voxel) in out[target..target + nx].iter_mut().zip(&voxels[source..source + nx]) {
+                *out = change(*voxel);
+            }
         }
     }
     out

@@ -5,6 +5,7 @@
 
 mod config;
 mod loss;
+mod memory;
 mod threads;
 mod unet;
 mod weights;
@@ -12,6 +13,7 @@ mod window;
 
 pub use config::Network;
 pub use loss::dice_cross_entropy;
+pub use memory::{canvas_bytes, tile_bytes};
 pub use threads::wait_without_spinning;
 pub use unet::{UNet3d, UNet3dConfig};
 pub use weights::{WeightsError, load_weights, named_parameters, save_weights};

@@ -4,7 +4,7 @@ use tch::{Device, Kind, TchError, Tensor, no_grad};
 
 use super::unet::UNet3d;
 use super::{sizes, to_tensor};
-use crate::preprocess::{pad_or_crop, z_score};
+use crate::preprocess::{pad_or_crop, z_scored};
 use crate::tiles::{corners, gaussian};
 use crate::volume::{Grid, Mask, Volume};
 
@@ -52,17 +52,23 @@ impl Segmenter {
             for batch in work.chunks(self.batch) {
                 self.run(&mut canvases, batch)?;
             }
-            volumes.iter().zip(canvases).map(|(volume, canvas)| finish(volume, &canvas)).collect()
+            volumes.iter().zip(canvases).map(|(volume, canvas)| finish(volume, canvas)).collect()
         })
     }
 
+    /// Voxels of the canvas for a volume of this shape: at least a tile's.
+    pub fn canvas_voxels(&self, shape: [usize; 3]) -> usize {
+        self.padded(shape).iter().product()
+    }
+
+    fn padded(&self, shape: [usize; 3]) -> [usize; 3] {
+        [0, 1, 2].map(|axis| shape[axis].max(self.tile[axis]))
+    }
+
     fn canvas(&self, volume: &Volume) -> Result<Canvas, TchError> {
-        let shape = [0, 1, 2].map(|axis| volume.grid.shape[axis].max(self.tile[axis]));
-        let mut voxels = volume.voxels.clone();
-        z_score(&mut voxels);
-        let voxels = pad_or_crop(&voxels, volume.grid.shape, shape, 0.0);
+        let shape = self.padded(volume.grid.shape);
         let padded = Grid::axis_aligned(shape, volume.grid.spacing);
-        let image = to_tensor(&voxels, shape)?.f_to_device(self.device)?;
+        let image = to_tensor(&z_scored(&volume.voxels, volume.grid.shape, shape), shape)?.f_to_device(self.device)?;
         let sums = Tensor::f_zeros(sizes(self.classes, &padded), (Kind::Float, self.device))?;
         Ok(Canvas { padded, image, sums })
     }
@@ -88,10 +94,17 @@ impl Segmenter {
     }
 }
 
-fn finish(volume: &Volume, canvas: &Canvas) -> Result<Mask, TchError> {
-    let classes = canvas.sums.f_argmax(0, false)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut labels = vec![0_u8; canvas.padded.len()];
-    classes.f_copy_data(&mut labels, canvas.padded.len())?;
-    let labels = pad_or_crop(&labels, canvas.padded.shape, volume.grid.shape, 0);
+/// The class with the largest share at each voxel, slice by slice: torch's indices are of 64 bits, and for a whole volume
+/// would take more memory than the volume.
+fn finish(volume: &Volume, Canvas { padded, image, sums }: Canvas) -> Result<Mask, TchError> {
+    drop(image);
+    let [x, y, z] = padded.shape;
+    let mut labels = vec![0_u8; padded.len()];
+    for (at, slice) in labels.chunks_exact_mut(x * y).enumerate().take(z) {
+        let classes = sums.f_select(1, at as i64)?.f_argmax(0, false)?.f_to_kind(Kind::Uint8)?;
+        classes.f_to_device(Device::Cpu)?.f_contiguous()?.f_copy_data(slice, x * y)?;
+    }
+    drop(sums);
+    let labels = pad_or_crop(&labels, padded.shape, volume.grid.shape, 0);
     Ok(Mask { grid: volume.grid.clone(), labels })
 }
