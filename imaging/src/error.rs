@@ -49,7 +49,7 @@ pub enum ScanError {
         /// Sizes in x, y, z, … order.
         found: Vec<usize>,
     },
-    /// Spacing is zero, negative or not a number, or the volume is larger than any scan.
+    /// A header field that cannot be, or that contradicts another.
     #[error("{}: {field} is {found}: {rule}; correct the header", file.display())]
     BadGeometry {
         /// The file.
@@ -141,6 +141,26 @@ pub enum ScanError {
         /// What is wrong.
         reason: String,
     },
+    /// A scan of whose person the folder's table says nothing.
+    #[error("{}: no row for case {case}: where a table says which scans are of one person, it must name every scan, or a person could be on both sides of a split; add the row, or take the table away if every scan is of another person", file.display())]
+    NotInTable {
+        /// The table.
+        file: PathBuf,
+        /// The case.
+        case: String,
+    },
+    /// Scans of one folder whose axes point differently.
+    #[error("{}: voxel axes point to {found}, those of {} to {expected}: a network sees the voxels as they are stored, so that all scans of a folder must lie alike; reorient the scans and masks to {expected}", file.display(), first.display())]
+    MixedOrientation {
+        /// The scan.
+        file: PathBuf,
+        /// Its axes, such as `RAS`.
+        found: String,
+        /// The folder's first scan.
+        first: PathBuf,
+        /// The axes of that.
+        expected: String,
+    },
     /// A result could not be written.
     #[error("{}: cannot be written: {reason}; check free space and permissions of the folder", file.display())]
     Unwritable {
@@ -176,7 +196,8 @@ impl ScanError {
             Self::AffineMismatch { .. } => "AffineMismatch",
             Self::MissingMask { .. } => "MissingMask",
             Self::BadFolder { .. } => "BadFolder",
-            Self::BadTable { .. } => "BadTable",
+            Self::BadTable { .. } | Self::NotInTable { .. } => "BadTable",
+            Self::MixedOrientation { .. } => "MixedOrientation",
             Self::Unwritable { .. } => "Unwritable",
             Self::Several { .. } => "SeveralFiles",
         }

@@ -14,6 +14,7 @@ pub mod error;
 pub mod metrics;
 pub mod msd;
 pub mod nifti_file;
+mod nifti_header;
 pub mod phantom;
 pub mod preprocess;
 pub mod random;
@@ -22,6 +23,7 @@ pub mod split;
 pub mod tiles;
 #[cfg(feature = "torch")]
 pub mod torch;
+pub mod untrusted;
 pub mod volume;
 
 pub use error::ScanError;

@@ -2,8 +2,8 @@
 //! for scans without labels (`labelsTs` for labels kept apart from them).
 //!
 //! Which volumes are of one person is told by `subjects.csv` or `cases.csv` (columns `case` and `subject` or
-//! `subject_guess`, optionally `regime`). Without either, each case counts as a person of its own. Getting this wrong
-//! puts a patient on both sides of a split and makes every figure too good.
+//! `subject_guess`, optionally `regime`); a table must name every scan of its folder. Without either, each case counts as
+//! a person of its own. Getting this wrong puts a patient on both sides of a split and makes every figure too good.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::ScanError;
 use crate::nifti_file::{check_pair, read_mask, read_volume};
-use crate::volume::{Mask, Volume};
+use crate::volume::{Grid, Mask, Volume};
 
 /// One scan of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +28,16 @@ pub struct Case {
     pub mask: Option<PathBuf>,
 }
 
-/// Case → (subject, regime), as the folder's table tells.
+/// Case → (subject, regime), as a folder's table tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CaseTable(BTreeMap<String, (String, Option<String>)>);
+pub struct CaseTable {
+    /// `None`: the folder has no table.
+    file: Option<PathBuf>,
+    rows: BTreeMap<String, (String, Option<String>)>,
+}
 
 impl CaseTable {
-    /// Reads `subjects.csv`, else `cases.csv`, else gives an empty table.
+    /// Reads `subjects.csv`, else `cases.csv`, else gives a table that knows no persons.
     pub fn of_folder(folder: &Path) -> Result<Self, ScanError> {
         for name in ["subjects.csv", "cases.csv"] {
             let file = folder.join(name);
@@ -71,17 +75,26 @@ impl CaseTable {
                 return Err(bad(index + 1, format!("case {case} stands there twice")));
             }
         }
-        Ok(Self(rows))
+        Ok(Self { file: Some(file.to_owned()), rows })
     }
 
-    /// The person a case is of: by the table, else the case itself.
-    pub fn subject(&self, case: &str) -> String {
-        self.0.get(case).map_or_else(|| case.to_owned(), |(subject, _)| subject.clone())
+    /// Whether there is a table, so that scans of one person are known as such.
+    pub fn knows_persons(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The person a case is of: by the table, which must have it, or the case itself where there is no table.
+    pub fn subject(&self, case: &str) -> Result<String, ScanError> {
+        match (self.rows.get(case), &self.file) {
+            (Some((subject, _)), _) => Ok(subject.clone()),
+            (None, None) => Ok(case.to_owned()),
+            (None, Some(file)) => Err(ScanError::NotInTable { file: file.clone(), case: case.to_owned() }),
+        }
     }
 
     /// The regime of a case, if known.
     pub fn regime(&self, case: &str) -> Option<String> {
-        self.0.get(case).and_then(|(_, regime)| regime.clone())
+        self.rows.get(case).and_then(|(_, regime)| regime.clone())
     }
 }
 
@@ -128,35 +141,56 @@ fn cases_in(folder: &Path, images: &str, labels: Option<&str>) -> Result<Vec<Cas
     if scans.is_empty() {
         return Err(ScanError::BadFolder { folder: image_folder, reason: "there is no .nii or .nii.gz in it".into() });
     }
-    Ok(scans
-        .into_iter()
-        .map(|(id, image)| Case {
-            subject: table.subject(&id),
-            regime: table.regime(&id),
-            mask: labels.map(|labels| {
-                let name = image.file_name().unwrap_or_default();
-                folder.join(labels).join(name)
+    let (mut cases, mut strangers) = (Vec::new(), Vec::new());
+    for (id, image) in scans {
+        match table.subject(&id) {
+            Ok(subject) => cases.push(Case {
+                subject,
+                regime: table.regime(&id),
+                mask: labels.map(|labels| folder.join(labels).join(image.file_name().unwrap_or_default())),
+                id,
+                image,
             }),
-            id,
-            image,
-        })
-        .collect())
+            Err(e) => strangers.push(e),
+        }
+    }
+    ScanError::fold(strangers).map_or(Ok(cases), Err)
 }
 
 fn scans_in(folder: &Path) -> Result<BTreeMap<String, PathBuf>, ScanError> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(|e| ScanError::unreadable(folder, &e))? {
         let path = entry.map_err(|e| ScanError::unreadable(folder, &e))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        // Archives made on a Mac carry resource forks named ._x.nii.gz, which are no scans.
-        if name.starts_with('.') {
-            continue;
-        }
-        if let Some(id) = name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii")) {
+        if let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(case_id) {
             found.insert(id.to_owned(), path.clone());
         }
     }
     Ok(found)
+}
+
+/// The case that a file is of by its name, when it is a scan or a mask.
+pub(crate) fn case_id(name: &str) -> Option<&str> {
+    // Archives made on a Mac carry resource forks named ._x.nii.gz, which are no scans.
+    let name = Some(name).filter(|name| !name.starts_with('.'))?;
+    name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii"))
+}
+
+/// Watches that all scans of a folder lie alike: nothing here reorients, so that a network sees voxels as they are
+/// stored.
+#[derive(Debug, Default)]
+pub struct Orientation(Option<(PathBuf, String)>);
+
+impl Orientation {
+    /// Compares a scan with the first one.
+    pub fn check(&mut self, file: &Path, grid: &Grid) -> Result<(), ScanError> {
+        let found = grid.axes();
+        let (first, expected) = self.0.get_or_insert_with(|| (file.to_owned(), found.clone()));
+        if found == *expected {
+            return Ok(());
+        }
+        let (first, expected) = (first.clone(), expected.clone());
+        Err(ScanError::MixedOrientation { file: file.to_owned(), found, first, expected })
+    }
 }
 
 /// Reads a labelled case and checks that its mask lies on its image.

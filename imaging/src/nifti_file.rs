@@ -1,29 +1,37 @@
 //! NIfTI-1 files in and out, with every rule of a usable scan checked at the door.
 //!
-//! The whole file is inflated to its end, so that gzip's own checksum is verified too; a file cut short or with flipped
-//! bits is never trained on.
+//! A file is read as a stream: its header, then as many voxels as the header says, then its end, so that gzip's own
+//! checksum is verified too. A file cut short, with flipped bits or with more in it is never trained on, and a small
+//! compressed file cannot fill the memory with anything that its header does not admit to.
 
 use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::MultiGzDecoder;
 use ndarray::{Array3, ShapeBuilder};
 use nifti::writer::WriterOptions;
-use nifti::{InMemNiftiVolume, IntoNdArray, NiftiHeader, NiftiType};
+use nifti::{Endianness, NiftiHeader, NiftiType};
 
 use crate::error::ScanError;
+use crate::nifti_header::{HEADER_BYTES, Head};
 use crate::volume::{Grid, Mask, Volume};
 
-/// More voxels than this is no scan but a damaged header (a 1024³ CT is just below).
-const MAX_VOXELS: usize = 1 << 30;
 /// Image and mask may differ by this much, in mm, in each entry of the affine: rounding of the exporting tool.
 const AFFINE_TOLERANCE_MM: f32 = 1e-2;
-const HEADER_BYTES: usize = 348;
+/// Voxels that are decoded at once.
+const CHUNK: usize = 1 << 16;
+
+/// Reads where a scan's voxels lie, and nothing of the voxels.
+pub fn read_grid(file: &Path) -> Result<Grid, ScanError> {
+    Ok(Scan::at(file)?.head.grid)
+}
 
 /// Reads an image. Errors: everything of [`ScanError`] that concerns one file.
 pub fn read_volume(file: &Path) -> Result<Volume, ScanError> {
-    let (grid, voxels) = read(file)?;
+    let scan = Scan::at(file)?;
+    let grid = scan.head.grid.clone();
+    let voxels = scan.voxels(|_, voxel| Ok(voxel))?;
     let bad = voxels.iter().filter(|v| !v.is_finite()).count();
     if bad > 0 {
         let first = voxels.iter().position(|v| !v.is_finite()).unwrap_or_default();
@@ -38,19 +46,20 @@ pub fn read_volume(file: &Path) -> Result<Volume, ScanError> {
 
 /// Reads a mask whose labels must be whole numbers below `classes` (background included). A mask may be all background.
 pub fn read_mask(file: &Path, classes: u8) -> Result<Mask, ScanError> {
-    let (grid, voxels) = read(file)?;
-    let allowed = |v: f32| v >= 0.0 && v < f32::from(classes) && v.fract() == 0.0;
-    if let Some(offset) = voxels.iter().position(|&v| !allowed(v)) {
-        return Err(ScanError::LabelOutsideClasses {
-            file: file.to_owned(),
-            found: voxels[offset],
-            at: grid.position(offset),
-            classes,
-        });
-    }
-    // Safety of the cast: checked above to be a whole number below 256.
-    let labels = voxels.iter().map(|&v| v as u8).collect();
-    Ok(Mask { grid, labels })
+    Scan::at(file)?.mask(classes)
+}
+
+/// Reads a mask of someone who is not trusted, from a handle on it; `file` is for messages. That it lies on `truth` is
+/// checked before a voxel is inflated, so that it costs no more memory than the truth does.
+pub fn read_prediction(
+    file: &Path,
+    opened: File,
+    classes: u8,
+    (truth_file, truth): (&Path, &Grid),
+) -> Result<Mask, ScanError> {
+    let scan = Scan::of(file, opened)?;
+    check_pair(truth_file, truth, file, &scan.head.grid)?;
+    scan.mask(classes)
 }
 
 /// Checks that a mask lies on its image: same shape, same place.
@@ -109,153 +118,131 @@ fn header_of(grid: &Grid) -> NiftiHeader {
     }
 }
 
-fn read(file: &Path) -> Result<(Grid, Vec<f32>), ScanError> {
-    let bytes = inflate(file)?;
-    let header = parse_header(file, &bytes)?;
-    let grid = grid_of(file, &header)?;
-    let datatype = data_type(file, &header)?;
-    let start = header.vox_offset as usize;
-    let expected = grid.len() * datatype.size_of();
-    let found = bytes.len().saturating_sub(start);
-    if found < expected {
-        return Err(ScanError::Truncated {
-            file: file.to_owned(),
-            found: format!("{found} bytes of voxels"),
-            expected: format!("{expected} (shape {:?}, {datatype:?})", grid.shape),
-        });
-    }
-    let broken = |e: nifti::NiftiError| ScanError::NotNifti { file: file.to_owned(), reason: e.to_string() };
-    let volume = InMemNiftiVolume::from_reader(&bytes[start..], &header).map_err(broken)?;
-    let array = volume.into_ndarray::<f32>().map_err(broken)?;
-    // The array is in Fortran order, as the file is: its raw memory is already x-fastest.
-    let (voxels, _) = array.into_raw_vec_and_offset();
-    Ok((grid, voxels))
+/// A file whose header is read and whose voxels are not.
+struct Scan {
+    file: PathBuf,
+    source: Box<dyn Read>,
+    head: Head,
 }
 
-/// The file's bytes, decompressed when they begin with gzip's magic number, and read to the end.
-fn inflate(file: &Path) -> Result<Vec<u8>, ScanError> {
-    let mut raw = Vec::new();
-    File::open(file).and_then(|mut f| f.read_to_end(&mut raw)).map_err(|e| ScanError::unreadable(file, &e))?;
-    if raw.is_empty() {
-        return Err(ScanError::Truncated {
-            file: file.to_owned(),
-            found: "0 bytes".into(),
-            expected: format!("at least a header of {HEADER_BYTES} bytes"),
-        });
+impl Scan {
+    fn at(file: &Path) -> Result<Self, ScanError> {
+        Self::of(file, File::open(file).map_err(|e| ScanError::unreadable(file, &e))?)
     }
-    if !raw.starts_with(&[0x1f, 0x8b]) {
-        return Ok(raw);
-    }
-    let limit = (MAX_VOXELS * 8) as u64;
-    let mut bytes = Vec::new();
-    match MultiGzDecoder::new(raw.as_slice()).take(limit).read_to_end(&mut bytes) {
-        Ok(_) => Ok(bytes),
-        Err(e) => Err(ScanError::Truncated {
-            file: file.to_owned(),
-            found: format!("{} bytes, then: {e}", bytes.len()),
-            expected: "a whole gzip stream".into(),
-        }),
-    }
-}
 
-fn parse_header(file: &Path, bytes: &[u8]) -> Result<NiftiHeader, ScanError> {
-    let not_nifti = |reason: String| ScanError::NotNifti { file: file.to_owned(), reason };
-    if bytes.len() < HEADER_BYTES {
-        return Err(ScanError::Truncated {
-            file: file.to_owned(),
-            found: format!("{} bytes", bytes.len()),
-            expected: format!("at least a header of {HEADER_BYTES} bytes"),
-        });
+    fn of(file: &Path, opened: File) -> Result<Self, ScanError> {
+        let mut source = inflated(opened).map_err(|e| ScanError::unreadable(file, &e))?;
+        let mut header = [0; HEADER_BYTES];
+        let expected = || format!("at least a header of {HEADER_BYTES} bytes");
+        fill(&mut source, &mut header).map_err(|end| end.truncated(file, 0, expected()))?;
+        Ok(Self { file: file.to_owned(), source, head: Head::parse(file, &header)? })
     }
-    let header = NiftiHeader::from_reader(bytes).map_err(|e| not_nifti(e.to_string()))?;
-    if &header.magic != b"n+1\0" {
-        return Err(not_nifti("the magic number is not n+1".into()));
-    }
-    let offset = header.vox_offset;
-    if !(offset.is_finite() && offset >= HEADER_BYTES as f32 && offset < 1e8) {
-        return Err(ScanError::BadGeometry {
-            file: file.to_owned(),
-            field: "vox_offset",
-            found: offset.to_string(),
-            rule: "voxels begin after the header of 348 bytes",
-        });
-    }
-    Ok(header)
-}
 
-fn data_type(file: &Path, header: &NiftiHeader) -> Result<NiftiType, ScanError> {
-    use NiftiType::{Float32, Float64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
-    let wrong = |found: String| ScanError::WrongDataType { file: file.to_owned(), found };
-    match header.data_type() {
-        Ok(t @ (Uint8 | Int8 | Uint16 | Int16 | Uint32 | Int32 | Uint64 | Int64 | Float32 | Float64)) => Ok(t),
-        Ok(other) => Err(wrong(format!("{other:?}"))),
-        Err(_) => Err(wrong(format!("code {}", header.datatype))),
+    fn mask(self, classes: u8) -> Result<Mask, ScanError> {
+        let (file, grid) = (self.file.clone(), self.head.grid.clone());
+        let labels = self.voxels(|offset, voxel| {
+            if voxel >= 0.0 && voxel < f32::from(classes) && voxel.fract() == 0.0 {
+                // Safety of the cast: a whole number below 256.
+                return Ok(voxel as u8);
+            }
+            Err(ScanError::LabelOutsideClasses { file: file.clone(), found: voxel, at: grid.position(offset), classes })
+        })?;
+        Ok(Mask { grid, labels })
     }
-}
 
-fn grid_of(file: &Path, header: &NiftiHeader) -> Result<Grid, ScanError> {
-    let rank = usize::from(header.dim[0]);
-    let all: Vec<usize> = header.dim[1..].iter().take(rank.min(7)).map(|&d| usize::from(d)).collect();
-    // A fourth axis of length one is how some tools write a plain volume.
-    let plain = all.len() >= 3 && all[3..].iter().all(|&d| d == 1) && all[..3].iter().all(|&d| d >= 1);
-    if rank > 7 || !plain {
-        return Err(ScanError::NotThreeDimensional { file: file.to_owned(), found: all });
-    }
-    let shape = [all[0], all[1], all[2]];
-    if shape.iter().product::<usize>() > MAX_VOXELS {
-        return Err(ScanError::BadGeometry {
-            file: file.to_owned(),
-            field: "dim",
-            found: format!("{shape:?}"),
-            rule: "a scan has at most 2^30 voxels",
-        });
-    }
-    let spacing = [header.pixdim[1].abs(), header.pixdim[2].abs(), header.pixdim[3].abs()];
-    if !spacing.iter().all(|s| s.is_finite() && *s > 0.0) {
-        return Err(ScanError::BadGeometry {
-            file: file.to_owned(),
-            field: "pixdim",
-            found: format!("{:?}", &header.pixdim[1..4]),
-            rule: "the spacing in mm must be a finite number above 0",
-        });
-    }
-    let affine = affine_of(header, spacing);
-    if !affine.iter().flatten().all(|v| v.is_finite()) {
-        return Err(ScanError::BadGeometry {
-            file: file.to_owned(),
-            field: "affine",
-            found: format!("{affine:?}"),
-            rule: "all entries must be finite",
-        });
-    }
-    Ok(Grid { shape, spacing, affine })
-}
-
-/// The voxel-to-space matrix by the standard's precedence: sform, then qform, then the spacing alone (nifti1.h,
-/// methods 3, 2 and 1).
-fn affine_of(header: &NiftiHeader, spacing: [f32; 3]) -> [[f32; 4]; 3] {
-    if header.sform_code > 0 {
-        return [header.srow_x, header.srow_y, header.srow_z];
-    }
-    if header.qform_code <= 0 {
-        return Grid::axis_aligned([0; 3], spacing).affine;
-    }
-    let (b, c, d) = (header.quatern_b, header.quatern_c, header.quatern_d);
-    let a = (1.0 - (b * b + c * c + d * d)).max(0.0).sqrt();
-    let rotation = [
-        [a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)],
-        [2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)],
-        [2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c],
-    ];
-    let handedness = if header.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
-    let scale = [spacing[0], spacing[1], spacing[2] * handedness];
-    let shift = [header.quatern_x, header.quatern_y, header.quatern_z];
-    let mut affine = [[0.0; 4]; 3];
-    for row in 0..3 {
-        for column in 0..3 {
-            affine[row][column] = rotation[row][column] * scale[column];
+    /// Every voxel, x fastest, as `take` makes it of its offset and value; then the file must end.
+    fn voxels<T>(mut self, mut take: impl FnMut(usize, f32) -> Result<T, ScanError>) -> Result<Vec<T>, ScanError> {
+        let Head { grid, datatype, endianness, offset, slope, intercept } = &self.head;
+        let (count, width) = (grid.len(), datatype.size_of());
+        let expected = || format!("{} (shape {:?}, {datatype:?})", count * width, grid.shape);
+        let decode = decoder(*datatype, *endianness);
+        let mut buffer = vec![0; CHUNK * width];
+        let mut between = offset - HEADER_BYTES;
+        while between > 0 {
+            let bytes = between.min(buffer.len());
+            fill(&mut self.source, &mut buffer[..bytes]).map_err(|end| end.truncated(&self.file, 0, expected()))?;
+            between -= bytes;
         }
-        affine[row][3] = shift[row];
+        let mut taken = Vec::with_capacity(count);
+        while taken.len() < count {
+            let bytes = &mut buffer[..CHUNK.min(count - taken.len()) * width];
+            let before = taken.len() * width;
+            fill(&mut self.source, bytes).map_err(|end| end.truncated(&self.file, before, expected()))?;
+            for voxel in bytes.chunks_exact(width) {
+                let value = decode(voxel);
+                // A slope of 0 says that there is no scaling (nifti1.h).
+                let value = if *slope == 0.0 { value } else { value * slope + intercept };
+                taken.push(take(taken.len(), value)?);
+            }
+        }
+        match fill(&mut self.source, &mut [0]) {
+            Err(End { found: 0, reason: None }) => Ok(taken),
+            Err(end) => Err(end.truncated(&self.file, count * width, expected())),
+            Ok(()) => Err(ScanError::Truncated {
+                file: self.file,
+                found: "more bytes of voxels".into(),
+                expected: expected(),
+            }),
+        }
     }
-    affine
+}
+
+/// Where a stream ended too early, and why if it did not just end.
+struct End {
+    found: usize,
+    reason: Option<io::Error>,
+}
+
+impl End {
+    fn truncated(self, file: &Path, before: usize, expected: String) -> ScanError {
+        let found = format!("{} bytes", before + self.found);
+        let found = self.reason.map_or_else(|| found.clone(), |reason| format!("{found}, then: {reason}"));
+        ScanError::Truncated { file: file.to_owned(), found, expected }
+    }
+}
+
+fn fill(source: &mut dyn Read, bytes: &mut [u8]) -> Result<(), End> {
+    let mut found = 0;
+    while found < bytes.len() {
+        match source.read(&mut bytes[found..]) {
+            Ok(0) => return Err(End { found, reason: None }),
+            Ok(read) => found += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(End { found, reason: Some(e) }),
+        }
+    }
+    Ok(())
+}
+
+/// The file's bytes, decompressed when they begin with gzip's magic number.
+fn inflated(file: File) -> io::Result<Box<dyn Read>> {
+    let mut raw = BufReader::with_capacity(CHUNK, file);
+    let compressed = raw.fill_buf()?.starts_with(&[0x1f, 0x8b]);
+    Ok(if compressed { Box::new(MultiGzDecoder::new(raw)) } else { Box::new(raw) })
+}
+
+/// How the bytes of one voxel become a number.
+fn decoder(datatype: NiftiType, endianness: Endianness) -> fn(&[u8]) -> f32 {
+    macro_rules! of {
+        ($number:ty) => {
+            match endianness {
+                // The default is never used: a voxel has exactly the bytes of its type.
+                Endianness::Little => |bytes| <$number>::from_le_bytes(bytes.try_into().unwrap_or_default()) as f32,
+                Endianness::Big => |bytes| <$number>::from_be_bytes(bytes.try_into().unwrap_or_default()) as f32,
+            }
+        };
+    }
+    match datatype {
+        NiftiType::Uint8 => of!(u8),
+        NiftiType::Int8 => of!(i8),
+        NiftiType::Uint16 => of!(u16),
+        NiftiType::Int16 => of!(i16),
+        NiftiType::Uint32 => of!(u32),
+        NiftiType::Int32 => of!(i32),
+        NiftiType::Uint64 => of!(u64),
+        NiftiType::Int64 => of!(i64),
+        NiftiType::Float64 => of!(f64),
+        // The header's check lets no other type through.
+        _ => of!(f32),
+    }
 }

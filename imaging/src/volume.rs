@@ -36,6 +36,18 @@ impl Grid {
         x + self.shape[0] * (y + self.shape[1] * z)
     }
 
+    /// Where the voxel axes point, each by its largest part: `RAS` when x goes to the patient's right, y to the front
+    /// and z upwards; `L`, `P` and `I` are the opposites (NIfTI's space is RAS).
+    pub fn axes(&self) -> String {
+        let letter = |column: usize| {
+            let size = |row: &usize| self.affine[*row][column].abs();
+            let row = (0..3).max_by(|a, b| size(a).total_cmp(&size(b))).unwrap_or_default();
+            let (forward, backward) = [('R', 'L'), ('A', 'P'), ('S', 'I')][row];
+            if self.affine[row][column] < 0.0 { backward } else { forward }
+        };
+        (0..3).map(letter).collect()
+    }
+
     /// Voxel (x, y, z) at an offset.
     pub fn position(&self, offset: usize) -> [usize; 3] {
         let [nx, ny, _] = self.shape;

@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use consilium_imaging::msd::{labelled_cases, load};
+use consilium_imaging::msd::{Orientation, labelled_cases, load};
 use consilium_imaging::nifti_file::{check_pair, read_mask, read_volume, write_mask, write_volume};
+use consilium_imaging::untrusted::UntrustedFolder;
 use consilium_imaging::{Grid, Mask, ScanError, Volume};
 use tempfile::TempDir;
 
@@ -104,6 +105,148 @@ fn wrong_data_types() {
         let file = patched(&dir, 70, &code.to_le_bytes());
         assert_says(&read_volume(&file).unwrap_err(), &file, &[name, "not supported", "float32"]);
     }
+}
+
+/// Offset 72: bitpix. A reader that sizes its buffer by it and its numbers by the data type ends in a panic, without a
+/// word for the steward and without a verdict for the agent, which then tries again.
+#[test]
+fn bits_that_are_not_those_of_the_data_type() {
+    let dir = TempDir::new().unwrap();
+    for bits in [0_i16, 8, 16, 64, -32] {
+        let file = patched(&dir, 72, &bits.to_le_bytes());
+        let error = read_volume(&file).unwrap_err();
+        assert_says(&error, &file, &["bitpix", &bits.to_string(), "Float32", "correct the header"]);
+    }
+}
+
+/// A megabyte of zeros is a kilobyte of gzip: what the header does not announce is not read, or a small file could fill
+/// a node's memory.
+#[test]
+fn more_than_the_header_says_is_refused() {
+    let dir = TempDir::new().unwrap();
+    for name in ["long.nii", "long.nii.gz"] {
+        let file = written(&dir, name);
+        let mut content = fs::read(&file).unwrap();
+        if name.ends_with(".gz") {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut encoder, &vec![0; 1 << 20]).unwrap();
+            content.extend(encoder.finish().unwrap());
+        } else {
+            content.push(0);
+        }
+        fs::write(&file, content).unwrap();
+        assert_says(&read_volume(&file).unwrap_err(), &file, &["more bytes", "expected 240", "[5, 4, 3]"]);
+    }
+}
+
+/// Every integer and real type is read by its own size and byte order, with the header's scaling: a factor left out
+/// would be trained on as if it were contrast.
+#[test]
+fn every_data_type_and_byte_order() {
+    let numbers = [0_u8, 1, 7, 100];
+    let encode = |code: i16, value: u8, big: bool| -> Vec<u8> {
+        let little = match code {
+            2 => vec![value],
+            256 => (value as i8).to_le_bytes().to_vec(),
+            512 | 4 => u16::from(value).to_le_bytes().to_vec(),
+            768 | 8 => u32::from(value).to_le_bytes().to_vec(),
+            1280 | 1024 => u64::from(value).to_le_bytes().to_vec(),
+            16 => f32::from(value).to_le_bytes().to_vec(),
+            _ => f64::from(value).to_le_bytes().to_vec(),
+        };
+        if big { little.into_iter().rev().collect() } else { little }
+    };
+    let dir = TempDir::new().unwrap();
+    for code in [2_i16, 256, 512, 4, 768, 8, 1280, 1024, 16, 64] {
+        for big in [false, true] {
+            let bytes16 = |value: i16| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+            let bytes32 = |value: f32| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+            let mut content = vec![0_u8; 352];
+            content[..4].copy_from_slice(&if big { 348_i32.to_be_bytes() } else { 348_i32.to_le_bytes() });
+            for (at, side) in [(40, 3), (42, 2), (44, 2), (46, 1)] {
+                content[at..at + 2].copy_from_slice(&bytes16(side));
+            }
+            content[70..72].copy_from_slice(&bytes16(code));
+            content[72..74].copy_from_slice(&bytes16(encode(code, 0, big).len() as i16 * 8));
+            for at in [80, 84, 88] {
+                content[at..at + 4].copy_from_slice(&bytes32(1.0));
+            }
+            // Offset 108: vox_offset, then slope and intercept.
+            for (at, value) in [(108, 352.0), (112, 0.5), (116, -3.0)] {
+                content[at..at + 4].copy_from_slice(&bytes32(value));
+            }
+            content[344..348].copy_from_slice(b"n+1\0");
+            content.extend(numbers.iter().flat_map(|&value| encode(code, value, big)));
+            let file = dir.path().join("typed.nii");
+            fs::write(&file, content).unwrap();
+            assert_eq!(read_volume(&file).unwrap().voxels, [-3.0, -2.5, 0.5, 47.0], "type {code}, big-endian {big}");
+        }
+    }
+}
+
+/// In micrometres, or with a spacing that the affine contradicts, a distance in mm is off by any factor, and the surface
+/// distances of that hospital mean nothing.
+#[test]
+fn spacings_that_are_not_in_mm_or_contradict_the_affine() {
+    let dir = TempDir::new().unwrap();
+    // Offset 123: units; 3 is µm, 1 m, 10 mm and seconds.
+    for unit in [1_u8, 3, 11] {
+        assert_says(&read_volume(&patched(&dir, 123, &[unit])).unwrap_err(), Path::new("patched.nii"), &["mm (2)"]);
+    }
+    for unit in [0, 2, 10] {
+        read_volume(&patched(&dir, 123, &[unit])).unwrap();
+    }
+    // Offset 84: pixdim[2], 1.5 in the affine.
+    let file = patched(&dir, 84, &3.0_f32.to_le_bytes());
+    assert_says(&read_volume(&file).unwrap_err(), &file, &["pixdim", "3.0", "1.5", "same spacing"]);
+    // The last digits of an exporting tool.
+    read_volume(&patched(&dir, 84, &1.501_f32.to_le_bytes())).unwrap();
+}
+
+/// Left and right are not to be learnt from one half of a folder and unlearnt from the other.
+#[test]
+fn scans_whose_axes_point_elsewhere() {
+    let mut flipped = volume().grid;
+    flipped.affine[0][0] = -1.0;
+    assert_eq!((volume().grid.axes().as_str(), flipped.axes().as_str()), ("RAS", "LAS"));
+    let mut orientation = Orientation::default();
+    orientation.check(Path::new("a.nii"), &volume().grid).unwrap();
+    orientation.check(Path::new("b.nii"), &volume().grid).unwrap();
+    let error = orientation.check(Path::new("c.nii"), &flipped).unwrap_err();
+    assert_says(&error, Path::new("c.nii"), &["LAS", "a.nii", "RAS", "reorient"]);
+}
+
+/// The study's image writes predictions where it likes: a link to the hospital's labels in place of one would be a
+/// perfect score, and a header that admits to gigabytes would end the evaluator.
+#[test]
+fn predictions_are_files_of_their_own() {
+    use std::os::unix::fs::symlink;
+    let dir = TempDir::new().unwrap();
+    let (truth, folder) = (dir.path().join("truth.nii.gz"), dir.path().join("predictions"));
+    fs::create_dir(&folder).unwrap();
+    write_mask(&truth, &mask()).unwrap();
+    fs::copy(&truth, folder.join("a.nii.gz")).unwrap();
+    symlink(&truth, folder.join("b.nii.gz")).unwrap();
+    fs::create_dir(folder.join("c.nii.gz")).unwrap();
+    let grid = mask().grid;
+    let open = UntrustedFolder::open(&folder).unwrap();
+    assert_eq!(open.masks().unwrap().into_keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(open.mask("a.nii.gz", 3, (&truth, &grid)).unwrap(), mask());
+    for name in ["b.nii.gz", "c.nii.gz"] {
+        let error = open.mask(name, 3, (&truth, &grid)).unwrap_err();
+        assert_says(&error, &folder.join(name), &["neither a link nor"]);
+    }
+    symlink(&folder, dir.path().join("linked")).unwrap();
+    let error = UntrustedFolder::open(&dir.path().join("linked")).unwrap_err();
+    assert_says(&error, Path::new("linked"), &["link"]);
+    let outer = UntrustedFolder::open(dir.path()).unwrap();
+    assert_says(&outer.inner("linked").unwrap_err(), Path::new("linked"), &["link"]);
+
+    // 1024 × 1024 × 1024 voxels in a file of one kilobyte.
+    let file = folder.join("a.nii");
+    fs::write(&file, fs::read(patched(&dir, 42, &[0, 4, 0, 4, 0, 4])).unwrap()).unwrap();
+    let error = open.mask("a.nii", 3, (&truth, &grid)).unwrap_err();
+    assert_eq!(error.reason(), "ShapeMismatch", "{error}");
 }
 
 #[test]
@@ -214,6 +357,12 @@ fn a_good_folder_and_its_table() {
     let cases = labelled_cases(dir.path()).unwrap();
     assert_eq!((cases[0].subject.as_str(), cases[0].regime.as_deref()), ("17", Some("F")));
     assert_eq!(load(&cases[0], 3).unwrap(), (volume(), mask()));
+    // A scan that the table forgot would count as one more person, and its owner could be on both sides of a split.
+    write_volume(&dir.path().join("imagesTr/b.nii.gz"), &volume()).unwrap();
+    write_mask(&dir.path().join("labelsTr/b.nii.gz"), &mask()).unwrap();
+    let error = labelled_cases(dir.path()).unwrap_err();
+    assert_eq!(error.reason(), "BadTable");
+    assert_says(&error, Path::new("cases.csv"), &["no row for case b", "add the row"]);
     fs::write(dir.path().join("cases.csv"), "case,regime\na,F\n").unwrap();
     let error = labelled_cases(dir.path()).unwrap_err().to_string();
     assert!(error.contains("cases.csv") && error.contains("no column subject"), "{error}");

@@ -1,9 +1,8 @@
-//! A folder's scans as the network sees them, checked and kept in memory.
+//! A folder's scans as the network sees them, checked and kept in memory; the raw ones are not kept.
 
-use std::path::Path;
-
-use consilium_imaging::msd::{Case, labelled_cases, load};
-use consilium_imaging::preprocess::{covering_shape, pad_or_crop, z_score};
+use consilium_imaging::msd::{Case, Orientation, load};
+use consilium_imaging::nifti_file::read_grid;
+use consilium_imaging::preprocess::{covering_shape, pad_or_crop, z_scored};
 use consilium_imaging::torch::{to_label_tensor, to_tensor};
 use consilium_imaging::{Mask, ScanError, Volume};
 use tch::{Device, Kind, TchError, Tensor};
@@ -27,36 +26,49 @@ pub struct Examples {
     shape: [usize; 3],
 }
 
-/// Reads and checks every labelled case of a folder. All bad files are named at once, so that a hospital corrects its
-/// export once and not file by file.
-pub fn read_folder(folder: &Path, classes: u8) -> Result<Vec<(Case, Volume, Mask)>, ScanError> {
-    read_cases(labelled_cases(folder)?, classes)
+/// The shape a config asks for, else the smallest that covers the scans; of these only the headers are read.
+pub fn shape_for(config: &TrainerConfig, cases: &[Case]) -> Result<[usize; 3], ScanError> {
+    match config.shape {
+        Some(shape) => Ok(shape),
+        None => {
+            let grids = all(cases, |case| read_grid(&case.image))?;
+            Ok(covering_shape(grids.iter().map(|grid| grid.shape), config.network().levels))
+        }
+    }
 }
 
-/// Reads and checks some cases.
-pub fn read_cases(cases: Vec<Case>, classes: u8) -> Result<Vec<(Case, Volume, Mask)>, ScanError> {
-    let (mut scans, mut bad) = (Vec::new(), Vec::new());
+/// Reads and checks labelled cases one after the other, as if to use them.
+pub fn check(cases: &[Case], classes: u8) -> Result<(), ScanError> {
+    let mut orientation = Orientation::default();
+    all(cases, |case| orientation.check(&case.image, &load(case, classes)?.0.grid))?;
+    Ok(())
+}
+
+/// Does something with every case. All bad files are named at once, so that a hospital corrects its export once and not
+/// file by file.
+fn all<T>(cases: &[Case], mut act: impl FnMut(&Case) -> Result<T, ScanError>) -> Result<Vec<T>, ScanError> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
     for case in cases {
-        match load(&case, classes) {
-            Ok((volume, mask)) => scans.push((case, volume, mask)),
+        match act(case) {
+            Ok(done) => good.push(done),
             Err(e) => bad.push(e),
         }
     }
-    ScanError::fold(bad).map_or(Ok(scans), Err)
-}
-
-/// The shape a config asks for, else the smallest that covers the scans.
-pub fn shape_for(config: &TrainerConfig, shapes: impl IntoIterator<Item = [usize; 3]>) -> [usize; 3] {
-    config.shape.unwrap_or_else(|| covering_shape(shapes, config.network().levels))
+    ScanError::fold(bad).map_or(Ok(good), Err)
 }
 
 impl Examples {
-    /// Prepares scans: z-scored, then padded or cut to the shape.
-    pub fn prepare(scans: &[(Case, Volume, Mask)], config: &TrainerConfig) -> Result<Self, TrainerError> {
-        let shape = shape_for(config, scans.iter().map(|(_, volume, _)| volume.grid.shape));
-        let all =
-            scans.iter().map(|(_, volume, mask)| example(volume, mask, shape)).collect::<Result<Vec<_>, TchError>>()?;
-        Ok(Self { all, shape })
+    /// Reads, checks and prepares labelled cases: z-scored, then padded or cut to the shape. One raw scan is held at a
+    /// time.
+    pub fn read(cases: &[Case], config: &TrainerConfig) -> Result<Self, TrainerError> {
+        let shape = shape_for(config, cases)?;
+        let mut orientation = Orientation::default();
+        let prepared = all(cases, |case| {
+            let (volume, mask) = load(case, config.network().classes)?;
+            orientation.check(&case.image, &volume.grid)?;
+            Ok(example(&volume, &mask, shape))
+        })?;
+        Ok(Self { all: prepared.into_iter().collect::<Result<_, _>>()?, shape })
     }
 
     /// How many.
@@ -88,10 +100,7 @@ impl Examples {
 }
 
 fn example(volume: &Volume, mask: &Mask, shape: [usize; 3]) -> Result<Example, TchError> {
-    let mut voxels = volume.voxels.clone();
-    z_score(&mut voxels);
-    // After the z-score 0 is the mean, the least surprising thing to see beyond the scan.
-    let voxels = pad_or_crop(&voxels, volume.grid.shape, shape, 0.0);
+    let image = to_tensor(&z_scored(&volume.voxels, volume.grid.shape, shape), shape)?;
     let labels = pad_or_crop(&mask.labels, mask.grid.shape, shape, 0);
-    Ok(Example { image: to_tensor(&voxels, shape)?, labels: to_label_tensor(&labels, shape)?.f_to_kind(Kind::Uint8)? })
+    Ok(Example { image, labels: to_label_tensor(&labels, shape)?.f_to_kind(Kind::Uint8)? })
 }

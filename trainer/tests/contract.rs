@@ -2,6 +2,7 @@
 //! hospital: a task that does not resume trains twice, one that retries bad data never ends.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -126,17 +127,18 @@ fn a_stopped_round_resumes_to_the_same_bits() {
 fn stop_after_step(root: &Path, data: &Path, steps: u64) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use consilium_imaging::msd::labelled_cases;
     use consilium_imaging::torch::load_weights;
     use consilium_trainer::TrainerError;
     use consilium_trainer::config::TrainerConfig;
     use consilium_trainer::contract::Root;
-    use consilium_trainer::data::{Examples, read_folder};
+    use consilium_trainer::data::Examples;
     use consilium_trainer::engine::{Checkpoints, Engine, Job};
 
     let files = Root::new(root);
     let (task, digest) = files.task().unwrap();
     let config = TrainerConfig::parse(&task.config).unwrap();
-    let examples = Examples::prepare(&read_folder(data, 3).unwrap(), &config).unwrap();
+    let examples = Examples::read(&labelled_cases(data).unwrap(), &config).unwrap();
     tch::set_num_threads(1);
     let mut engine = Engine::new(&config, task.seed, tch::Device::Cpu).unwrap();
     load_weights(engine.store(), &files.model()).unwrap();
@@ -194,10 +196,16 @@ fn evaluation_writes_a_mask_per_scan_and_the_platform_scores_them() {
     let output = trainer(&["score", "--root", text(&failed), "--labels", text(&labels), "--wait"]);
     assert_eq!(output.status.code(), Some(1));
 
-    // A perfect prediction is scored 1, so the score speaks of the prediction and not of something else.
-    let out = setup.dir.path().join("perfect.json");
-    ok(&["score", "--predictions", text(&labels), "--labels", text(&labels), "--classes", "3", "--out", text(&out)]);
-    assert_eq!(read::<ScoreFile>(out).mean_dice(), Some(1.0));
+    // A perfect prediction is scored 1, so the score speaks of the prediction and not of something else. A fourth class
+    // that nobody has changes nothing: scored 0, it alone could close the gate.
+    let (out, perfect) = (setup.dir.path().join("perfect.json"), labels.join("labelsTs"));
+    for classes in ["3", "4"] {
+        let folders = ["--predictions", text(&perfect), "--labels", text(&labels), "--out", text(&out)];
+        ok(&[&["score", "--classes", classes][..], &folders].concat());
+        let score: ScoreFile = read(out.clone());
+        assert_eq!(score.classes.iter().map(|class| class.label).collect::<Vec<_>>(), [1, 2], "of {classes} classes");
+        assert_eq!(score.mean_dice(), Some(1.0));
+    }
 
     // A model that keeps silent on a case must not do better by it.
     let folder = root.join("out/predictions");
@@ -208,6 +216,33 @@ fn evaluation_writes_a_mask_per_scan_and_the_platform_scores_them() {
     assert_eq!(output.status.code(), Some(42));
     let failure: Failure = read(root.join("out/failure.json"));
     assert_eq!(failure.reason, "InvalidPredictions");
+}
+
+/// The study's image shares a folder with the platform's evaluator, which sees the labels. A link to them must not be
+/// scored in place of a prediction.
+#[test]
+fn a_link_to_the_labels_is_no_prediction() {
+    let setup = Setup::new();
+    let root = setup.root("links", "Evaluate", &config());
+    let labels = setup.hospital("labels");
+    let refused = || {
+        let output = trainer(&["score", "--root", text(&root), "--labels", text(&labels)]);
+        assert_eq!(output.status.code(), Some(42), "{}", String::from_utf8_lossy(&output.stderr));
+        let failure: Failure = read(root.join("out/failure.json"));
+        assert!(failure.reason == "InvalidPredictions" && failure.message.contains("link"), "{failure:?}");
+        assert!(!root.join("out/score.json").exists());
+    };
+    let (predictions, truths) = (root.join("out/predictions"), labels.join("labelsTs"));
+    fs::create_dir_all(root.join("out")).unwrap();
+    symlink(&truths, &predictions).unwrap();
+    refused();
+    fs::remove_file(&predictions).unwrap();
+    fs::create_dir(&predictions).unwrap();
+    for truth in fs::read_dir(&truths).unwrap() {
+        let truth = truth.unwrap();
+        symlink(truth.path(), predictions.join(truth.file_name())).unwrap();
+    }
+    refused();
 }
 
 #[test]
@@ -237,6 +272,16 @@ fn bad_configs_models_and_kinds_exit_42() {
     let root = setup.root("config", "Train", &wrong);
     assert_eq!(run(&root, &data).status.code(), Some(42));
     assert!(read::<Failure>(root.join("out/failure.json")).message.contains("batchSize"));
+
+    // Each hospital would train on a shape of its own, and the model be served with yet another.
+    for kind in ["Init", "Train", "Evaluate"] {
+        let mut shapeless = config();
+        shapeless.as_object_mut().unwrap().remove("shape");
+        let root = setup.root(&format!("shapeless-{kind}"), kind, &shapeless);
+        assert_eq!(run(&root, &data).status.code(), Some(42));
+        let failure: Failure = read(root.join("out/failure.json"));
+        assert!(failure.reason == "InvalidConfig" && failure.message.contains("config.shape"), "{failure:?}");
+    }
 
     let root = setup.root_with_model("model", "Train");
     let mut wider = config();
@@ -272,25 +317,30 @@ fn fit_learns_and_reports() {
     let setup = Setup::new();
     let out = setup.dir.path().join("fit");
     let file = setup.dir.path().join("config.json");
-    fs::write(&file, config().to_string()).unwrap();
+    // Without a shape, which fit chooses and tells, for a study must say it.
+    let mut shapeless = config();
+    shapeless.as_object_mut().unwrap().remove("shape");
+    fs::write(&file, shapeless.to_string()).unwrap();
     let data = setup.hospital("train");
-    ok(&[
-        "fit",
-        "--data",
-        text(&data),
-        "--out",
-        text(&out),
-        "--config",
-        text(&file),
-        "--rounds",
-        "3",
-        "--threads",
-        "2",
-    ]);
+    let arguments = ["fit", "--data", text(&data), "--out", text(&out), "--config", text(&file), "--rounds", "3"];
+    let fit = || trainer(&[&arguments[..], &["--threads", "2"]].concat());
+    // A table that forgot someone, and no table: what a split by person cannot know must be said.
+    let table = data.join("cases.csv");
+    let mut rows: Vec<String> = fs::read_to_string(&table).unwrap().lines().map(String::from).collect();
+    rows.pop();
+    fs::write(&table, rows.join("\n")).unwrap();
+    let refused = fit();
+    assert_eq!(refused.status.code(), Some(42));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("cases.csv: no row for case alder_"));
+    fs::remove_file(&table).unwrap();
+    let output = fit();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("warning"), "nothing was said");
     let report: Value = read(out.join("fit.json"));
     let losses: Vec<f64> = serde_json::from_value(report["epochLosses"].clone()).unwrap();
     assert_eq!(losses.len(), 6);
     assert!(losses[5] < losses[0], "{losses:?}");
     assert_eq!(report["summary"]["cases"], 1);
+    assert_eq!(report["config"]["shape"], json!([16, 16, 16]));
     assert!(out.join("model.safetensors").exists());
 }

@@ -46,8 +46,12 @@ pub struct ClassSummary {
     pub dice_by_case: f64,
     /// Mean over persons, mm; over the cases in which both masks have the class, absent when there is none.
     pub hd95_mm: Option<f64>,
-    /// The same for the average symmetric surface distance.
+    /// The same, mean over cases.
+    pub hd95_mm_by_case: Option<f64>,
+    /// Mean over persons of the average symmetric surface distance, likewise.
     pub assd_mm: Option<f64>,
+    /// The same, mean over cases.
+    pub assd_mm_by_case: Option<f64>,
     /// The worst case's Dice.
     pub worst_dice: f64,
 }
@@ -97,14 +101,20 @@ fn summarise_class(cases: &[CaseScore], class: u8) -> Option<ClassSummary> {
         let total: f64 = by_subject.values().map(|(sum, n)| sum / *n as f64).sum();
         (!by_subject.is_empty()).then(|| total / by_subject.len() as f64)
     };
+    let by_case = |value: fn(&ClassScore) -> Option<f64>| {
+        let values: Vec<f64> = scores.iter().filter_map(|(_, score)| value(score)).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
     Some(ClassSummary {
         class,
         cases: scores.len(),
         missed: scores.iter().filter(|(_, score)| score.hd95_mm.is_none()).count(),
         dice: mean(|score| score.dice)?,
-        dice_by_case: scores.iter().filter_map(|(_, score)| score.dice).sum::<f64>() / scores.len() as f64,
+        dice_by_case: by_case(|score| score.dice)?,
         hd95_mm: mean(|score| score.hd95_mm),
+        hd95_mm_by_case: by_case(|score| score.hd95_mm),
         assd_mm: mean(|score| score.assd_mm),
+        assd_mm_by_case: by_case(|score| score.assd_mm),
         worst_dice,
     })
 }

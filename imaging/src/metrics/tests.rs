@@ -75,14 +75,19 @@ fn persons_count_once_however_many_scans_they_have() {
     let case = |name: &str, subject: &str, dice: f64| CaseScore {
         case: name.into(),
         subject: subject.into(),
-        classes: vec![ClassScore { class: 1, dice: Some(dice), hd95_mm: Some(1.0), assd_mm: Some(0.5) }],
+        classes: vec![ClassScore { class: 1, dice: Some(dice), hd95_mm: Some(10.0 * dice), assd_mm: Some(dice) }],
     };
     // Person A: mean of 0.8 and 0.6 is 0.7; person B: 0.9; over persons 0.8 (over cases it would be 0.7667).
     let summary = summarise(&[case("1", "A", 0.8), case("2", "A", 0.6), case("3", "B", 0.9)]);
     assert!((summary.dice.unwrap() - 0.8).abs() < 1e-12);
     assert_eq!((summary.cases, summary.subjects), (3, 2));
     assert_eq!((summary.classes[0].worst_dice, summary.classes[0].missed), (0.6, 0));
-    assert!((summary.classes[0].dice_by_case - 2.3 / 3.0).abs() < 1e-12);
+    let class = &summary.classes[0];
+    assert!((class.dice_by_case - 2.3 / 3.0).abs() < 1e-12);
+    // Distances likewise: 8 mm over persons, 23/3 mm over cases.
+    let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-12;
+    assert!(close(class.hd95_mm, 8.0) && close(class.hd95_mm_by_case, 23.0 / 3.0), "{class:?}");
+    assert!(close(class.assd_mm, 0.8) && close(class.assd_mm_by_case, 2.3 / 3.0), "{class:?}");
 }
 
 #[test]

@@ -8,19 +8,18 @@ use std::time::Instant;
 
 use consilium_federation::task::Progress;
 use consilium_imaging::metrics::{CaseScore, Summary, score, summarise};
-use consilium_imaging::msd::{Case, labelled_cases};
+use consilium_imaging::msd::{Case, labelled_cases, load};
 use consilium_imaging::split::{hold_back, subjects};
 use consilium_imaging::torch::{Segmenter, named_parameters, save_weights};
-use consilium_imaging::{Mask, Volume};
 use serde::Serialize;
 use serde_json::json;
 
 use super::evaluate::TILES_AT_ONCE;
-use super::{device, log, set_threads};
+use super::{device, log, set_threads, warn_without_table};
 use crate::cli::FitArgs;
 use crate::config::TrainerConfig;
 use crate::contract::write_json;
-use crate::data::{Examples, read_cases};
+use crate::data::{Examples, check};
 use crate::engine::{Engine, Job};
 use crate::error::TrainerError;
 
@@ -44,10 +43,11 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerError> {
-    let config = read_config(args.config.as_deref())?;
+    let mut config = read_config(args.config.as_deref())?;
     set_threads(args.threads);
     fs::create_dir_all(&args.out).map_err(|e| TrainerError::file("made", &args.out, e))?;
     let classes = config.network().classes;
+    warn_without_table(&args.data)?;
     let (train, held_back) = hold_back(&labelled_cases(&args.data)?, args.hold_back as usize, None);
     if train.is_empty() || held_back.is_empty() {
         return Err(TrainerError::Config(format!(
@@ -57,12 +57,12 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
             held_back.len()
         )));
     }
-    let (train_cases, train_subjects) = (train.len(), subjects(&train).len());
-    let scans = read_cases(train, classes)?;
-    let held_back = read_cases(held_back, classes)?;
+    // Now, and not after an hour of training.
+    check(&held_back, classes)?;
     let began = Instant::now();
-    let examples = Examples::prepare(&scans, &config)?;
-    drop(scans);
+    let examples = Examples::read(&train, &config)?;
+    // Into the report with it: a study must fix the shape.
+    config.shape = Some(examples.shape());
     let mut engine = Engine::new(&config, args.seed, device())?;
     let (steps, epoch_losses) = train_all(&mut engine, &examples, &config, args, stop)?;
     let train_seconds = began.elapsed().as_secs_f64();
@@ -74,9 +74,9 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
         config: &config,
         rounds: args.rounds,
         seed: args.seed,
-        train_cases,
-        train_subjects,
-        held_back_subjects: subjects(&held_back.iter().map(|(case, _, _)| case.clone()).collect::<Vec<_>>()),
+        train_cases: train.len(),
+        train_subjects: subjects(&train).len(),
+        held_back_subjects: subjects(&held_back),
         steps,
         epoch_losses,
         train_seconds,
@@ -123,26 +123,23 @@ fn train_all(
     Ok((outcome.steps, outcome.epoch_losses))
 }
 
-fn score_all(
-    segmenter: &Segmenter,
-    scans: &[(Case, Volume, Mask)],
-    classes: u8,
-) -> Result<Vec<CaseScore>, TrainerError> {
-    scans
+fn score_all(segmenter: &Segmenter, cases: &[Case], classes: u8) -> Result<Vec<CaseScore>, TrainerError> {
+    cases
         .iter()
-        .map(|(case, volume, truth)| {
-            let classes = score(&segmenter.segment(volume)?, truth, classes);
+        .map(|case| {
+            let (volume, truth) = load(case, classes)?;
+            let classes = score(&segmenter.segment(&volume)?, &truth, classes);
             Ok(CaseScore { case: case.id.clone(), subject: case.subject.clone(), classes })
         })
         .collect()
 }
 
-fn by_regime(scans: &[(Case, Volume, Mask)], scores: &[CaseScore]) -> Vec<(String, Summary)> {
-    let mut regimes: Vec<&str> = scans.iter().filter_map(|(case, _, _)| case.regime.as_deref()).collect();
+fn by_regime(cases: &[Case], scores: &[CaseScore]) -> Vec<(String, Summary)> {
+    let mut regimes: Vec<&str> = cases.iter().filter_map(|case| case.regime.as_deref()).collect();
     regimes.sort_unstable();
     regimes.dedup();
     let of = |regime: &str| -> Vec<CaseScore> {
-        let chosen = scans.iter().zip(scores).filter(|((case, _, _), _)| case.regime.as_deref() == Some(regime));
+        let chosen = cases.iter().zip(scores).filter(|(case, _)| case.regime.as_deref() == Some(regime));
         chosen.map(|(_, score)| score.clone()).collect()
     };
     regimes.into_iter().map(|regime| (regime.to_owned(), summarise(&of(regime)))).collect()

@@ -13,6 +13,7 @@ use consilium_imaging::shift::{Shift, apply};
 use consilium_imaging::split::hold_back;
 use serde_json::json;
 
+use super::warn_without_table;
 use crate::cli::{PhantomArgs, ShardArgs};
 use crate::contract::write_json;
 use crate::error::TrainerError;
@@ -89,6 +90,7 @@ pub(super) fn shard(args: &ShardArgs) -> Result<(), TrainerError> {
     let names: [String; 4] = args.names.clone().try_into().map_err(|names: Vec<String>| {
         TrainerError::Config(format!("--names has {} names: it needs four, for F, F, U and H", names.len()))
     })?;
+    warn_without_table(&args.data)?;
     let shards = by_regime(&labelled_cases(&args.data)?, &names, args.hold_back as usize)?;
     let mut listing = Vec::new();
     for (index, shard) in shards.iter().enumerate() {

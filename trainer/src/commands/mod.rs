@@ -8,10 +8,12 @@ mod init;
 mod score;
 mod train;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use consilium_federation::task::{TaskFile, TaskKind};
+use consilium_imaging::msd::CaseTable;
 use serde_json::json;
 use tch::Device;
 
@@ -93,6 +95,18 @@ fn expect_kind(task: &TaskFile, kind: TaskKind) -> Result<(), TrainerError> {
         task.kind.as_str(),
         kind.as_str()
     )))
+}
+
+/// Says that a split cannot be by person where a folder does not tell who is who.
+fn warn_without_table(data: &Path) -> Result<(), TrainerError> {
+    if !CaseTable::of_folder(data)?.knows_persons() {
+        eprintln!(
+            "warning: {}: no subjects.csv or cases.csv, so every scan counts as a person of its own; two scans of one \
+             person can land on both sides of the split and make every figure too good",
+            data.display()
+        );
+    }
+    Ok(())
 }
 
 /// A line of JSON on standard error: what happened, for the pod's log.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use consilium_federation::digest::Digest;
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
+use consilium_imaging::msd::labelled_cases;
 use consilium_imaging::torch::{load_weights, named_parameters, save_weights};
 use serde_json::json;
 use tch::{Device, TchError, Tensor};
@@ -14,7 +15,7 @@ use super::{device, device_name, expect_kind, log, set_threads};
 use crate::cli::TrainArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
-use crate::data::{Examples, read_folder};
+use crate::data::Examples;
 use crate::engine::{Checkpoints, Engine, Job, Outcome};
 use crate::error::TrainerError;
 
@@ -28,10 +29,10 @@ pub(super) fn run(
     stop: &Arc<AtomicBool>,
 ) -> Result<(), TrainerError> {
     expect_kind(&task, TaskKind::Train)?;
-    let config = TrainerConfig::parse(&task.config)?;
+    let config = TrainerConfig::of_study(&task.config)?;
     set_threads(args.data.threads);
     let began = Instant::now();
-    let examples = Examples::prepare(&read_folder(&args.data.data, config.network().classes)?, &config)?;
+    let examples = Examples::read(&labelled_cases(&args.data.data)?, &config)?;
     let device = device();
     let mut engine = Engine::new(&config, task.seed, device)?;
     load_weights(engine.store(), &root.model())?;
