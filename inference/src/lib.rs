@@ -6,7 +6,9 @@
 
 pub mod ask;
 pub mod batcher;
+pub mod memory;
 pub mod metrics;
 pub mod protocol;
 pub mod release;
+pub mod room;
 pub mod server;

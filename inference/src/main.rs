@@ -1,16 +1,19 @@
 //! The binary `consilium-inference`; see the library for what belongs here.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use consilium_federation::digest::Digest;
+use consilium_imaging::torch::Segmenter;
 use consilium_inference::ask::{Question, ask};
 use consilium_inference::batcher::Batcher;
+use consilium_inference::memory::{Bounds, limit};
 use consilium_inference::metrics::Metrics;
 use consilium_inference::protocol::Identity;
-use consilium_inference::release::{Allowed, load, verify};
+use consilium_inference::release::{Allowed, ReleaseError, load, verify};
+use consilium_inference::room::Room;
 use consilium_inference::server::{Served, router};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,7 +60,7 @@ struct ServeArgs {
     /// Requests that may wait; more are turned away with 503
     #[arg(long, default_value_t = 32)]
     queue: usize,
-    /// The largest volume, in voxels
+    /// The largest volume, in voxels; less where the memory that this process may use holds less
     #[arg(long, default_value_t = 1 << 26)]
     max_voxels: usize,
 }
@@ -113,17 +116,29 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     }
     let allowed = Allowed { root: args.root.clone(), release: args.release_digest, model: args.model_digest };
     let device = Device::cuda_if_available();
-    let loaded = verify(&allowed).and_then(|release| load(&allowed, &release, device).map(|net| (release, net)));
-    let (release, segmenter) = match loaded {
-        Ok(loaded) => loaded,
+    let invalid = |e: ReleaseError| {
+        eprintln!("error: {e}");
+        ExitCode::from(EXIT_INVALID)
+    };
+    let release = match verify(&allowed) {
+        Ok(release) => release,
+        Err(e) => return invalid(e),
+    };
+    let memory = limit(Path::new("/"));
+    let bounds = match Bounds::of(memory, release.network().unet(), release.tile(), args.max_voxels) {
+        Ok(bounds) => bounds,
         Err(e) => {
             eprintln!("error: {e}");
-            return ExitCode::from(EXIT_INVALID);
+            return ExitCode::FAILURE;
         }
     };
+    let segmenter = match load(&allowed, &release, device, bounds.tiles) {
+        Ok(segmenter) => segmenter,
+        Err(e) => return invalid(e),
+    };
     tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
-        tile = ?release.tile(), device = ?device, "verified and loaded");
-    match listen(args, segmenter).await {
+        device = ?device, memory, bounds = ?bounds, "verified and loaded");
+    match listen(args, segmenter, bounds).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
@@ -132,15 +147,12 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     }
 }
 
-async fn listen(
-    args: &ServeArgs,
-    segmenter: consilium_imaging::torch::Segmenter,
-) -> Result<(), Box<dyn std::error::Error>> {
+async fn listen(args: &ServeArgs, segmenter: Segmenter, bounds: Bounds) -> Result<(), Box<dyn std::error::Error>> {
     let metrics = Metrics::new()?;
-    let batcher = Batcher::start(segmenter, args.queue, metrics.clone())?;
+    let batcher = Batcher::start(segmenter, args.queue, bounds.canvas_voxels, metrics.clone())?;
     let version: String = args.model_digest.hex().chars().take(12).collect();
     let identity = Identity { name: args.name.clone(), version, digest: args.model_digest.to_string() };
-    let served = Served { identity, batcher, metrics, max_voxels: args.max_voxels };
+    let served = Served { identity, batcher, metrics, bounds, room: Room::new(bounds.room) };
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let mut terminate = signal(SignalKind::terminate())?;

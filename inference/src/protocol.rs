@@ -3,11 +3,17 @@
 //!
 //! A request has one input `volume` of shape `[z, y, x]` (leading axes of length 1 are allowed), FP32 or UINT8, as JSON
 //! numbers or as raw little-endian bytes after the JSON, whose length the header `Inference-Header-Content-Length` tells.
-//! Optional request parameter `spacing`: `[x, y, z]` in mm. The answer has one output `labels`, UINT8, `[z, y, x]`.
+//! The answer has one output `labels`, UINT8, `[z, y, x]`. Nothing of a request becomes a tree of JSON values, which would
+//! take many times its size.
+
+use std::fmt;
 
 use consilium_imaging::{Grid, Mask, Volume};
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::memory::{Bounds, MAX_HEAD};
 
 /// Header that tells how long the JSON part of a body is.
 pub const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
@@ -25,33 +31,89 @@ fn bad<T>(message: impl Into<String>) -> Result<T, BadRequest> {
     Err(BadRequest(message.into()))
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct Request {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     inputs: Vec<Input>,
     #[serde(default)]
     outputs: Vec<Output>,
     #[serde(default)]
-    parameters: Value,
+    parameters: Parameters,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct Input {
     name: String,
     shape: Vec<usize>,
     datatype: String,
     #[serde(default)]
-    parameters: Value,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    data: Option<Value>,
+    parameters: Parameters,
+    data: Option<Numbers>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct Output {
     name: String,
     #[serde(default)]
-    parameters: Value,
+    parameters: Parameters,
+}
+
+/// The parameters that something acts on, wherever they stand.
+#[derive(Debug, Default, Deserialize)]
+struct Parameters {
+    binary_data_size: Option<u64>,
+    binary_data: Option<bool>,
+    binary_data_output: Option<bool>,
+}
+
+/// Numbers of a flat or nested array, in row-major order.
+#[derive(Debug)]
+struct Numbers(Vec<f32>);
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut all = Vec::new();
+        Append(&mut all).deserialize(from)?;
+        Ok(Self(all))
+    }
+}
+
+/// Adds a number, or all numbers of an array, to a list.
+struct Append<'a>(&'a mut Vec<f32>);
+
+impl<'de> DeserializeSeed<'de> for Append<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Append<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or an array of numbers in data")
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<(), E> {
+        self.0.push(number as f32);
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        self.0.push(number as f32);
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<(), E> {
+        self.0.push(number as f32);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Append(self.0))?.is_some() {}
+        Ok(())
+    }
 }
 
 /// A request, understood.
@@ -73,14 +135,17 @@ enum Datatype {
 }
 
 /// Reads a request. `json_length` is the value of [`HEADER_LENGTH`], when the client sent it.
-pub fn parse(body: &[u8], json_length: Option<usize>, max_voxels: usize) -> Result<Question, BadRequest> {
+pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds) -> Result<Question, BadRequest> {
     let length = json_length.unwrap_or(body.len());
+    if json_length.is_some_and(|length| length as u64 > MAX_HEAD) {
+        return bad(format!("{HEADER_LENGTH} is {length}: the JSON before the voxels has at most {MAX_HEAD} bytes"));
+    }
     let Some((head, tail)) = body.split_at_checked(length) else {
         return bad(format!("{HEADER_LENGTH} is {length}, the body has only {} bytes", body.len()));
     };
-    let request: Request = serde_json::from_slice(head)
+    let mut request: Request = serde_json::from_slice(head)
         .map_err(|e| BadRequest(format!("the request is not a v2 inference request: {e}")))?;
-    let [input] = request.inputs.as_slice() else {
+    let [input] = request.inputs.as_mut_slice() else {
         return bad(format!("inputs has {} tensors: it must hold exactly one, named {INPUT}", request.inputs.len()));
     };
     if input.name != INPUT {
@@ -89,40 +154,48 @@ pub fn parse(body: &[u8], json_length: Option<usize>, max_voxels: usize) -> Resu
     if let Some(output) = request.outputs.iter().find(|output| output.name != OUTPUT) {
         return bad(format!("output {:?} is not known: the model's output is {OUTPUT:?}", output.name));
     }
-    let shape = shape_of(&input.shape, max_voxels)?;
+    let shape = shape_of(&input.shape, bounds)?;
     let voxels = voxels_of(input, tail, shape.iter().product())?;
     if let Some(at) = voxels.iter().position(|v| !v.is_finite()) {
         return bad(format!("{INPUT} value number {at} is NaN or infinite: every voxel must be finite"));
     }
-    let wants = |parameters: &Value, name: &str| parameters.get(name).and_then(Value::as_bool);
-    let binary_answer = match request.outputs.first().and_then(|output| wants(&output.parameters, "binary_data")) {
-        Some(wanted) => wanted,
-        None => wants(&request.parameters, "binary_data_output").unwrap_or(false),
-    };
-    let grid = Grid::axis_aligned(shape, spacing_of(&request.parameters)?);
+    let of_output = request.outputs.first().and_then(|output| output.parameters.binary_data);
+    let binary_answer = of_output.or(request.parameters.binary_data_output).unwrap_or(false);
+    // A network sees voxels and not millimetres: where they lie is the client's.
+    let grid = Grid::axis_aligned(shape, [1.0; 3]);
     Ok(Question { id: request.id, volume: Volume { grid, voxels }, binary_answer })
 }
 
 /// `[…1, z, y, x]` to x, y, z.
-fn shape_of(shape: &[usize], max_voxels: usize) -> Result<[usize; 3], BadRequest> {
+fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> {
     let lead = shape.len().saturating_sub(3);
-    let plain = shape.len() >= 3 && shape[..lead].iter().all(|&side| side == 1);
-    let voxels = shape.iter().try_fold(1_usize, |n, &side| n.checked_mul(side));
-    match (plain, voxels) {
-        (true, Some(n)) if n > 0 && n <= max_voxels => Ok([shape[lead + 2], shape[lead + 1], shape[lead]]),
-        (true, _) => bad(format!("shape {shape:?}: a volume has from 1 to {max_voxels} voxels")),
-        (false, _) => bad(format!("shape {shape:?}: expected [z, y, x], with leading axes of length 1 at most")),
+    if shape.len() < 3 || shape[..lead].iter().any(|&side| side != 1) {
+        return bad(format!("shape {shape:?}: expected [z, y, x], with leading axes of length 1 at most"));
     }
+    let found = [shape[lead + 2], shape[lead + 1], shape[lead]];
+    let voxels = |shape: [usize; 3]| shape.iter().try_fold(1_usize, |n, &side| n.checked_mul(side));
+    if !voxels(found).is_some_and(|n| n > 0 && n <= bounds.max_voxels) {
+        return bad(format!("shape {shape:?}: a volume has from 1 to {} voxels here", bounds.max_voxels));
+    }
+    let padded = [0, 1, 2].map(|axis| found[axis].max(bounds.tile[axis]));
+    if !voxels(padded).is_some_and(|n| n <= bounds.canvas_voxels) {
+        let [x, y, z] = bounds.tile;
+        return bad(format!(
+            "shape {shape:?}: padded to the model's tile of {:?} it has more than the {} voxels that fit in memory here",
+            [z, y, x],
+            bounds.canvas_voxels
+        ));
+    }
+    Ok(found)
 }
 
-fn voxels_of(input: &Input, tail: &[u8], count: usize) -> Result<Vec<f32>, BadRequest> {
+fn voxels_of(input: &mut Input, tail: &[u8], count: usize) -> Result<Vec<f32>, BadRequest> {
     let datatype = match input.datatype.as_str() {
         "FP32" => Datatype::Fp32,
         "UINT8" => Datatype::Uint8,
         other => return bad(format!("datatype {other:?} is not supported: send FP32 or UINT8")),
     };
-    let size = input.parameters.get("binary_data_size").and_then(Value::as_u64);
-    match (size, &input.data) {
+    match (input.parameters.binary_data_size, input.data.take()) {
         (Some(size), None) => {
             let width = if datatype == Datatype::Fp32 { 4 } else { 1 };
             if size != tail.len() as u64 || tail.len() != count * width {
@@ -137,9 +210,7 @@ fn voxels_of(input: &Input, tail: &[u8], count: usize) -> Result<Vec<f32>, BadRe
                 Datatype::Fp32 => tail.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             })
         }
-        (None, Some(data)) => {
-            let mut voxels = Vec::with_capacity(count);
-            flatten(data, &mut voxels)?;
+        (None, Some(Numbers(voxels))) => {
             if voxels.len() != count {
                 return bad(format!("data has {} values, the shape needs {count}", voxels.len()));
             }
@@ -147,26 +218,6 @@ fn voxels_of(input: &Input, tail: &[u8], count: usize) -> Result<Vec<f32>, BadRe
         }
         (Some(_), Some(_)) => bad("the input has both data and binary_data_size: send one of them"),
         (None, None) => bad("the input has neither data nor parameters.binary_data_size: send one of them"),
-    }
-}
-
-/// Numbers of a flat or nested array, in row-major order.
-fn flatten(data: &Value, into: &mut Vec<f32>) -> Result<(), BadRequest> {
-    match data {
-        Value::Array(items) => items.iter().try_for_each(|item| flatten(item, into)),
-        Value::Number(number) => {
-            into.push(number.as_f64().unwrap_or(f64::NAN) as f32);
-            Ok(())
-        }
-        other => bad(format!("data holds {other}, which is no number")),
-    }
-}
-
-fn spacing_of(parameters: &Value) -> Result<[f32; 3], BadRequest> {
-    let Some(given) = parameters.get("spacing") else { return Ok([1.0; 3]) };
-    match serde_json::from_value::<[f32; 3]>(given.clone()) {
-        Ok(spacing) if spacing.iter().all(|s| s.is_finite() && *s > 0.0) => Ok(spacing),
-        _ => bad(format!("parameters.spacing is {given}: expected [x, y, z] in mm, all above 0")),
     }
 }
 
@@ -190,24 +241,52 @@ pub struct Answer {
     pub json_length: Option<usize>,
 }
 
+#[derive(Serialize)]
+struct Reply<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    model_name: &'a str,
+    model_version: &'a str,
+    outputs: [Labels<'a>; 1],
+    parameters: Value,
+}
+
+#[derive(Serialize)]
+struct Labels<'a> {
+    name: &'static str,
+    datatype: &'static str,
+    shape: [usize; 3],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a [u8]>,
+}
+
 /// Writes the answer to the question with this id.
 pub fn answer(identity: &Identity, id: Option<&str>, binary: bool, mask: &Mask) -> Answer {
     let [x, y, z] = mask.grid.shape;
-    let mut output = json!({ "name": OUTPUT, "datatype": "UINT8", "shape": [z, y, x] });
-    if binary {
-        output["parameters"] = json!({ "binary_data_size": mask.labels.len() });
-    } else {
-        output["data"] = json!(mask.labels);
-    }
-    let mut head = json!({ "model_name": identity.name, "model_version": identity.version, "outputs": [output],
-        "parameters": { "model_digest": identity.digest } });
-    if let Some(id) = id {
-        head["id"] = json!(id);
-    }
-    let mut body = head.to_string().into_bytes();
+    let labels = mask.labels.as_slice();
+    let output = Labels {
+        name: OUTPUT,
+        datatype: "UINT8",
+        shape: [z, y, x],
+        parameters: binary.then(|| json!({ "binary_data_size": labels.len() })),
+        data: (!binary).then_some(labels),
+    };
+    let reply = Reply {
+        id,
+        model_name: &identity.name,
+        model_version: &identity.version,
+        outputs: [output],
+        parameters: json!({ "model_digest": identity.digest }),
+    };
+    // As JSON a label takes two bytes: a digit and a comma.
+    let mut body = Vec::with_capacity(1024 + if binary { labels.len() } else { 2 * labels.len() });
+    // Safety of leaving the result out: a list of bytes takes everything, and there is no key that is not a string.
+    let _ = serde_json::to_writer(&mut body, &reply);
     let json_length = binary.then_some(body.len());
     if binary {
-        body.extend_from_slice(&mask.labels);
+        body.extend_from_slice(labels);
     }
     Answer { body, json_length }
 }
@@ -219,7 +298,6 @@ pub fn ask(volume: &Volume) -> (Vec<u8>, usize) {
         "inputs": [{ "name": INPUT, "datatype": "FP32", "shape": [z, y, x],
             "parameters": { "binary_data_size": volume.voxels.len() * 4 } }],
         "outputs": [{ "name": OUTPUT, "parameters": { "binary_data": true } }],
-        "parameters": { "spacing": volume.grid.spacing },
     });
     let mut body = head.to_string().into_bytes();
     let json_length = body.len();

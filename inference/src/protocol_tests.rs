@@ -2,7 +2,8 @@
 
 use super::*;
 
-const MAX: usize = 1000;
+const MAX: &Bounds =
+    &Bounds { tile: [8, 8, 8], tiles: 1, max_voxels: 1000, canvas_voxels: 2000, room: 1 << 20, max_json: 1 << 20 };
 
 fn request(input: Value) -> Vec<u8> {
     json!({ "id": "7", "inputs": [input] }).to_string().into_bytes()
@@ -22,7 +23,7 @@ fn json_numbers_flat_or_nested() {
 
 #[test]
 fn binary_tensors_there_and_back() {
-    let grid = Grid::axis_aligned([3, 2, 1], [1.0, 1.5, 3.0]);
+    let grid = Grid::axis_aligned([3, 2, 1], [1.0; 3]);
     let volume = Volume { grid: grid.clone(), voxels: vec![0.5, -1.0, 2.0, 0.0, 7.0, 8.0] };
     let (body, length) = ask(&volume);
     let question = parse(&body, Some(length), MAX).unwrap();
@@ -63,7 +64,11 @@ fn bad_requests_say_what_is_wrong() {
         (input("volume", "FP32", json!([1, 1, 0]), json!([])), "voxels"),
         (input("volume", "FP32", json!([99, 99, 99]), json!([])), "1000 voxels"),
         (input("volume", "FP32", json!([1, 1, 2]), json!([1])), "needs 2"),
-        (input("volume", "FP32", json!([1, 1, 1]), json!(["x"])), "no number"),
+        (input("volume", "FP32", json!([1, 1, 1]), json!(["x"])), "expected a number"),
+        (input("volume", "FP32", json!([1, 1, 1]), json!([null])), "expected a number"),
+        // One voxel thick, it would be padded to 8 on two axes: from 40 voxels to 2560.
+        (input("volume", "FP32", json!([40, 1, 1]), json!([0; 40])), "more than the 2000 voxels"),
+        (input("volume", "FP32", json!([usize::MAX, 2, 1]), json!([0])), "1000 voxels"),
         (request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 1, 1] })), "neither"),
     ];
     for (body, part) in cases {
@@ -76,9 +81,27 @@ fn bad_requests_say_what_is_wrong() {
     short.extend([0; 7]);
     assert!(parse(&short, Some(length), MAX).unwrap_err().to_string().contains("7 bytes"));
     assert!(parse(&short, Some(9999), MAX).unwrap_err().to_string().contains(HEADER_LENGTH));
+    let long = vec![b' '; (MAX_HEAD + 1) as usize];
+    assert!(parse(&long, Some(long.len()), MAX).unwrap_err().to_string().contains("at most 1048576"));
     let mut nan = request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 1, 1],
         "parameters": { "binary_data_size": 4 } }));
     let length = nan.len();
     nan.extend(f32::NAN.to_le_bytes());
     assert!(parse(&nan, Some(length), MAX).unwrap_err().to_string().contains("finite"));
+}
+
+/// A client without the binary extension reads the labels from the JSON.
+#[test]
+fn an_answer_as_json_lists_the_labels() {
+    let mask = Mask { grid: Grid::axis_aligned([3, 1, 1], [1.0; 3]), labels: vec![0, 12, 255] };
+    let identity = Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into() };
+    let Answer { body, json_length } = answer(&identity, Some("7"), false, &mask);
+    let found: Value = serde_json::from_slice(&body).unwrap();
+    let output = json!({ "name": "labels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [0, 12, 255] });
+    assert_eq!(json_length, None);
+    assert_eq!(
+        found,
+        json!({ "id": "7", "model_name": "m", "model_version": "1", "outputs": [output],
+            "parameters": { "model_digest": "sha256:0" } })
+    );
 }

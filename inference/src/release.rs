@@ -15,11 +15,6 @@ use consilium_imaging::torch::{Network, Segmenter, UNet3d, WeightsError, load_we
 use serde::Deserialize;
 use tch::{Device, TchError, nn};
 
-/// Tile for releases whose config fixes no shape.
-const DEFAULT_TILE: [usize; 3] = [64, 64, 64];
-/// Tiles that go through the network at once.
-const TILES_AT_ONCE: usize = 4;
-
 /// A release that is not served. All of these are permanent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -97,8 +92,8 @@ pub struct Release {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Config {
     network: Network,
-    #[serde(default)]
-    shape: Option<[usize; 3]>,
+    /// What the model was trained and judged with; a release without it is not served, since another would be a guess.
+    shape: [usize; 3],
 }
 
 impl Release {
@@ -109,7 +104,7 @@ impl Release {
 
     /// Shape x, y, z of a tile.
     pub fn tile(&self) -> [usize; 3] {
-        self.config.shape.unwrap_or(DEFAULT_TILE)
+        self.config.shape
     }
 }
 
@@ -146,13 +141,13 @@ fn verify_weights(manifest: &ModelManifest, bytes: &[u8]) -> Result<(), ModelErr
     manifest.verify(&bytes[payload..])
 }
 
-/// Builds the network of a verified release and loads the weights.
-pub fn load(allowed: &Allowed, release: &Release, device: Device) -> Result<Segmenter, ReleaseError> {
+/// Builds the network of a verified release and loads the weights; up to `tiles` tiles go through it at once.
+pub fn load(allowed: &Allowed, release: &Release, device: Device, tiles: usize) -> Result<Segmenter, ReleaseError> {
     let unet = release.network().unet();
     let store = nn::VarStore::new(device);
     let net = UNet3d::new(&store.root(), unet)?;
     load_weights(&store, &weights_file(&allowed.root))?;
-    Ok(Segmenter::new(net, device, release.tile(), TILES_AT_ONCE, unet.classes)?)
+    Ok(Segmenter::new(net, device, release.tile(), tiles, unet.classes)?)
 }
 
 fn weights_file(root: &Path) -> PathBuf {

@@ -1,23 +1,24 @@
 //! The HTTP surface: the protocol's endpoints, health and metrics.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 
 use crate::batcher::{Batcher, Refused};
+use crate::memory::{Bounds, PER_BODY_BYTE, PER_VOXEL};
 use crate::metrics::{Ending, Metrics};
-use crate::protocol::{self, HEADER_LENGTH, Identity};
+use crate::protocol::{self, HEADER_LENGTH, Identity, Question};
+use crate::room::{Held, Room};
 
-/// Room in a body beside the voxels.
-const JSON_ROOM: usize = 1 << 20;
-/// JSON spends up to this many bytes on a number; binary tensors spend 4.
-const BYTES_PER_VOXEL: usize = 16;
+/// How long a body may take: it holds room that others wait for.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -28,13 +29,14 @@ pub struct Served {
     pub batcher: Batcher,
     /// Metrics.
     pub metrics: Metrics,
-    /// The largest volume.
-    pub max_voxels: usize,
+    /// What fits in memory.
+    pub bounds: Bounds,
+    /// What of it is left.
+    pub room: Room,
 }
 
 /// All routes. The network is loaded before the server listens, so that live and ready are one.
 pub fn router(served: Served) -> Router {
-    let limit = served.max_voxels.saturating_mul(BYTES_PER_VOXEL).saturating_add(JSON_ROOM);
     Router::new()
         .route("/v2", get(server_metadata))
         .route("/v2/health/live", get(healthy))
@@ -48,8 +50,24 @@ pub fn router(served: Served) -> Router {
         .route("/v2/models/{model}/versions/{version}", get(version_metadata))
         .route("/v2/models/{model}/versions/{version}/ready", get(version_ready))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer_version))
-        .layer(DefaultBodyLimit::max(limit))
+        .layer(map_response(with_a_message))
         .with_state(served)
+}
+
+/// Gives errors that no handler of ours made (an unknown path, another method) the form of the others.
+async fn with_a_message(response: Response) -> Response {
+    let status = response.status();
+    let json = HeaderValue::from_static("application/json");
+    let error = status.is_client_error() || status.is_server_error();
+    if !error || response.headers().get(header::CONTENT_TYPE) == Some(&json) {
+        return response;
+    }
+    let reason = status.canonical_reason().unwrap_or("error");
+    let text = json!({ "error": format!("{reason}: see docs/guides/inference.md for the paths and methods") });
+    let (mut head, _) = response.into_parts();
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.insert(header::CONTENT_TYPE, json);
+    Response::from_parts(head, Body::from(text.to_string()))
 }
 
 async fn server_metadata() -> Response {
@@ -103,7 +121,7 @@ async fn version_ready(State(served): State<Served>, Path((model, version)): Pat
     other_model(&served, &model, Some(&version)).unwrap_or_else(|| StatusCode::OK.into_response())
 }
 
-async fn infer(State(served): State<Served>, Path(model): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
+async fn infer(State(served): State<Served>, Path(model): Path<String>, headers: HeaderMap, body: Body) -> Response {
     match other_model(&served, &model, None) {
         Some(response) => response,
         None => answer(&served, &headers, body).await,
@@ -114,7 +132,7 @@ async fn infer_version(
     State(served): State<Served>,
     Path((model, version)): Path<(String, String)>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Response {
     match other_model(&served, &model, Some(&version)) {
         Some(response) => response,
@@ -122,50 +140,104 @@ async fn infer_version(
     }
 }
 
-async fn answer(served: &Served, headers: &HeaderMap, body: Bytes) -> Response {
+async fn answer(served: &Served, headers: &HeaderMap, body: Body) -> Response {
+    let received = receive(served, headers, body).await;
     let began = Instant::now();
-    let (ending, response) = match try_answer(served, headers, body).await {
-        Ok(response) => (Ending::Ok, response),
+    let result = match received {
+        Ok(request) => try_answer(served, request).await,
+        Err(failure) => Err(failure),
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    let (ending, response) = match result {
+        Ok(response) => {
+            served.metrics.seconds.observe(seconds);
+            (Ending::Ok, response)
+        }
         Err(failure) => failure,
     };
     served.metrics.ended(ending);
-    if ending == Ending::Ok {
-        served.metrics.seconds.observe(began.elapsed().as_secs_f64());
-    }
-    tracing::info!(result = ?ending, status = response.status().as_u16(), seconds = began.elapsed().as_secs_f64(), "infer");
+    tracing::info!(result = ?ending, status = response.status().as_u16(), seconds, "infer");
     response
 }
 
-async fn try_answer(served: &Served, headers: &HeaderMap, body: Bytes) -> Result<Response, (Ending, Response)> {
-    let invalid = |message: String| (Ending::Invalid, error(StatusCode::BAD_REQUEST, &message));
-    let json_length = match headers.get(HEADER_LENGTH) {
-        None => None,
-        Some(value) => Some(
-            value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse::<usize>().ok())
-                .ok_or_else(|| invalid(format!("{HEADER_LENGTH} is no whole number")))?,
-        ),
-    };
-    let protocol::Question { id, volume, binary_answer } =
-        protocol::parse(&body, json_length, served.max_voxels).map_err(|e| invalid(e.to_string()))?;
-    drop(body);
-    let mask = served.batcher.segment(volume).await.map_err(|refused| match refused {
-        Refused::Overloaded(_) => {
+/// A whole request, with the room that it and its answer take.
+struct Received {
+    json_length: Option<usize>,
+    body: Bytes,
+    held: Held,
+}
+
+type Failure = (Ending, Response);
+
+fn invalid(status: StatusCode, message: &str) -> Failure {
+    (Ending::Invalid, error(status, message))
+}
+
+fn refused(refused: &Refused) -> Failure {
+    match refused {
+        Refused::Overloaded(_) | Refused::NoRoom => {
             let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             (Ending::Overloaded, response)
         }
         Refused::Failed(_) => (Ending::Failed, error(StatusCode::INTERNAL_SERVER_ERROR, &refused.to_string())),
-    })?;
+    }
+}
+
+async fn try_answer(served: &Served, request: Received) -> Result<Response, Failure> {
+    let Received { json_length, body, mut held } = request;
+    let Question { id, volume, binary_answer } = protocol::parse(&body, json_length, &served.bounds)
+        .map_err(|e| invalid(StatusCode::BAD_REQUEST, &e.to_string()))?;
+    drop(body);
+    held.keep(volume.voxels.len() as u64 * PER_VOXEL);
+    let (mask, mut held) = served.batcher.segment(volume, held).await.map_err(|e| refused(&e))?;
     let answer = protocol::answer(&served.identity, id.as_deref(), binary_answer, &mask);
-    let mut response = answer.body.into_response();
+    drop(mask);
+    held.keep(answer.body.capacity() as u64);
+    let mut response = held.around(answer.body).into_response();
     let kind = if answer.json_length.is_some() { "application/octet-stream" } else { "application/json" };
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Some(length) = answer.json_length {
         // Safety of the name: a constant of valid header characters in any case.
-        response.headers_mut().insert("inference-header-content-length", header::HeaderValue::from(length));
+        response.headers_mut().insert("inference-header-content-length", HeaderValue::from(length));
     }
     Ok(response)
+}
+
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.parse::<usize>().ok());
+    let wrong = || invalid(StatusCode::BAD_REQUEST, &format!("{HEADER_LENGTH} is no whole number"));
+    length.map(Some).ok_or_else(wrong)
+}
+
+/// Takes room for a body and all that comes of it, before a byte of it is read; then reads it.
+async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Received, Failure> {
+    let json_length = json_length(headers)?;
+    let binary = json_length.is_some();
+    let most = if binary { served.bounds.max_binary() } else { served.bounds.max_json };
+    let too_long = || {
+        let way_out = if binary { "send a smaller volume" } else { "send the voxels as bytes (binary_data_size)" };
+        let message = format!("the body is longer than the {most} bytes that are taken of this kind here; {way_out}");
+        invalid(StatusCode::PAYLOAD_TOO_LARGE, &message)
+    };
+    // Without a length the body may be as long as any.
+    let length = body.size_hint().upper().unwrap_or(most);
+    if length > most {
+        return Err(too_long());
+    }
+    let held = served.room.take(length * PER_BODY_BYTE).ok_or_else(|| refused(&Refused::NoRoom))?;
+    match tokio::time::timeout(BODY_TIME, to_bytes(body, usize::try_from(length).unwrap_or(usize::MAX))).await {
+        Ok(Ok(body)) => Ok(Received { json_length, body, held }),
+        Ok(Err(e)) if is_length_limit(&e) => Err(too_long()),
+        Ok(Err(e)) => Err(invalid(StatusCode::BAD_REQUEST, &format!("the body broke off: {e}"))),
+        Err(_) => {
+            let message = format!("the body did not come within {} seconds", BODY_TIME.as_secs());
+            Err(invalid(StatusCode::REQUEST_TIMEOUT, &message))
+        }
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
 }

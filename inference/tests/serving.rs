@@ -13,16 +13,23 @@ use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
 use consilium_inference::batcher::Batcher;
+use consilium_inference::memory::{Bounds, MAX_HEAD, PER_BODY_BYTE};
 use consilium_inference::metrics::Metrics;
 use consilium_inference::protocol::{HEADER_LENGTH, Identity, ask, read_answer};
 use consilium_inference::release::{Allowed, ReleaseError, load, verify};
+use consilium_inference::room::Room;
 use consilium_inference::server::{Served, router};
 use serde_json::{Value, json};
 use tch::{Device, nn};
 use tempfile::TempDir;
+use tokio::sync::mpsc::{Sender, channel};
+use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt;
 
 const NETWORK: Network = Network::UNet3D { width: 2, levels: 2, classes: 3 };
+
+const BOUNDS: Bounds =
+    Bounds { tile: [16, 16, 12], tiles: 2, max_voxels: 100_000, canvas_voxels: 100_000, room: 8 << 20, max_json: 1000 };
 
 /// Writes a release as the agent hands it out.
 fn release(dir: &Path) -> Allowed {
@@ -51,11 +58,17 @@ fn write_release(dir: &Path, spec: &Value, model: Digest) -> Allowed {
 
 fn server(allowed: &Allowed) -> Router {
     let release = verify(allowed).unwrap();
-    let segmenter = load(allowed, &release, Device::Cpu).unwrap();
+    let segmenter = load(allowed, &release, Device::Cpu, 2).unwrap();
     let metrics = Metrics::new().unwrap();
-    let batcher = Batcher::start(segmenter, 4, metrics.clone()).unwrap();
+    let batcher = Batcher::start(segmenter, 4, BOUNDS.canvas_voxels, metrics.clone()).unwrap();
     let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest: allowed.model.to_string() };
-    router(Served { identity, batcher, metrics, max_voxels: 100_000 })
+    router(Served { identity, batcher, metrics, bounds: BOUNDS, room: Room::new(BOUNDS.room) })
+}
+
+/// A body whose length is not told, and its other end.
+fn stream() -> (Sender<Result<Bytes, std::io::Error>>, Body) {
+    let (sender, receiver) = channel(4);
+    (sender, Body::from_stream(ReceiverStream::new(receiver)))
 }
 
 async fn get(router: &Router, path: &str) -> Response {
@@ -109,10 +122,14 @@ fn a_release_for_another_network_is_refused() {
     spec["config"]["network"]["width"] = json!(3);
     let told = write_release(dir.path(), &spec, allowed.model);
     let found = verify(&told).unwrap();
-    assert!(load(&told, &found, Device::Cpu).unwrap_err().to_string().contains("shape"));
+    assert!(load(&told, &found, Device::Cpu, 2).unwrap_err().to_string().contains("shape"));
     spec["config"]["network"]["width"] = json!(0);
     let told = write_release(dir.path(), &spec, allowed.model);
     assert!(verify(&told).unwrap_err().to_string().contains("width"));
+    // Served with a tile that it was not judged with, it would be another model.
+    spec["config"] = json!({ "network": NETWORK });
+    let told = write_release(dir.path(), &spec, allowed.model);
+    assert!(verify(&told).unwrap_err().to_string().contains("shape"));
 }
 
 /// The pod must end with 42, so that the agent reports it once and does not restart it for ever.
@@ -192,4 +209,63 @@ async fn a_scan_comes_back_as_a_mask_of_its_shape_and_is_counted() {
     ] {
         assert!(text.contains(line), "{line} is not in {text}");
     }
+}
+
+/// A client reads `error` of whatever went wrong, and must not have to guess at an empty body.
+#[tokio::test]
+async fn every_error_has_a_message() {
+    let dir = TempDir::new().unwrap();
+    let router = server(&release(dir.path()));
+    let infer = "/v2/models/phantoms-r2/infer";
+    let long = || Body::from(vec![b' '; 1001]);
+    let (sender, chunks) = stream();
+    for _ in 0..3 {
+        sender.try_send(Ok(Bytes::from(vec![b' '; 500]))).unwrap();
+    }
+    drop(sender);
+    let cases = [
+        (Request::get("/v3").body(Body::empty()), StatusCode::NOT_FOUND, "Not Found"),
+        (Request::get(infer).body(Body::empty()), StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+        (Request::get("/v2/models/%ff").body(Body::empty()), StatusCode::BAD_REQUEST, "Bad Request"),
+        (Request::post(infer).body(long()), StatusCode::PAYLOAD_TOO_LARGE, "longer than the 1000 bytes"),
+        (Request::post(infer).body(chunks), StatusCode::PAYLOAD_TOO_LARGE, "binary_data_size"),
+        (Request::post(infer).header(HEADER_LENGTH, "x").body(long()), StatusCode::BAD_REQUEST, HEADER_LENGTH),
+    ];
+    for (request, status, part) in cases {
+        let response = router.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), status, "{part}");
+        assert_eq!(response.headers()["content-type"], "application/json", "{part}");
+        let found: Value = serde_json::from_slice(&body(response).await).unwrap();
+        assert!(found["error"].as_str().unwrap().contains(part), "{found} lacks {part}");
+    }
+}
+
+/// Were bodies read before it is known whether there is room, a hospital's workstations that all send at once would take
+/// the server down for everybody.
+#[tokio::test]
+async fn no_body_is_read_that_there_is_no_room_for() {
+    let dir = TempDir::new().unwrap();
+    let router = server(&release(dir.path()));
+    let largest = BOUNDS.max_voxels as u64 * 4 + MAX_HEAD;
+    assert!(largest * PER_BODY_BYTE * 2 > BOUNDS.room, "two must not fit");
+    let infer = || Request::post("/v2/models/phantoms-r2/infer").header(HEADER_LENGTH, "10");
+    // No length is told and nothing comes: it holds room for the largest body.
+    let (first, body_of_first) = stream();
+    let waiting = tokio::spawn(router.clone().oneshot(infer().body(body_of_first).unwrap()));
+    // One thread runs all of this, so that the other task comes to its wait for the body here.
+    tokio::task::yield_now().await;
+    let (second, body_of_second) = stream();
+    let response = router.clone().oneshot(infer().body(body_of_second).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["retry-after"], "5");
+    assert!(String::from_utf8_lossy(&body(response).await).contains("memory"));
+    // When the first goes away, its room is free again.
+    drop((first, second));
+    assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::BAD_REQUEST);
+    let text = String::from_utf8(body(get(&router, "/metrics").await).await.to_vec()).unwrap();
+    assert!(text.contains("requests_total{result=\"overloaded\"} 1"), "{text}");
+    let (volume, _) = phantom(1, 1, [16, 16, 12], &Profile::of_hospital(0));
+    let (request, length) = ask(&volume);
+    let post = Request::post("/v2/models/phantoms-r2/infer").header(HEADER_LENGTH, length);
+    assert_eq!(router.oneshot(post.body(Body::from(request)).unwrap()).await.unwrap().status(), StatusCode::OK);
 }
