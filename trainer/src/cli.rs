@@ -86,10 +86,15 @@ pub struct ScoreArgs {
     /// The contract's files: reads task.json and out/predictions, writes out/score.json and out/MANIFEST
     #[arg(long, required_unless_present = "predictions", conflicts_with = "predictions")]
     pub root: Option<PathBuf>,
+    /// With --root: folder whose task.json is read and whose out/ is written instead, where the study's image can write
+    /// to --root
+    #[arg(long, requires = "root")]
+    pub results: Option<PathBuf>,
     /// Folder with the true masks, or with labelsTs or labelsTr (and a cases.csv) in it
     #[arg(long)]
     pub labels: PathBuf,
-    /// With --root: wait for the trainer's MANIFEST first; end with an error when out/FAILED says that none will come
+    /// With --root: wait for the trainer's MANIFEST first; end with an error when FAILED beside the score says that none
+    /// will come
     #[arg(long, requires = "root")]
     pub wait: bool,
     /// Without --root: folder with the predicted masks

@@ -245,6 +245,31 @@ fn a_link_to_the_labels_is_no_prediction() {
     refused();
 }
 
+/// A study's image must not choose the number of classes, write the score or its MANIFEST, or say that it failed: all of
+/// that is taken from a folder that it cannot write to.
+#[test]
+fn the_evaluator_trusts_nothing_but_predictions_of_the_study() {
+    let setup = Setup::new();
+    let root = setup.root_with_model("evaluate", "Evaluate");
+    assert!(run(&root, &setup.hospital("eval")).status.success());
+    let own = setup.root("own", "Evaluate", &config());
+    // As a hostile image would leave it.
+    fs::write(root.join("task.json"), b"{}").unwrap();
+    fs::write(root.join("out/FAILED"), b"").unwrap();
+    fs::write(root.join("out/score.json"), b"forged").unwrap();
+    let manifest = fs::read(root.join("out/MANIFEST")).unwrap();
+    let (labels, details) = (setup.hospital("labels"), setup.dir.path().join("details.json"));
+    let args = ["score", "--root", text(&root), "--results", text(&own), "--labels", text(&labels), "--wait"];
+    ok(&[&args[..], &["--details", text(&details)]].concat());
+    assert_eq!(read::<ScoreFile>(own.join("out/score.json")).classes.len(), 2);
+    let files = read::<OutManifest>(own.join("out/MANIFEST")).files;
+    assert_eq!(files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["score.json"]);
+    assert_eq!(read::<Value>(details)["cases"].as_array().unwrap().len(), 1);
+    // Nothing of the study's is written to: the pod mounts it read-only.
+    assert_eq!(fs::read(root.join("out/MANIFEST")).unwrap(), manifest);
+    assert_eq!(fs::read(root.join("out/score.json")).unwrap(), b"forged");
+}
+
 #[test]
 fn broken_data_exits_42_and_names_the_file() {
     let setup = Setup::new();

@@ -12,7 +12,7 @@ use consilium_proto::v1::{FilePart, FileStart, TrainerStateRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::files::{empty, manifest, safe, verify};
+use super::files::{manifest, remove, safe, verify};
 use super::{CourierError, Pace, Port, PortArgs, wait_or_give_up};
 
 /// The files of a result that leave the pod; predictions never do.
@@ -24,36 +24,62 @@ fn wanted(kind: TaskKind) -> &'static [&'static str] {
     }
 }
 
-/// Waits, delivers, cleans up. `out/FAILED` tells the evaluator when no result will come.
+/// Waits, delivers, cleans up. `FAILED` in the result's `out/` tells the evaluator when none will come.
 pub async fn run(args: &PortArgs, pace: &Pace) -> Result<(), CourierError> {
     let port = Port::new(args)?;
-    let out = args.root.join("out");
-    let wanted = wanted(task_kind(&args.root)?);
-    let Some(manifest) = wait_for_result(&port, &out, wanted, pace).await? else {
+    let out = args.results().join("out");
+    // Nothing was ever fetched, so nothing was made.
+    let Some(kind) = task_kind(args)? else { return Err(CourierError::NoResult) };
+    let wanted = wanted(kind);
+    let Some(manifest) = wait_for_result(&port, args, wanted, pace).await? else {
         let failed = out.join("FAILED");
+        remove(&failed)?;
         fs::create_dir_all(&out)
-            .and_then(|()| fs::write(&failed, b""))
+            .and_then(|()| File::create_new(&failed).map(drop))
             .map_err(|e| CourierError::file("written", &failed, e))?;
         return Err(CourierError::NoResult);
     };
-    let files: Vec<OutFile> = manifest.files.into_iter().filter(|f| wanted.contains(&f.path.as_str())).collect();
-    if let Err(damaged) = files.iter().try_for_each(|entry| verify(&out, entry)) {
-        // Without the manifest the agent has the result made again, from the checkpoint.
-        let file = out.join("MANIFEST");
-        fs::remove_file(&file).map_err(|e| CourierError::file("removed", &file, e))?;
-        return Err(damaged);
-    }
+    let files = verified(&out, wanted, manifest)?;
     send(&port, &out, &files, pace).await?;
-    // The agent has it: nothing of the task is needed any more, and the volume has other tasks to hold.
-    empty(&args.root)
+    args.clear()
 }
 
-fn task_kind(root: &Path) -> Result<TaskKind, CourierError> {
-    let file = root.join("task.json");
-    let bytes = fs::read(&file).map_err(|e| CourierError::file("read", &file, e))?;
+/// Hands over a whole result that an earlier pod of the task left; false when there is none.
+pub(super) async fn leftover(port: &Port, args: &PortArgs, pace: &Pace) -> Result<bool, CourierError> {
+    let out = args.results().join("out");
+    let Some(kind) = task_kind(args)? else { return Ok(false) };
+    let Some(found) = manifest(&out, wanted(kind)) else { return Ok(false) };
+    match verified(&out, wanted(kind), found) {
+        Err(CourierError::Damaged { .. }) => Ok(false),
+        Err(other) => Err(other),
+        Ok(files) => {
+            send(port, &out, &files, pace).await?;
+            args.clear().map(|()| true)
+        }
+    }
+}
+
+/// The entries of the files that leave the pod, each as its manifest says. Without the manifest of a damaged result the
+/// agent has it made again, from the checkpoint.
+fn verified(out: &Path, wanted: &[&str], manifest: OutManifest) -> Result<Vec<OutFile>, CourierError> {
+    let files: Vec<OutFile> = manifest.files.into_iter().filter(|f| wanted.contains(&f.path.as_str())).collect();
+    if let Err(damaged) = files.iter().try_for_each(|entry| verify(out, entry)) {
+        remove(&out.join("MANIFEST"))?;
+        return Err(damaged);
+    }
+    Ok(files)
+}
+
+/// What the task does; `None` when it was never fetched, or is a deployment.
+fn task_kind(args: &PortArgs) -> Result<Option<TaskKind>, CourierError> {
+    let file = args.results().join("task.json");
+    let bytes = match fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|e| CourierError::file("read", &file, e))?,
+    };
     let task: TaskFile =
         serde_json::from_slice(&bytes).map_err(|e| CourierError::Setup(format!("{}: {e}", file.display())))?;
-    Ok(task.kind)
+    Ok(Some(task.kind))
 }
 
 /// Looks for the manifest, telling the agent how far the trainer is; `None` when the trainer ended without one.
@@ -61,19 +87,20 @@ fn task_kind(root: &Path) -> Result<TaskKind, CourierError> {
 /// The manifest is looked for after each answer: a trainer that had ended by then had written it before.
 async fn wait_for_result(
     port: &Port,
-    out: &Path,
+    args: &PortArgs,
     wanted: &[&str],
     pace: &Pace,
 ) -> Result<Option<OutManifest>, CourierError> {
+    let (out, told) = (args.results().join("out"), args.root.join("out/progress.json"));
     let mut failures = 0;
     loop {
-        if let Some(manifest) = manifest(out, wanted) {
+        if let Some(manifest) = manifest(&out, wanted) {
             return Ok(Some(manifest));
         }
-        let progress = Bytes::from(fs::read(out.join("progress.json")).unwrap_or_default());
+        let progress = Bytes::from(fs::read(&told).unwrap_or_default());
         let mut client = port.client.clone();
         match client.trainer_state(port.request(TrainerStateRequest { progress })).await {
-            Ok(reply) if reply.get_ref().failed => return Ok(manifest(out, wanted)),
+            Ok(reply) if reply.get_ref().failed => return Ok(manifest(&out, wanted)),
             Ok(_) => {
                 failures = 0;
                 tokio::time::sleep(pace.poll).await;

@@ -33,7 +33,9 @@ impl Incoming {
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(".part");
         let part = target.with_file_name(name);
-        let made = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&part));
+        remove(&part)?;
+        // Only ever a new file: a link that a trainer left under this name is not followed.
+        let made = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create_new(&part));
         let writer = BufWriter::new(made.map_err(|e| CourierError::file("written", &part, e))?);
         Ok(Self { target, part, writer, missing: size })
     }
@@ -49,11 +51,24 @@ impl Incoming {
         self.missing == 0
     }
 
-    pub(super) fn finish(self) -> Result<(), CourierError> {
+    /// Puts the file under its name; `first` is done while it still lies beside it.
+    pub(super) fn finish(self, first: impl FnOnce(&Path) -> Result<(), CourierError>) -> Result<(), CourierError> {
         let Self { target, part, writer, .. } = self;
         let fail = |e: io::Error| CourierError::file("written", &target, e);
         let file = writer.into_inner().map_err(|e| fail(e.into_error()))?;
-        file.sync_all().and_then(|()| fs::rename(&part, &target)).map_err(fail)
+        file.sync_all().map_err(fail)?;
+        first(&part)?;
+        fs::rename(&part, &target).map_err(fail)
+    }
+}
+
+/// Removes a file, a link or a folder with all that is in it, which may be absent.
+pub(super) fn remove(path: &Path) -> Result<(), CourierError> {
+    let gone = fs::symlink_metadata(path)
+        .and_then(|found| if found.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
+    match gone {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(CourierError::file("removed", path, e)),
+        _ => Ok(()),
     }
 }
 
@@ -65,10 +80,7 @@ pub(super) fn empty(folder: &Path) -> Result<(), CourierError> {
         entries => entries.map_err(fail)?,
     };
     for entry in entries {
-        let entry = entry.map_err(fail)?;
-        let is_folder = entry.file_type().map_err(fail)?.is_dir();
-        let path = entry.path();
-        if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(fail)?;
+        remove(&entry.map_err(fail)?.path())?;
     }
     Ok(())
 }
@@ -129,8 +141,28 @@ mod tests {
         assert!(!file.is_complete() && !target.exists());
         file.write(b"cd").unwrap();
         assert!(file.write(b"e").is_err());
-        file.finish().unwrap();
+        let before = |part: &Path| {
+            assert!(part.exists() && !target.exists());
+            Ok(())
+        };
+        file.finish(before).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"abcd");
+    }
+
+    /// A study's image can leave links in its folder; the courier sees more than it does and must not write through them.
+    #[test]
+    fn a_link_is_replaced_and_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (victim, target) = (folder.path().join("score.json"), folder.path().join("model.safetensors"));
+        fs::write(&victim, b"0.5").unwrap();
+        std::os::unix::fs::symlink(&victim, folder.path().join("model.safetensors.part")).unwrap();
+        let mut file = Incoming::begin(target.clone(), 3).unwrap();
+        file.write(b"1.0").unwrap();
+        file.finish(|_| Ok(())).unwrap();
+        assert_eq!((fs::read(&victim).unwrap(), fs::read(&target).unwrap()), (b"0.5".to_vec(), b"1.0".to_vec()));
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("out")).unwrap();
+        remove(&folder.path().join("out")).unwrap();
+        assert!(victim.exists());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! agent behind it: it waits and tries again until the pod is ended, and a result
 //! stays on the volume until its delivery was acknowledged.
 
+mod clean;
 mod deliver;
 mod fetch;
 mod files;
@@ -20,8 +21,13 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
+/// Exit code of `deliver`: there is no whole result, and none will come.
+pub const EXIT_NO_RESULT: u8 = 3;
+/// Exit code of `fetch`: an earlier pod had left a whole result, which has been handed over; there is nothing to start.
+pub const EXIT_DELIVERED: u8 = 4;
+
 /// Carries files between a task pod and the agent's task port. Exit codes: 0 done, 1 failed, 2 (probe) the task port
-/// itself cannot be reached.
+/// itself cannot be reached, 3 (deliver) there is no whole result, 4 (fetch) an earlier pod's result was handed over.
 #[derive(Debug, Parser)]
 #[command(name = "consilium-courier", version)]
 pub struct Cli {
@@ -39,6 +45,8 @@ pub enum Command {
     Deliver(PortArgs),
     /// Check from inside a task pod that nothing but the task port can be reached
     Probe(ProbeArgs),
+    /// Remove the folders of tasks that are gone
+    Clean(CleanArgs),
 }
 
 /// Where the files lie, and how to reach the task port.
@@ -47,12 +55,39 @@ pub struct PortArgs {
     /// The contract's folder
     #[arg(long, default_value = "/consilium")]
     pub root: PathBuf,
+    /// Of a task with an evaluator: its folder, which the study's image cannot write. It gets a task.json of its own, and
+    /// the result is taken from its out/ alone
+    #[arg(long)]
+    pub results: Option<PathBuf>,
     /// The task port, https://ip:port
     #[arg(long)]
     pub server: String,
     /// Folder with `token` and `ca.crt`
     #[arg(long, default_value = "/var/run/consilium")]
     pub credential: PathBuf,
+}
+
+impl PortArgs {
+    /// The folder with the result and the task that it is for.
+    fn results(&self) -> &Path {
+        self.results.as_deref().unwrap_or(&self.root)
+    }
+
+    /// Removes everything of the task: its result is with the agent, and the volume has other tasks to hold.
+    fn clear(&self) -> Result<(), CourierError> {
+        files::empty(&self.root)?;
+        files::empty(self.results())
+    }
+}
+
+/// What is removed.
+#[derive(Clone, Debug, Args)]
+pub struct CleanArgs {
+    /// Where the claim is mounted
+    #[arg(long)]
+    pub claim: PathBuf,
+    /// Folders of the claim
+    pub folders: Vec<String>,
 }
 
 /// What the probe tries.
@@ -94,6 +129,9 @@ pub enum CourierError {
     /// The trainer ended without a result.
     #[error("the trainer ended without a result; see the logs of the container trainer")]
     NoResult,
+    /// An earlier pod's result was found and handed over.
+    #[error("an earlier pod had left a whole result; the agent has it now, and nothing is started")]
+    Delivered,
     /// The result is not what its manifest says.
     #[error("{file} differs from out/MANIFEST ({why}); the result is not delivered and must be made again")]
     Damaged {
@@ -121,6 +159,8 @@ impl CourierError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Probe { code, .. } => *code,
+            Self::NoResult | Self::Damaged { .. } => EXIT_NO_RESULT,
+            Self::Delivered => EXIT_DELIVERED,
             _ => 1,
         }
     }
@@ -132,6 +172,7 @@ pub async fn run(cli: &Cli) -> Result<(), CourierError> {
         Command::Fetch(args) => fetch::run(args, &Pace::default()).await,
         Command::Deliver(args) => deliver::run(args, &Pace::default()).await,
         Command::Probe(args) => probe::run(args).await,
+        Command::Clean(args) => clean::run(args),
     }
 }
 

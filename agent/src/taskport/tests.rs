@@ -20,6 +20,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use super::*;
 use crate::courier::{CourierError, Pace, PortArgs, deliver, fetch};
 
+mod folders;
+
 const PACE: Pace =
     Pace { poll: Duration::from_millis(5), first: Duration::from_millis(5), longest: Duration::from_millis(20) };
 const TASK: &str = "task-uid";
@@ -107,7 +109,7 @@ async fn setup(kind: TaskKind) -> Setup {
     let credential = pod.path().join("credential");
     fs::create_dir_all(&credential).unwrap();
     fs::write(credential.join("ca.crt"), &identity.certificate).unwrap();
-    let args = PortArgs { root: pod.path().join("consilium"), server, credential };
+    let args = PortArgs { root: pod.path().join("consilium"), results: None, server, credential };
     fs::create_dir_all(&args.root).unwrap();
     let setup = Setup {
         hospital,

@@ -31,7 +31,10 @@ pub fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<(), TrainerError
         }
         Command::Run(args) => reporting(&root_of(args), |root| by_kind(root, args, stop)),
         Command::Score(args) => match &args.root {
-            Some(root) => reporting_without_reset(&Root::new(root), |root| score::run_under_contract(root, args, stop)),
+            Some(root) => {
+                let own = Root::new(args.results.as_ref().unwrap_or(root));
+                reporting_without_reset(&own, |own| score::run_under_contract(&Root::new(root), own, args, stop))
+            }
             None => score::run_alone(args),
         },
         Command::Fit(args) => fit::run(args, stop),

@@ -1,6 +1,7 @@
 //! `score`: the platform's own evaluator. It runs in the platform's image, beside labels that the study's image never
 //! sees.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,22 +30,30 @@ struct Details {
     cases: Vec<CaseScore>,
 }
 
-pub(super) fn run_under_contract(root: &Root, args: &ScoreArgs, stop: &AtomicBool) -> Result<(), TrainerError> {
+/// Scores what a trainer left in `root`. Everything else is `own`, which is the same folder only where nobody else writes
+/// to it: what is asked for, how many classes there are, and the score.
+pub(super) fn run_under_contract(
+    root: &Root,
+    own: &Root,
+    args: &ScoreArgs,
+    stop: &AtomicBool,
+) -> Result<(), TrainerError> {
     if args.wait {
-        wait_for_predictions(root, stop)?;
+        wait_for_predictions(root, own, stop)?;
     }
-    let (task, _) = root.task()?;
+    let (task, _) = own.task()?;
     let classes = TrainerConfig::parse(&task.config)?.network().classes;
     let predictions = UntrustedFolder::open(&root.out()).and_then(|out| out.inner("predictions")).map_err(blame)?;
     let cases = score_folders(&predictions, &args.labels, classes)?;
-    write_all(&root.result("score.json"), args.details.as_deref(), cases)?;
-    // Of what the trainer wrote nothing is read here but masks, so that nothing else of it is vouched for.
-    root.finish(vec!["score.json".into()])
+    let out = own.out();
+    fs::create_dir_all(&out).map_err(|e| TrainerError::file("made", &out, e))?;
+    write_all(&own.result("score.json"), args.details.as_deref(), cases)?;
+    own.finish(vec!["score.json".to_owned()])
 }
 
 /// The trainer runs beside this in another container of the pod; its MANIFEST, or the courier's FAILED, ends the wait.
-fn wait_for_predictions(root: &Root, stop: &AtomicBool) -> Result<(), TrainerError> {
-    let (manifest, failed) = (root.result("MANIFEST"), root.result("FAILED"));
+fn wait_for_predictions(root: &Root, own: &Root, stop: &AtomicBool) -> Result<(), TrainerError> {
+    let (manifest, failed) = (root.result("MANIFEST"), own.result("FAILED"));
     while !manifest.exists() {
         if failed.exists() {
             return Err(TrainerError::Files(
