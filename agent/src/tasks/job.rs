@@ -2,8 +2,9 @@
 //!
 //! The trainer sees the task's folder and its own claim, read-only, and nothing else:
 //! no credential, no token, and of an Evaluate task no labels. The evaluator (the
-//! platform's image) sees the labels. Only `fetch` and `deliver` can speak with the
-//! agent.
+//! platform's image) sees the labels; it reads predictions from the task's folder and
+//! writes into one of its own, from which alone `deliver` takes a score. Only `fetch`
+//! and `deliver` can speak with the agent.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use k8s_openapi::api::core::v1::{
     Affinity, Container, EnvVar, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
     PodTemplateSpec, Secret, Toleration, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
 
 use super::pod::{self, Labels, ROOT, labels, mount};
@@ -36,6 +38,18 @@ pub const MODE_LABEL: &str = "consilium.health/mode";
 pub const TRAINER: &str = "trainer";
 /// Name of the container that scores predictions.
 pub const EVALUATOR: &str = "evaluator";
+/// Name of the container that brings the task's files.
+pub const FETCH: &str = "fetch";
+/// Name of the container that hands the result over.
+pub const DELIVER: &str = "deliver";
+/// Where the folder of the platform's own part in an evaluation is mounted. The study's image has no mount of it.
+const RESULTS: &str = "/results";
+/// Where the evaluator leaves the scores of each case for the hospital.
+const SCORES: &str = "/scores";
+/// Most that a study's image may write to `/tmp`, which is on the node's disk, and with its log on top of it.
+const SCRATCH: [&str; 2] = ["10Gi", "11Gi"];
+/// Likewise for the platform's own containers.
+const SMALL_SCRATCH: [&str; 2] = ["1Gi", "2Gi"];
 /// Room for a checkpoint when a pod is ended.
 const GRACE_SECONDS: i64 = 60;
 
@@ -186,8 +200,8 @@ fn pod_spec(plan: &JobPlan<'_>) -> PodSpec {
     if evaluate {
         containers.push(evaluator(plan));
     }
-    containers.push(with_work(plan, pod::courier(plan.courier_image, "deliver", plan.address)));
-    let fetch = full.then(|| vec![with_work(plan, pod::courier(plan.courier_image, "fetch", plan.address))]);
+    containers.push(courier(plan, DELIVER));
+    let fetch = full.then(|| vec![courier(plan, FETCH)]);
     PodSpec {
         restart_policy: Some("Never".into()),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -198,6 +212,15 @@ fn pod_spec(plan: &JobPlan<'_>) -> PodSpec {
         tolerations: (full && plan.trainer.gpus > 0).then(gpu_toleration),
         ..pod::restricted_pod()
     }
+}
+
+fn courier(plan: &JobPlan<'_>, subcommand: &str) -> Container {
+    let mut container = pod::courier(plan.courier_image, subcommand, plan.address);
+    if plan.kind == TaskKind::Evaluate {
+        container.args.get_or_insert_default().extend(["--results", RESULTS].map(String::from));
+        container.volume_mounts.get_or_insert_default().insert(0, results(plan));
+    }
+    capped(with_work(plan, container, false), SMALL_SCRATCH[0])
 }
 
 fn trainer(plan: &JobPlan<'_>) -> Container {
@@ -218,27 +241,50 @@ fn trainer(plan: &JobPlan<'_>) -> Container {
         ]),
         ..pod::container(TRAINER, &plan.trainer.image, pod::requirements(&amounts, &amounts))
     };
-    with_work(plan, container)
+    capped(with_work(plan, container, false), SCRATCH[1])
 }
 
 /// Waits beside the trainer, so it asks for little and may use as much.
 fn evaluator(plan: &JobPlan<'_>) -> Container {
     let (cpu, memory) = (plan.policy.resources.cpu.as_str(), plan.policy.resources.memory.as_str());
     let resources = pod::requirements(&[("cpu", "20m"), ("memory", "64Mi")], &[("cpu", cpu), ("memory", memory)]);
-    let args = ["score", "--root", ROOT, "--labels", "/labels", "--wait"];
+    let details = format!("{SCORES}/{}.json", plan.task);
+    let args = ["score", "--root", ROOT, "--results", RESULTS, "--labels", "/labels", "--details", &details, "--wait"];
+    let scores = VolumeMount { sub_path: Some("scores".into()), ..mount("work", SCORES, false) };
+    let mounts = vec![results(plan), scores, mount("labels", "/labels", true), mount("evaluator-tmp", "/tmp", false)];
     let container = Container {
         args: Some(args.map(String::from).to_vec()),
         env: Some(vec![env("OMP_NUM_THREADS", &whole_cpus(cpu).to_string()), env("HOME", "/tmp")]),
-        volume_mounts: Some(vec![mount("labels", "/labels", true), mount("tmp", "/tmp", false)]),
+        volume_mounts: Some(mounts),
         ..pod::container(EVALUATOR, plan.evaluator_image, resources)
     };
-    with_work(plan, container)
+    capped(with_work(plan, container, true), SMALL_SCRATCH[1])
+}
+
+/// The folders of a task on the work claim: its own, and that of the platform's part in an evaluation.
+pub fn folders(task_uid: &str) -> [String; 2] {
+    [task_uid.to_owned(), format!("{task_uid}-results")]
+}
+
+fn results(plan: &JobPlan<'_>) -> VolumeMount {
+    let [_, folder] = folders(plan.task_uid);
+    VolumeMount { sub_path: Some(folder), ..mount("work", RESULTS, false) }
 }
 
 /// Mounts the task's own folder of the work claim, which outlives the pod.
-fn with_work(plan: &JobPlan<'_>, mut container: Container) -> Container {
-    let work = VolumeMount { sub_path: Some(plan.task_uid.into()), ..mount("work", ROOT, false) };
+fn with_work(plan: &JobPlan<'_>, mut container: Container, read_only: bool) -> Container {
+    let [folder, _] = folders(plan.task_uid);
+    let work = VolumeMount { sub_path: Some(folder), ..mount("work", ROOT, read_only) };
     container.volume_mounts.get_or_insert_default().insert(0, work);
+    container
+}
+
+/// Bounds what a container writes to the node's disk. It asks for nothing: this is a bound and no need.
+fn capped(mut container: Container, most: &str) -> Container {
+    let resources = container.resources.get_or_insert_default();
+    for (amounts, amount) in [(&mut resources.limits, most), (&mut resources.requests, "0")] {
+        amounts.get_or_insert_default().insert("ephemeral-storage".into(), Quantity(amount.into()));
+    }
     container
 }
 
@@ -251,9 +297,12 @@ fn volumes(plan: &JobPlan<'_>) -> Vec<Volume> {
     if plan.mode == Mode::Deliver {
         return volumes;
     }
-    volumes.push(pod::empty("shm", Some("Memory"), None));
-    volumes.push(pod::empty("tmp", None, None));
+    // What lies in memory counts against the container's limit too; this only says so before the kernel does.
+    volumes.push(pod::empty("shm", Some("Memory"), Some(&plan.policy.resources.memory)));
+    volumes.push(pod::empty("tmp", None, Some(SCRATCH[0])));
     if plan.kind == TaskKind::Evaluate {
+        // The study's image must not lay anything before the evaluator.
+        volumes.push(pod::empty("evaluator-tmp", None, Some(SMALL_SCRATCH[0])));
         volumes.push(pod::claim("data", &data.evaluate_claim, true));
         volumes.push(pod::claim("labels", &data.labels_claim, true));
     } else {

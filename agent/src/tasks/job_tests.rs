@@ -152,6 +152,43 @@ fn labels_and_credential_are_kept_from_the_study() {
     assert_eq!(volume_of(&train, TRAINER, "/data").unwrap()["persistentVolumeClaim"]["claimName"], "hippocampus-train");
 }
 
+/// A study's image that could write its own score would pass its own gate and vote for its hospital.
+#[test]
+fn the_study_has_no_way_into_the_evaluators_folder() {
+    for mode in [Mode::Full, Mode::Deliver] {
+        let job = job(TaskKind::Evaluate, mode, unchanged);
+        for container in containers(&job) {
+            let name = container["name"].as_str().unwrap();
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let of = |sub_path: &str| mounts.iter().find(|m| m["subPath"] == sub_path);
+            let results = of("task-uid-results");
+            assert_eq!(results.is_some(), name != TRAINER, "{name}");
+            let args = container["args"].to_string();
+            assert_eq!(args.contains("\"--results\",\"/results\""), name != TRAINER, "{name}: {args}");
+            // The evaluator reads beside a trainer that runs, and writes nothing there.
+            assert_eq!(of("task-uid").unwrap()["readOnly"] == true, name == EVALUATOR, "{name}");
+        }
+        let shared = |name: &str| volume_of(&job, name, "/tmp").map(|v| v["name"].clone());
+        assert!(mode == Mode::Deliver || shared(TRAINER) != shared(EVALUATOR), "what the study lays there is read");
+    }
+}
+
+/// A study's image must not be able to fill the disk of a node that others work on.
+#[test]
+fn what_a_pod_writes_to_its_node_is_bounded() {
+    for kind in [TaskKind::Train, TaskKind::Evaluate] {
+        let job = job(kind, Mode::Full, unchanged);
+        for container in containers(&job) {
+            let resources = &container["resources"];
+            assert!(resources["limits"]["ephemeral-storage"].is_string(), "{container}");
+            assert_eq!(resources["requests"]["ephemeral-storage"], "0");
+        }
+        for volume in job["spec"]["template"]["spec"]["volumes"].as_array().unwrap() {
+            assert!(volume["emptyDir"].is_null() || volume["emptyDir"]["sizeLimit"].is_string(), "{volume}");
+        }
+    }
+}
+
 /// A task that asks for 32 GiB must not land on a 16 GiB card; without GPUs any node will do.
 #[test]
 fn gpus_select_nodes_by_what_the_study_needs() {

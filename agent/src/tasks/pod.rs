@@ -79,13 +79,9 @@ pub fn courier(image: &str, subcommand: &str, address: &str) -> Container {
     }
 }
 
-/// The probe's container.
-pub fn probe(image: &str, args: Vec<String>) -> Container {
-    Container {
-        command: Some(vec![COURIER.into()]),
-        args: Some(args),
-        ..container("probe", image, courier_resources())
-    }
+/// A container of the courier's image that holds no credential.
+pub fn courier_alone(name: &str, image: &str, args: Vec<String>) -> Container {
+    Container { command: Some(vec![COURIER.into()]), args: Some(args), ..container(name, image, courier_resources()) }
 }
 
 fn courier_resources() -> ResourceRequirements {

@@ -182,7 +182,7 @@ fn build(plan: &ProbePlan<'_>) -> Pod {
         ..ObjectMeta::default()
     };
     let spec = PodSpec {
-        containers: vec![pod::probe(plan.image, args.map(String::from).to_vec())],
+        containers: vec![pod::courier_alone("probe", plan.image, args.map(String::from).to_vec())],
         restart_policy: Some("Never".into()),
         active_deadline_seconds: Some(i64::from(PATIENCE)),
         termination_grace_period_seconds: Some(1),
