@@ -33,6 +33,7 @@ use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
 use consilium_federation::SiteName;
 use consilium_federation::assignment::{Assignment, DeployWork, ItemState, RoundWork};
+use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use consilium_secagg::roster::{Governance, VerifiedRoster};
 use consilium_secagg::spec::Purpose;
@@ -183,6 +184,12 @@ impl Context {
             }
         }
         Ok(None)
+    }
+
+    /// Takes up what the hospital's own API server said to an object of this part, as a decision like the ladder's.
+    pub fn admitted(&self, uid: &str, work: &RoundWork, refusal: Option<&str>) -> Result<(), StateError> {
+        let decision = refusal.map_or(Decision::Allowed, |why| Decision::refused(SiteReason::DeniedByPolicy, why));
+        self.record(uid, work, Barrier::Admission, &decision)
     }
 
     fn record(&self, uid: &str, work: &RoundWork, barrier: Barrier, decision: &Decision) -> Result<(), StateError> {

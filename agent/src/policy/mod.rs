@@ -30,6 +30,9 @@ pub enum Barrier {
     /// For an update that exists, up to the first byte that leaves: the point of no return. What only concerns training
     /// is not asked again.
     Upload,
+    /// What the hospital's API server said to an object of the task: its admission policies, quotas and rights. Not the
+    /// ladder's to judge, and no agent can pass by it.
+    Admission,
 }
 
 /// Everything that a decision depends on.

@@ -63,7 +63,9 @@ pub(super) fn opted_in(work: &RoundWork, policy: &SitePolicySpec) -> Rung {
 /// Drain finishes what was started; Disabled stops everything.
 pub(super) fn participation(participation: Participation, barrier: Barrier) -> Rung {
     match (participation, barrier) {
-        (Participation::Enabled, _) | (Participation::Drain, Barrier::Fetch | Barrier::Upload) => Ok(()),
+        (Participation::Enabled, _) | (Participation::Drain, Barrier::Fetch | Barrier::Upload | Barrier::Admission) => {
+            Ok(())
+        }
         (Participation::Drain, Barrier::CreateTask) => Err(deny(
             "SitePolicy spec.participation is Drain: nothing new starts; set it to Enabled to take part".into(),
         )),

@@ -14,7 +14,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
-use super::error::{ControlError, gone, made};
+use super::error::{ControlError, admitted, gone};
 use super::job::{self, JobPlan, Mode};
 use super::pod::labels;
 use crate::Context;
@@ -75,21 +75,18 @@ impl Writer {
             deadline: work.deadline,
         };
         let task = RoundTask { metadata, spec, status: None };
-        made(
-            self.tasks
-                .create(&PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }, &task)
-                .await,
-        )
+        admitted(format!("RoundTask {name}"), self.tasks.create(&creating(), &task).await)
     }
 
     /// Makes the credential and the Job of a try. The token is known before anything can show it; a later try's token
-    /// takes the right to deliver from all before it.
+    /// takes the right to deliver from all before it. Asked again for one try, it must be given the same token: the
+    /// credential that holds it may be there already.
     pub async fn start_try(
         &self,
         task: &RoundTask,
         study: &FederatedStudySpec,
-        number: u32,
-        mode: Mode,
+        (number, mode): (u32, Mode),
+        token: &str,
     ) -> Result<(), ControlError> {
         let Some(policy) = self.ctx.site_policy() else { return Ok(()) };
         // The ladder has just allowed the task, so the entry is there; if it went in between, the next turn refuses.
@@ -112,20 +109,20 @@ impl Writer {
             evaluator_image: &config.evaluator_image,
         };
         let identity = self.ctx.desk.identity(&self.ctx.state, &config.task_address)?;
-        let token = hex::encode(self.ctx.entropy.bytes32());
         let grant = Grant::Task { uid: uid.clone(), name: name.clone(), r#try: number };
         self.ctx.state.put_token(Digest::of(token.as_bytes()), &grant)?;
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        made(self.secrets.create(&params, &job::credential(&plan, &token, &identity.certificate)).await)?;
-        made(self.jobs.create(&params, &job::build(&plan)).await)?;
+        let (secret, job) = (job::credential(&plan, token, &identity.certificate), job::build(&plan));
+        let called = job.name_any();
+        admitted(format!("Secret {called}"), self.secrets.create(&creating(), &secret).await)?;
+        admitted(format!("Job {called}"), self.jobs.create(&creating(), &job).await)?;
         tracing::info!(task = name, number, mode = mode.as_str(), "try started");
         Ok(())
     }
 
-    /// Removes a Job and its pods.
+    /// Removes a Job and its pods. The Job is there until its pods have ended: the next try must not begin beside them.
     pub async fn stop_try(&self, job: &str) -> Result<(), ControlError> {
         tracing::info!(job, "try stopped");
-        gone(self.jobs.delete(job, &DeleteParams::background()).await)
+        gone(self.jobs.delete(job, &DeleteParams::foreground()).await)
     }
 
     /// Removes a RoundTask and all that it owns.
@@ -188,4 +185,8 @@ impl Writer {
             tracing::debug!(%error, "event not written");
         }
     }
+}
+
+fn creating() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
 }

@@ -17,8 +17,9 @@ use super::apply::Writer;
 use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
 use super::observe::{End, TryState};
-use super::part::{Part, Stored, say};
-use super::read::{Started, StartedTries, see, task_name, task_of};
+use super::part::{Part, Stored, say, say_left};
+use super::read::{Started, StartedTries, see, task_name, task_of, tasks_left};
+use super::refusals::Refusals;
 use super::{Stores, TaskEntry};
 use crate::policy::{Barrier, Decision};
 use crate::state::AttemptKey;
@@ -31,6 +32,10 @@ pub(super) struct Controller {
     /// Approved specs in use.
     specs: BTreeMap<Digest, Arc<FederatedStudySpec>>,
     started: StartedTries,
+    /// Tokens of tries that were started, or are to be, by UID of the task and number.
+    tokens: BTreeMap<(String, u32), String>,
+    /// What the API server refused.
+    refusals: Refusals,
     /// Tries whose end has been counted.
     counted: BTreeSet<String>,
 }
@@ -46,8 +51,8 @@ struct World {
 impl Controller {
     pub(super) fn new(ctx: Arc<Context>, stores: Stores) -> Self {
         let writer = Writer::new(Arc::clone(&ctx));
-        let (specs, started, counted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { ctx, stores, writer, specs, started, counted }
+        let (specs, started, tokens) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { ctx, stores, writer, specs, started, tokens, refusals: Refusals::default(), counted: BTreeSet::new() }
     }
 
     /// Looks at everything once. A part that fails does not keep the others waiting.
@@ -105,9 +110,11 @@ impl Controller {
         let part = self.read(world, item, work).await?;
         let rejected = self.ctx.desk.rejected(&part.task_uid);
         let unprobed = *self.ctx.enforcement.borrow() == Enforcement::Unknown;
-        let plan = decide(&part.inputs(unprobed, rejected.as_deref(), world.now));
+        let refused = self.refusals.standing(&part.key(), self.policy_generation(), world.now);
+        let plan = decide(&part.inputs(unprobed, (rejected.as_deref(), refused), world.now));
         self.count_ends(work.kind, part.seen.as_ref());
-        self.apply(world, &part, &plan).await?;
+        let plan = self.carry_out(world, &part, plan).await?;
+        say_left(&self.ctx, &self.writer, &part).await?;
         let Some(verdict) = &plan.verdict else { return Ok(None) };
         let just_started = self.started.get(&part.task_uid).copied();
         say(&self.ctx, &self.writer, &part, verdict, just_started).await?;
@@ -124,9 +131,11 @@ impl Controller {
         let task_uid = task.and_then(|t| t.uid()).unwrap_or_default();
         let started = self.started.get(&task_uid).copied();
         let seen = task.map(|t| see(t, &world.jobs, &world.pods, started, world.now));
+        let left: Vec<&RoundTask> = tasks_left(&world.tasks, &item.uid, work.kind).collect();
+        let others = left.iter().flat_map(|t| see(t, &world.jobs, &world.pods, None, world.now).tries).collect();
         let stored = self.stored(&item.uid, work.kind)?;
         let (decision, spec) = self.judge(&item.uid, work, task.is_some() || stored.is_some()).await?;
-        Ok(Part { item, work, task, task_uid, seen, stored, decision, spec })
+        Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec })
     }
 
     /// The hospital's word now. The spec is fetched only once every rung that needs none has passed.
@@ -163,6 +172,31 @@ impl Controller {
         })
     }
 
+    /// Does what the plan says. What the API server refuses is the hospital's word, and changes the plan.
+    async fn carry_out(&mut self, world: &World, part: &Part<'_>, plan: Plan) -> Result<Plan, ControlError> {
+        let (key, uid) = (part.key(), part.item.uid.as_str());
+        match self.apply(world, part, &plan).await {
+            Err(error @ ControlError::Refused { .. }) => {
+                self.failed(&error, uid);
+                let why = format!("{error}; it is asked again every minute, and when the SitePolicy changes");
+                self.ctx.admitted(uid, part.work, Some(&why))?;
+                self.refusals.note(key, why.clone(), self.policy_generation(), world.now);
+                Ok(plan.refused(&why))
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                if plan.makes() && self.refusals.lift(&key) {
+                    self.ctx.admitted(uid, part.work, None)?;
+                }
+                Ok(plan)
+            }
+        }
+    }
+
+    fn policy_generation(&self) -> Option<i64> {
+        self.ctx.site_policy().and_then(|policy| policy.metadata.generation)
+    }
+
     async fn apply(&mut self, world: &World, part: &Part<'_>, plan: &Plan) -> Result<(), ControlError> {
         let round = &part.item.uid;
         for act in &plan.acts {
@@ -172,7 +206,9 @@ impl Controller {
                     self.writer.create_task(&name, round, part.work, spec).await?;
                 }
                 (Act::StartTry { number, mode }, Some(task), Some(spec)) => {
-                    self.writer.start_try(task, spec, *number, *mode).await?;
+                    let token = self.tokens.entry((part.task_uid.clone(), *number));
+                    let token = token.or_insert_with(|| hex::encode(self.ctx.entropy.bytes32()));
+                    self.writer.start_try(task, spec, (*number, *mode), token).await?;
                     let started = Started { number: *number, mode: *mode, at: world.now };
                     self.started.insert(part.task_uid.clone(), started);
                 }
@@ -210,6 +246,8 @@ impl Controller {
     fn tidy(&mut self, world: &World, items: &[Item]) {
         let uids: BTreeSet<String> = world.tasks.iter().filter_map(|t| t.uid()).collect();
         self.started.retain(|uid, _| uids.contains(uid));
+        self.tokens.retain(|(uid, _), _| uids.contains(uid));
+        self.refusals.retain(|(uid, _)| items.iter().any(|item| item.uid == *uid));
         let wanted =
             |digest: &Digest| items.iter().any(|i| matches!(&i.work, Work::Round(work) if work.spec_digest == *digest));
         self.specs.retain(|digest, _| wanted(digest));
@@ -224,6 +262,7 @@ fn end_label(end: &End) -> &'static str {
         End::OutOfMemory(_) => "OutOfMemory",
         End::Complete => "Delivered",
         End::Undelivered => "Undelivered",
+        End::NoResult => "NoResult",
         End::Deadline => "Deadline",
         End::Lost(_) => "Lost",
         End::Failed(_) => "Failed",

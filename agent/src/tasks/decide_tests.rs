@@ -18,6 +18,7 @@ fn tries(states: &[(Mode, TryState)]) -> TaskSeen {
             job: format!("t-{number}"),
             state: state.clone(),
             trainer_ended: false,
+            over: matches!(state, TryState::Ended(_)),
         })
         .collect();
     TaskSeen { last_try: tries.len() as u32, tries, ..TaskSeen::default() }
@@ -38,6 +39,8 @@ impl<'a> Case<'a> {
             task,
             has_result: false,
             rejected: None,
+            others: &[],
+            refused: None,
             now: NOW.parse().unwrap(),
         };
         Self { inputs }
@@ -59,6 +62,10 @@ impl<'a> Case<'a> {
 
 fn full(end: End) -> (Mode, TryState) {
     (Mode::Full, TryState::Ended(end))
+}
+
+fn delivering(end: End) -> (Mode, TryState) {
+    (Mode::Deliver, TryState::Ended(end))
 }
 
 fn start(number: u32, mode: Mode) -> Act {
@@ -107,7 +114,8 @@ fn waiting_for_a_roster_starts_nothing_and_stops_nothing() {
     Case::new(&awaits, Some(&running)).with(|i| i.has_result = true).expect(&[], SiteReason::AwaitingRoster);
 }
 
-/// A veto stops what runs; a later approval starts a new try with a new fencing number, not counted as a failure.
+/// A veto stops what runs; a later approval looks for what the stopped try left, under a new fencing number and not
+/// counted as a failure, once the pod of that try has let go of the folder.
 #[test]
 fn a_veto_stops_a_running_try_and_an_approval_makes_the_next() {
     let running = tries(&[failed(), RUNNING]);
@@ -115,7 +123,7 @@ fn a_veto_stops_a_running_try_and_an_approval_makes_the_next() {
     let stopping = tries(&[failed(), (Mode::Full, TryState::Stopping)]);
     Case::new(&Decision::Allowed, Some(&stopping)).expect(&[], SiteReason::Queued);
     let stopped = TaskSeen { last_try: 2, ..tries(&[failed()]) };
-    Case::new(&Decision::Allowed, Some(&stopped)).expect(&[start(3, Mode::Full)], SiteReason::Queued);
+    Case::new(&Decision::Allowed, Some(&stopped)).expect(&[start(3, Mode::Deliver)], SiteReason::Queued);
 }
 
 /// A restart of the agent must cost nobody a training: until the probe has spoken, what runs goes on.
@@ -139,7 +147,7 @@ fn ends_of_a_try() {
     let plan = after(&[full(End::Invalid("scan.nii.gz: truncated".into()))], &[], SiteReason::InvalidData);
     assert_eq!(plan.verdict.unwrap().message.as_deref(), Some("scan.nii.gz: truncated"));
     after(&[full(End::OutOfMemory("oom".into()))], &[start(2, Mode::Full)], SiteReason::OutOfMemory);
-    after(&[full(End::Lost("node".into()))], &[start(2, Mode::Full)], SiteReason::Queued);
+    after(&[full(End::NoResult)], &[start(2, Mode::Full)], SiteReason::Queued);
     after(&[failed(), failed()], &[start(3, Mode::Full)], SiteReason::Queued);
     after(&[failed(), failed(), failed()], &[], SiteReason::Failed);
     let plan = after(&[failed(), failed(), full(End::OutOfMemory("oom".into()))], &[], SiteReason::Failed);
@@ -147,16 +155,79 @@ fn ends_of_a_try() {
     after(&[full(End::Deadline)], &[], SiteReason::Failed);
 }
 
-/// A finished training is delivered, never made again.
+/// A finished training is delivered, never made again: hours of eight GPUs, and a hospital that misses the round.
 #[test]
-fn a_result_on_the_volume_gets_a_deliver_only_try() {
+fn a_result_on_the_volume_gets_deliver_only_tries() {
+    let after = |task: &TaskSeen, acts: &[Act], reason| Case::new(&Decision::Allowed, Some(task)).expect(acts, reason);
+    let (deliver, train) = (|number| [start(number, Mode::Deliver)], |number| [start(number, Mode::Full)]);
     let undelivered = full(End::Undelivered);
-    let lost = (Mode::Deliver, TryState::Ended(End::Failed("agent away".into())));
-    let task = tries(std::slice::from_ref(&undelivered));
-    Case::new(&Decision::Allowed, Some(&task)).expect(&[start(2, Mode::Deliver)], SiteReason::Training);
-    // The result turned out not to be there: train again.
-    let task = tries(&[undelivered.clone(), lost]);
-    Case::new(&Decision::Allowed, Some(&task)).expect(&[start(3, Mode::Full)], SiteReason::Queued);
+    after(&tries(std::slice::from_ref(&undelivered)), &deliver(2), SiteReason::Training);
+    // A pod that could not deliver says nothing against the result, up to a limit; then a person must look.
+    let mut states = vec![undelivered];
+    for (number, end) in [(3, End::Undelivered), (4, End::OutOfMemory("oom".into()))] {
+        states.push(delivering(end));
+        after(&tries(&states), &deliver(number), SiteReason::Training);
+    }
+    states.push(delivering(End::Undelivered));
+    let plan = after(&tries(&states), &[], SiteReason::Failed);
+    assert!(plan.verdict.unwrap().message.unwrap().contains("on the work claim"));
+    // A node that went may have taken a finished try with it, and so may a Job that somebody removed.
+    let lost = full(End::Lost("node dgx-1 does not answer".into()));
+    after(&tries(std::slice::from_ref(&lost)), &deliver(2), SiteReason::Queued);
+    after(&TaskSeen { last_try: 2, ..TaskSeen::default() }, &deliver(3), SiteReason::Queued);
+    after(&TaskSeen { last_try: 2, ..tries(&[failed()]) }, &deliver(3), SiteReason::Queued);
+    // There was nothing: it is made, and the reason is why there was nothing.
+    let plan = after(&tries(&[lost, delivering(End::NoResult)]), &train(3), SiteReason::Queued);
+    assert!(plan.verdict.unwrap().message.unwrap().contains("dgx-1"));
+    let worn = tries(&[failed(), failed(), full(End::Undelivered), delivering(End::NoResult)]);
+    after(&worn, &[], SiteReason::Failed);
+    // Deliveries are counted anew for a result that was made anew.
+    let many = [full(End::Undelivered), delivering(End::Undelivered), delivering(End::Undelivered)];
+    let anew = [&many[..], &[delivering(End::NoResult), full(End::Undelivered), delivering(End::Undelivered)]].concat();
+    after(&tries(&anew), &deliver(7), SiteReason::Training);
+}
+
+/// The Job of a lost pod makes a new one when its node's object goes; that one would work in the newer try's folder.
+#[test]
+fn a_lost_try_is_stopped_before_the_next_begins() {
+    let mut task = tries(&[full(End::Lost("node".into()))]);
+    task.tries[0].over = false;
+    let acts = [stop("t-1"), start(2, Mode::Deliver)];
+    Case::new(&Decision::Allowed, Some(&task)).expect(&acts, SiteReason::Queued);
+    Case::new(&refused(SiteReason::DeniedByPolicy), Some(&task)).expect(&acts[..1], SiteReason::DeniedByPolicy);
+}
+
+/// A straggler that trains on while the round evaluates would keep the GPUs that the evaluation waits for, and no veto
+/// would reach it.
+#[test]
+fn what_the_round_no_longer_asks_for_is_stopped_whatever_becomes_of_this_part() {
+    let training = tries(&[failed(), RUNNING]).tries;
+    let evaluate = |i: &mut Inputs<'_>| i.kind = TaskKind::Evaluate;
+    let with = |decision: &Decision, acts: &[Act], reason: SiteReason| {
+        let case = Case::new(decision, None).with(evaluate);
+        let inputs = Inputs { others: &training, ..case.inputs };
+        Case { inputs }.expect(acts, reason);
+    };
+    with(&Decision::Allowed, &[stop("t-2"), Act::CreateTask], SiteReason::Queued);
+    with(&refused(SiteReason::DeniedByPolicy), &[stop("t-2")], SiteReason::DeniedByPolicy);
+    with(&refused(SiteReason::AwaitingRoster), &[stop("t-2")], SiteReason::AwaitingRoster);
+}
+
+/// An admission policy's no is the hospital's no: it is told as such, with the server's words, and not asked every turn.
+#[test]
+fn what_the_api_server_refuses_is_not_made_and_is_said() {
+    let empty = TaskSeen::default();
+    for task in [None, Some(&empty)] {
+        let case = Case::new(&Decision::Allowed, task).with(|i| i.refused = Some("no GPUs at night"));
+        let plan = case.expect(&[], SiteReason::DeniedByPolicy);
+        assert_eq!(plan.verdict.unwrap().message.as_deref(), Some("no GPUs at night"));
+    }
+    // What runs already was let in, and a deadline that passes says why nothing ran.
+    let running = tries(&[RUNNING]);
+    Case::new(&Decision::Allowed, Some(&running)).with(|i| i.refused = Some("no")).expect(&[], SiteReason::Training);
+    let late = |i: &mut Inputs<'_>| (i.refused, i.deadline) = (Some("no GPUs at night"), EARLIER.parse().unwrap());
+    let plan = Case::new(&Decision::Allowed, None).with(late).expect(&[], SiteReason::Failed);
+    assert!(plan.verdict.unwrap().message.unwrap().contains("no GPUs at night"));
 }
 
 #[test]

@@ -14,6 +14,14 @@ pub enum ControlError {
     /// The volume.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The API server refused an object: admission, quota, rights, or a value of the SitePolicy in it.
+    #[error("the hospital's API server refused {what}: {words}")]
+    Refused {
+        /// Kind and name.
+        what: String,
+        /// The server's words.
+        words: String,
+    },
     /// A value of the approved spec.
     #[error("the approved spec: {0}")]
     Value(#[from] ValueError),
@@ -30,9 +38,9 @@ impl ControlError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Kube(kube::Error::Api(status)) if status.code == 409 => "Conflict",
-            Self::Kube(kube::Error::Api(status)) if status.code == 422 || status.code == 403 => "Invalid",
+            Self::Kube(kube::Error::Api(status)) if is_refusal(status.code) => "Invalid",
             Self::Kube(_) | Self::State(_) => "Transient",
-            Self::Value(_) => "Invalid",
+            Self::Value(_) | Self::Refused { .. } => "Invalid",
             Self::Identity(_) | Self::Join(_) => "Bug",
         }
     }
@@ -43,6 +51,20 @@ pub fn made<T>(result: Result<T, kube::Error>) -> Result<(), ControlError> {
     match result {
         Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(()),
         other => Ok(other.map(|_| ())?),
+    }
+}
+
+fn is_refusal(code: u16) -> bool {
+    matches!(code, 403 | 422)
+}
+
+/// As [`made`], for objects whose refusal is a word of the hospital.
+pub fn admitted<T>(what: String, result: Result<T, kube::Error>) -> Result<(), ControlError> {
+    match result {
+        Err(kube::Error::Api(status)) if is_refusal(status.code) => {
+            Err(ControlError::Refused { what, words: status.message.chars().take(600).collect() })
+        }
+        other => made(other),
     }
 }
 

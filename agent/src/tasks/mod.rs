@@ -17,6 +17,7 @@ mod part;
 pub mod pod;
 pub mod probe;
 mod read;
+mod refusals;
 pub mod status;
 mod stores;
 

@@ -6,7 +6,8 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt;
 
-use super::job::{EVALUATOR, MODE_LABEL, Mode, TRAINER, TRY_LABEL};
+use super::job::{DELIVER, EVALUATOR, FETCH, MODE_LABEL, Mode, TRAINER, TRY_LABEL};
+use crate::courier::{EXIT_DELIVERED, EXIT_NO_RESULT};
 
 /// A pod that is still there this long after it was to end is on a node that does not answer.
 const LOST_AFTER: SignedDuration = SignedDuration::from_secs(180);
@@ -26,6 +27,8 @@ pub struct TrySeen {
     pub state: TryState,
     /// The trainer's container has ended, or the try has none: no result will come that is not there yet.
     pub trainer_ended: bool,
+    /// Its Job has come to an end or is being removed: no new pod will come of it.
+    pub over: bool,
 }
 
 /// Where a try is.
@@ -52,6 +55,8 @@ pub enum End {
     Complete,
     /// The result is on the volume but was not delivered.
     Undelivered,
+    /// Nothing failed, and there is no whole result on the volume.
+    NoResult,
     /// The deadline passed.
     Deadline,
     /// The pod or its node is gone.
@@ -65,13 +70,17 @@ pub fn observe(job: &Job, pods: &[&Pod], now: Timestamp) -> TrySeen {
     let label = |name: &str| job.labels().get(name).map(String::as_str).unwrap_or_default();
     let mode = if label(MODE_LABEL) == Mode::Deliver.as_str() { Mode::Deliver } else { Mode::Full };
     let pod = pods.iter().max_by_key(|p| p.creation_timestamp()).copied();
-    let state = if job.metadata.deletion_timestamp.is_some() { TryState::Stopping } else { state(job, pod, mode, now) };
+    let removed = job.metadata.deletion_timestamp.is_some();
+    // A Job that is being removed waits for its pod; one on a node that does not answer is not waited for.
+    let stopping = removed && !pod.is_some_and(|p| is_lost(p, now));
+    let state = if stopping { TryState::Stopping } else { state(job, pod, mode, now) };
     let trainer_over = pod.is_some_and(|p| ended(p, TRAINER).is_some() && ended_well_or_alone(p));
     TrySeen {
         number: label(TRY_LABEL).parse().unwrap_or(0),
         mode,
         job: job.name_any(),
         trainer_ended: mode == Mode::Deliver || trainer_over || matches!(state, TryState::Ended(_)),
+        over: removed || job_verdict(job).is_some(),
         state,
     }
 }
@@ -128,29 +137,56 @@ fn suspended(job: &Job) -> bool {
 }
 
 fn end_of(pod: &Pod, mode: Mode) -> End {
-    let failed = |status: &ContainerStatus| terminated(status).is_some_and(|t| t.exit_code != 0);
-    let out_of_memory =
-        |status: &ContainerStatus| terminated(status).is_some_and(|t| t.reason.as_deref() == Some("OOMKilled"));
-    let statuses = statuses(pod);
-    if let Some(status) = statuses.iter().find(|s| out_of_memory(s)) {
-        return End::OutOfMemory(format!(
-            "container {} ran out of memory; raise SitePolicy spec.resources.memory or lower the study's batch size",
-            status.name
-        ));
+    let ended_with = |name: &str, code: u8| ended(pod, name).is_some_and(|end| end.exit_code == i32::from(code));
+    if ended_with(FETCH, EXIT_DELIVERED) {
+        return End::Complete;
+    }
+    if let Some(message) = out_of_memory(pod) {
+        return End::OutOfMemory(message);
     }
     let did_well = |name: &str| ended(pod, name).is_none_or(|end| end.exit_code == 0);
-    if mode == Mode::Full && ended(pod, TRAINER).is_some() && did_well(TRAINER) && did_well(EVALUATOR) {
-        return End::Undelivered;
+    if mode == Mode::Deliver || (ended(pod, TRAINER).is_some() && did_well(TRAINER) && did_well(EVALUATOR)) {
+        return if ended_with(DELIVER, EXIT_NO_RESULT) { End::NoResult } else { End::Undelivered };
+    }
+    let (statuses, status) = (statuses(pod), pod.status.as_ref());
+    let failed = |status: &ContainerStatus| terminated(status).is_some_and(|t| t.exit_code != 0);
+    if let Some(message) = status.filter(|s| s.reason.as_deref() == Some("Evicted")).and_then(|s| s.message.as_deref())
+    {
+        return End::Failed(format!("the pod was evicted: {}", cut(message)));
     }
     let blamed = [TRAINER, EVALUATOR].iter().find_map(|name| statuses.iter().find(|s| s.name == *name && failed(s)));
     let blamed = blamed.or_else(|| statuses.iter().find(|s| failed(s)));
-    let reason = pod.status.as_ref().and_then(|s| s.message.as_deref().or(s.reason.as_deref()));
+    let reason = status.and_then(|s| s.message.as_deref().or(s.reason.as_deref()));
     match blamed.and_then(|s| terminated(s).map(|end| (s, end))) {
         Some((status, end)) => {
             End::Failed(format!("container {} ended with {}: {}", status.name, end.exit_code, words(end)))
         }
         None => End::Lost(reason.unwrap_or("its pod ended before its containers").to_owned()),
     }
+}
+
+/// The kernel's word on the pod's memory, or the container's own on a GPU's: that one exits as from any other error.
+fn out_of_memory(pod: &Pod) -> Option<String> {
+    let killed = |s: &&ContainerStatus| terminated(s).is_some_and(|t| t.reason.as_deref() == Some("OOMKilled"));
+    if let Some(status) = statuses(pod).into_iter().find(killed) {
+        return Some(format!(
+            "container {} ran out of memory; raise SitePolicy spec.resources.memory or lower the study's batch size",
+            status.name
+        ));
+    }
+    [TRAINER, EVALUATOR].into_iter().find_map(|name| {
+        let end = ended(pod, name).filter(|end| end.exit_code != 0 && says_out_of_memory(end))?;
+        Some(format!(
+            "container {name} ran out of memory ({}); lower the study's batch size, or have it ask for GPUs with more (minGPUMemory)",
+            words(end)
+        ))
+    })
+}
+
+/// In the wordings of CUDA, of PyTorch's CPU allocator and of a `failure.json`.
+fn says_out_of_memory(end: &ContainerStateTerminated) -> bool {
+    let text = end.message.as_deref().unwrap_or_default().to_ascii_lowercase();
+    ["out of memory", "outofmemory", "can't allocate memory"].iter().any(|wording| text.contains(wording))
 }
 
 fn statuses(pod: &Pod) -> Vec<&ContainerStatus> {
@@ -168,7 +204,8 @@ fn ended<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStateTerminated> {
     statuses(pod).into_iter().find(|s| s.name == name).and_then(terminated)
 }
 
-fn is_lost(pod: &Pod, now: Timestamp) -> bool {
+/// The pod was to end long ago: its node does not answer.
+pub fn is_lost(pod: &Pod, now: Timestamp) -> bool {
     pod.metadata.deletion_timestamp.as_ref().is_some_and(|at| now.duration_since(at.0) > LOST_AFTER)
 }
 

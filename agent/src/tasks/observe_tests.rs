@@ -86,12 +86,65 @@ fn ends_are_told_apart() {
     assert!(matches!(&state, TryState::Ended(End::OutOfMemory(m)) if m.contains("spec.resources.memory")), "{state:?}");
 }
 
-/// A failed deliver-only try has no trainer: it must not be taken for an undelivered result again and again.
+/// Only a deliver-only pod that found no whole result allows a second training; any other end says nothing of it.
 #[test]
-fn a_failed_deliver_only_try_is_a_failure() {
-    let pod = pod("Failed", &[("deliver", exit(1, "Error", "error: the trainer ended without a result"))]);
-    let seen = see(&job("deliver", Some(("Failed", "BackoffLimitExceeded"))), Some(&pod));
-    assert!(matches!(seen.state, TryState::Ended(End::Failed(_))) && seen.trainer_ended);
+fn a_pod_that_could_not_deliver_is_told_from_one_that_had_nothing_to() {
+    let failed = Some(("Failed", "BackoffLimitExceeded"));
+    let state = |mode, containers: &[(&str, Value)]| {
+        let seen = see(&job(mode, failed), Some(&pod("Failed", containers)));
+        assert!(seen.trainer_ended && seen.over);
+        seen.state
+    };
+    let nothing = i32::from(EXIT_NO_RESULT);
+    assert_eq!(state("deliver", &[("deliver", exit(nothing, "Error", ""))]), TryState::Ended(End::NoResult));
+    assert_eq!(state("deliver", &[("deliver", exit(1, "Error", ""))]), TryState::Ended(End::Undelivered));
+    assert_eq!(state("deliver", &[]), TryState::Ended(End::Undelivered));
+    let trained = |deliver| [("trainer", exit(0, "Completed", "")), ("deliver", exit(deliver, "Error", ""))];
+    assert_eq!(state("full", &trained(nothing)), TryState::Ended(End::NoResult));
+    // A pod that replaced a drained one found the result whole, and its trainer never started.
+    let found = exit(i32::from(EXIT_DELIVERED), "Error", "");
+    assert_eq!(state("full", &[("fetch", found)]), TryState::Ended(End::Complete));
+}
+
+/// A Job that is being removed has a pod that still writes: the next try waits for it, unless its node is gone.
+#[test]
+fn a_removed_job_is_waited_for_but_not_on_a_dead_node() {
+    let mut removed = job("full", None);
+    removed.metadata.deletion_timestamp = serde_json::from_value(json!("2026-06-01T11:50:00Z")).unwrap();
+    let ending = |at: &str| {
+        let mut pod = pod("Running", &[("trainer", running())]);
+        pod.metadata.deletion_timestamp = serde_json::from_value(json!(at)).unwrap();
+        let seen = see(&removed, Some(&pod));
+        assert!(seen.over);
+        seen.state
+    };
+    assert_eq!(ending("2026-06-01T11:59:00Z"), TryState::Stopping);
+    assert!(matches!(ending("2026-06-01T11:51:00Z"), TryState::Ended(End::Lost(_))));
+}
+
+/// A GPU that runs out of memory makes a trainer exit as from any error; `Failed` would send people to look for a bug.
+#[test]
+fn out_of_memory_on_a_gpu_is_told_from_its_words() {
+    let failed = Some(("Failed", "BackoffLimitExceeded"));
+    for log in [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "error: libtorch: DefaultCPUAllocator: can't allocate memory",
+        r#"{"reason":"OutOfMemory","message":"libtorch: x"}"#,
+    ] {
+        let pod = pod("Failed", &[("trainer", exit(1, "Error", log)), ("deliver", exit(3, "Error", ""))]);
+        let state = see(&job("full", failed), Some(&pod)).state;
+        assert!(matches!(&state, TryState::Ended(End::OutOfMemory(m)) if m.contains("batch size")), "{log}: {state:?}");
+    }
+}
+
+/// A study's image that fills the node's disk is evicted by its own limit; the reason must be told.
+#[test]
+fn an_eviction_by_a_limit_is_a_failure_in_the_kubelets_words() {
+    let mut evicted = pod("Failed", &[("trainer", exit(137, "Error", "")), ("deliver", exit(137, "Error", ""))]);
+    let status = evicted.status.get_or_insert_default();
+    (status.reason, status.message) = (Some("Evicted".into()), Some("Usage of EmptyDir volume \"tmp\"".into()));
+    let state = see(&job("full", Some(("Failed", "BackoffLimitExceeded"))), Some(&evicted)).state;
+    assert!(matches!(&state, TryState::Ended(End::Failed(m)) if m.contains("EmptyDir")), "{state:?}");
 }
 
 /// The next try must not begin while the pod of this one still holds the volume.

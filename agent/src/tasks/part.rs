@@ -16,7 +16,9 @@ use super::apply::Writer;
 use super::decide::{Inputs, TaskSeen, Verdict};
 use super::error::ControlError;
 use super::job::try_name;
+use super::observe::TrySeen;
 use super::read::Started;
+use super::refusals::PartKey;
 use super::status::{self, StatusInputs, evaluation, report};
 use crate::Context;
 use crate::policy::{Decision, opt_in};
@@ -38,14 +40,28 @@ pub(super) struct Part<'a> {
     /// Empty without a task.
     pub(super) task_uid: String,
     pub(super) seen: Option<TaskSeen>,
+    /// The round's tasks of another kind.
+    pub(super) left: Vec<&'a RoundTask>,
+    /// Their tries.
+    pub(super) others: Vec<TrySeen>,
     pub(super) stored: Option<Stored>,
     pub(super) decision: Decision,
     pub(super) spec: Option<Arc<FederatedStudySpec>>,
 }
 
 impl Part<'_> {
+    /// By which it is told from all others.
+    pub(super) fn key(&self) -> PartKey {
+        (self.item.uid.clone(), self.work.kind)
+    }
+
     /// What the decision depends on.
-    pub(super) fn inputs<'b>(&'b self, unprobed: bool, rejected: Option<&'b str>, now: Timestamp) -> Inputs<'b> {
+    pub(super) fn inputs<'b>(
+        &'b self,
+        unprobed: bool,
+        (rejected, refused): (Option<&'b str>, Option<&'b str>),
+        now: Timestamp,
+    ) -> Inputs<'b> {
         Inputs {
             kind: self.work.kind,
             item: self.item.state,
@@ -55,6 +71,8 @@ impl Part<'_> {
             task: self.seen.as_ref(),
             has_result: self.stored.is_some(),
             rejected,
+            others: &self.others,
+            refused,
             now,
         }
     }
@@ -109,6 +127,31 @@ pub(super) async fn say(
         now: ctx.now(),
     });
     writer.status(task, &new).await
+}
+
+/// Says in the status of the round's tasks of another kind that the round goes on without them, if they have come to no
+/// end.
+pub(super) async fn say_left(ctx: &Context, writer: &Writer, part: &Part<'_>) -> Result<(), ControlError> {
+    let open = |task: &&&RoundTask| status::is_open(task.status.as_ref());
+    for task in part.left.iter().filter(open) {
+        let stored = ctx.state.update(&part.item.uid)?.filter(|_| task.spec.kind == TaskKind::Train);
+        if stored.is_some() || task.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let why = "the round goes on without this result; what still ran was stopped".to_owned();
+        let new = status::status(&StatusInputs {
+            old: task.status.as_ref(),
+            generation: task.metadata.generation,
+            decision: &part.decision,
+            verdict: &Verdict { reason: SiteReason::Missed, message: Some(why) },
+            newest: None,
+            progress: None,
+            delivered: None,
+            now: ctx.now(),
+        });
+        writer.status(task, &new).await?;
+    }
+    Ok(())
 }
 
 /// The hospital's vote; the ledger says that it leaves before it does.

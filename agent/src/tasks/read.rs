@@ -12,8 +12,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt as _};
 
 use super::decide::TaskSeen;
-use super::job::{Mode, try_name};
-use super::observe::{TrySeen, TryState, observe};
+use super::job::{Mode, TRY_LABEL, try_name};
+use super::observe::{TrySeen, TryState, is_lost, observe};
 use super::status::remembered_end;
 
 /// How long a Job that was made may take to appear in the watch.
@@ -34,6 +34,16 @@ pub struct Started {
 pub fn task_of<'a, T: AsRef<RoundTask>>(tasks: &'a [T], round_uid: &str, kind: TaskKind) -> Option<&'a RoundTask> {
     let mine = |task: &&RoundTask| task.spec.round_uid == round_uid && task.spec.kind == kind;
     tasks.iter().map(AsRef::as_ref).find(mine)
+}
+
+/// The tasks of a round that are not of this kind: what the hub asked for before.
+pub fn tasks_left<'a, T: AsRef<RoundTask>>(
+    tasks: &'a [T],
+    round_uid: &'a str,
+    kind: TaskKind,
+) -> impl Iterator<Item = &'a RoundTask> {
+    let tasks = tasks.iter().map(AsRef::as_ref);
+    tasks.filter(move |task| task.spec.round_uid == round_uid && task.spec.kind != kind)
 }
 
 /// The name of a new task: `<study>-r<round>-<train|eval>`, and more when a study of the same name has it already.
@@ -75,8 +85,10 @@ pub fn see<J: AsRef<Job>, P: AsRef<Pod>>(
             job: try_name(&task.name_any(), started.number),
             state: TryState::Waiting(None),
             trainer_ended: started.mode == Mode::Deliver,
+            over: false,
         });
     }
+    tries.extend(abandoned(&uid, &task.name_any(), &tries, pods, now));
     tries.sort_by_key(|t| t.number);
     TaskSeen {
         deleting: task.metadata.deletion_timestamp.is_some(),
@@ -84,6 +96,32 @@ pub fn see<J: AsRef<Job>, P: AsRef<Pod>>(
         tries,
         ended: remembered_end(task.status.as_ref()),
     }
+}
+
+/// Pods whose Job is gone and that still hold the task's folder, as after `kubectl delete job`: the next try waits.
+fn abandoned<P: AsRef<Pod>>(uid: &str, name: &str, tries: &[TrySeen], pods: &[P], now: Timestamp) -> Vec<TrySeen> {
+    let number = |pod: &Pod| pod.labels().get(TRY_LABEL).and_then(|number| number.parse().ok()).unwrap_or(0);
+    let left = pods.iter().map(AsRef::as_ref).filter(|pod| holds(pod, uid, now));
+    left.filter(|pod| !tries.iter().any(|t| t.number == number(pod)))
+        .map(|pod| TrySeen {
+            number: number(pod),
+            mode: Mode::Full,
+            job: try_name(name, number(pod)),
+            state: TryState::Stopping,
+            trainer_ended: false,
+            over: true,
+        })
+        .collect()
+}
+
+/// Whether a pod may still write to a task's folder.
+pub fn holds(pod: &Pod, task_uid: &str, now: Timestamp) -> bool {
+    let over =
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let mut mounts = containers.flat_map(|c| c.volume_mounts.iter().flatten());
+    !over && !is_lost(pod, now) && mounts.any(|mount| mount.sub_path.as_deref() == Some(task_uid))
 }
 
 fn owned(object: &impl Resource, owner: &str) -> bool {
@@ -152,6 +190,27 @@ mod tests {
         assert_eq!(task_name(&work(), "r", &[task("hippocampus-r3-train", "r")]), "hippocampus-r3-train");
         let other = task_name(&work(), "r", &[task("hippocampus-r3-train", "old")]);
         assert!(other.starts_with("hippocampus-r3-train-") && other.len() <= 63, "{other}");
+    }
+
+    /// Somebody removes a Job by hand: the next try must not begin while the pod still writes to the folder.
+    #[test]
+    fn a_pod_whose_job_is_gone_is_waited_for() {
+        let now: Timestamp = NOW.parse().unwrap();
+        let pod = |phase: &str, folder: &str| {
+            let mounts = json!([{"name": "work", "mountPath": "/consilium", "subPath": folder}]);
+            let pod = json!({
+                "metadata": {"name": "p", "labels": {"consilium.health/try": "2"}},
+                "spec": {"containers": [{"name": "trainer", "volumeMounts": mounts}]}, "status": {"phase": phase},
+            });
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+        };
+        let states = |pod| {
+            let seen = see(&task("t", "r"), &[job(1, "task-uid")], &[pod], None, now);
+            seen.tries.into_iter().map(|t| (t.number, t.state == TryState::Stopping)).collect::<Vec<_>>()
+        };
+        assert_eq!(states(pod("Running", "task-uid")), [(1, false), (2, true)]);
+        assert_eq!(states(pod("Failed", "task-uid")), [(1, false)]);
+        assert_eq!(states(pod("Running", "other")), [(1, false)]);
     }
 
     /// Watches lag behind each other: a Job that was just made must not be taken for one that was removed.

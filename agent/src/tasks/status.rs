@@ -83,6 +83,11 @@ fn end(reason: SiteReason) -> Option<bool> {
     }
 }
 
+/// Whether a task has come to no end so far.
+pub fn is_open(status: Option<&RoundTaskStatus>) -> bool {
+    status.and_then(|s| s.reason).is_none_or(|reason| end(reason).is_none() && reason != SiteReason::Missed)
+}
+
 /// The end that a status remembers, which no later look at Jobs and pods may change.
 pub fn remembered_end(status: Option<&RoundTaskStatus>) -> Option<(SiteReason, String)> {
     let status = status?;
