@@ -4,7 +4,7 @@
 //! Needs a server: `cargo xtask apiserver -- cargo test -p consilium-agent --test controller`. There are no kubelets
 //! behind it, so the test plays the pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::path::Path;
@@ -23,6 +23,7 @@ use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, W
 use consilium_federation::digest::canonical_json;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -36,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 
 const KUBECONFIG: &str = "CONSILIUM_APISERVER_KUBECONFIG";
 const NAMESPACE: &str = "consilium-tasks";
+/// The Job that removes folders of tasks that are gone.
+const CLEAN: &str = "consilium-clean";
 
 /// The hub's objects, in memory.
 struct Objects(BTreeMap<Digest, Bytes>);
@@ -132,6 +135,10 @@ impl Cluster {
         .await;
     }
 
+    async fn tasks(&self) -> Vec<RoundTask> {
+        self.api::<RoundTask>().list(&kube::api::ListParams::default()).await.unwrap().items
+    }
+
     async fn get<K>(&self, name: &str) -> Option<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -157,6 +164,26 @@ impl Cluster {
         let status = json!({"name": "trainer", "state": trainer, "image": "i", "imageID": "i", "ready": false, "restartCount": 0});
         let patch = json!({"status": {"phase": phase, "containerStatuses": [status]}});
         pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    /// Plays the garbage collector, which ends a Job's pods before the Job goes.
+    async fn collect(&self, job: &str) {
+        let pods: Api<Pod> = self.api();
+        let now = DeleteParams::default().grace_period(0);
+        let _ = pods.delete(&format!("{job}-pod"), &now).await;
+        let patch = json!({"metadata": {"finalizers": null}});
+        self.api::<Job>().patch(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    /// Plays the Job controller: a Job that came to a good end.
+    async fn complete(&self, job: &str) {
+        let condition =
+            |type_: &str| json!({"type": type_, "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"});
+        let patch = json!({"status": {
+            "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1,
+            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+        }});
+        self.api::<Job>().patch_status(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     }
 
     /// Waits until a task's status has this reason.
@@ -248,6 +275,8 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     bad_data_is_reported_once(&cluster, &mut agent).await;
     a_veto_stops_and_an_approval_goes_on(&cluster, &mut agent).await;
     a_removed_job_and_a_stored_update(&cluster, &agent).await;
+    an_admission_policy_is_heard(&cluster, &mut agent).await;
+    a_straggler_is_stopped_when_the_round_evaluates(&cluster, &mut agent).await;
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
 
     agent.ctx.shutdown.cancel();
@@ -317,11 +346,83 @@ async fn a_veto_stops_and_an_approval_goes_on(cluster: &Cluster, agent: &mut Age
     let task = cluster.reason("hippocampus-r2-train", SiteReason::DeniedByPolicy).await;
     let approved = task.status.unwrap().conditions.into_iter().find(|c| c.type_ == "Approved").unwrap();
     assert!(approved.status == "False" && approved.message.contains("approval is Denied"), "{approved:?}");
-    until("the Job is gone", || async { cluster.get::<Job>("hippocampus-r2-train-1").await.is_none().then_some(()) })
-        .await;
+    until("the Job is being removed", || async {
+        let job: Job = cluster.get("hippocampus-r2-train-1").await.expect("it is there until its pod has ended");
+        job.metadata.deletion_timestamp.map(drop)
+    })
+    .await;
 
+    // Both would work in one folder.
     agent.policy.send_replace(Some(policy("Automatic")));
-    let _: Job = until("the Job of try 2", || cluster.get("hippocampus-r2-train-2")).await;
+    cluster.reason("hippocampus-r2-train", SiteReason::Queued).await;
+    assert!(cluster.get::<Job>("hippocampus-r2-train-2").await.is_none(), "a try beside the pod of the one before");
+    cluster.collect("hippocampus-r2-train-1").await;
+    let job: Job = until("the Job of try 2", || cluster.get("hippocampus-r2-train-2")).await;
+    assert_eq!(job.labels()["consilium.health/mode"], "deliver", "what try 1 left is looked for");
+}
+
+/// The agent's service account under an admission policy of the hospital: the last rung, and a no like any other.
+async fn an_admission_policy_is_heard(cluster: &Cluster, agent: &mut Agent) {
+    let (clock, uid) = (agent.ctx.clock.clone(), "round-3");
+    let name = "no-tasks";
+    let forbids: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"],
+            }]},
+            "validations": [{"expression": "false", "message": "no GPUs at night", "reason": "Forbidden"}],
+        },
+    }))
+    .unwrap();
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+        "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]},
+    }))
+    .unwrap();
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(cluster.client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(cluster.client.clone());
+    policies.create(&PostParams::default(), &forbids).await.unwrap();
+    bindings.create(&PostParams::default(), &binding).await.unwrap();
+    let probe: Job = serde_json::from_value(json!({
+        "metadata": {"name": "probe"},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
+    }))
+    .unwrap();
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let let_in = || async { cluster.api::<Job>().create(&dry, &probe).await.is_ok() };
+    until("the admission policy is in force", || async { (!let_in().await).then_some(()) }).await;
+
+    agent.want(vec![item(uid, 3, ItemState::Active, &clock)]);
+    let task = cluster.reason("hippocampus-r3-train", SiteReason::DeniedByPolicy).await;
+    let told = task.status.unwrap().conditions.into_iter().find(|c| c.type_ == "Succeeded").unwrap().message;
+    assert!(told.contains("no GPUs at night"), "{told}");
+    assert_eq!(agent.fact(uid), Some(SiteReason::DeniedByPolicy));
+    let words = agent.ctx.facts.refusal(uid, TaskKind::Train, SiteReason::DeniedByPolicy);
+    assert!(words.is_some_and(|words| words.contains("no GPUs at night")), "the SitePolicy says it too");
+    bindings.delete(name, &DeleteParams::default()).await.unwrap();
+    policies.delete(name, &DeleteParams::default()).await.unwrap();
+    until("the admission policy is gone", || async { let_in().await.then_some(()) }).await;
+    // A changed SitePolicy is a reason to ask again at once.
+    let mut changed = policy("Automatic");
+    Arc::make_mut(&mut changed).metadata.generation = Some(2);
+    agent.policy.send_replace(Some(changed));
+    let _: Job = until("the Job once it is let in", || cluster.get("hippocampus-r3-train-1")).await;
+}
+
+/// The round evaluates while this hospital still trains: what trains must not keep its GPUs.
+async fn a_straggler_is_stopped_when_the_round_evaluates(cluster: &Cluster, agent: &mut Agent) {
+    let mut evaluate = item("round-3", 3, ItemState::Active, &agent.ctx.clock);
+    let Work::Round(work) = &mut evaluate.work else { panic!("not a round") };
+    work.kind = TaskKind::Evaluate;
+    agent.want(vec![evaluate]);
+    until("the straggler's Job is being removed", || async {
+        let job: Option<Job> = cluster.get("hippocampus-r3-train-1").await;
+        job?.metadata.deletion_timestamp.map(drop)
+    })
+    .await;
+    cluster.reason("hippocampus-r3-train", SiteReason::Missed).await;
+    cluster.collect("hippocampus-r3-train-1").await;
 }
 
 async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
@@ -354,13 +455,10 @@ async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
 
 async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     let clock = agent.ctx.clock.clone();
-    agent
-        .want(vec![item("round-1", 1, ItemState::Cancelled, &clock), item("round-2", 2, ItemState::Cancelled, &clock)]);
-    until("the tasks are gone", || async {
-        let tasks = cluster.api::<RoundTask>().list(&kube::api::ListParams::default()).await.unwrap();
-        tasks.items.is_empty().then_some(())
-    })
-    .await;
+    let uids: Vec<String> = cluster.tasks().await.iter().filter_map(|task| task.uid()).collect();
+    let cancelled = |uid: &str, round| item(uid, round, ItemState::Cancelled, &clock);
+    agent.want(vec![cancelled("round-1", 1), cancelled("round-2", 2), cancelled("round-3", 3)]);
+    until("the tasks are gone", || async { cluster.tasks().await.is_empty().then_some(()) }).await;
     until("the rounds are acknowledged", || async {
         (agent.fact("round-1").is_none() && agent.fact("round-2").is_none()).then_some(())
     })
@@ -368,10 +466,28 @@ async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     assert!(agent.ctx.state.updates().unwrap().is_empty());
     // A real cluster's garbage collector takes the Jobs; here they only must be owned.
     let jobs = cluster.api::<Job>().list(&kube::api::ListParams::default()).await.unwrap();
-    assert!(jobs.items.iter().all(|job| !job.owner_references().is_empty()));
+    assert!(jobs.items.iter().all(|job| job.name_any() == CLEAN || !job.owner_references().is_empty()));
     cluster
-        .api::<Job>()
-        .delete_collection(&DeleteParams::background(), &kube::api::ListParams::default())
+        .api::<Pod>()
+        .delete_collection(&DeleteParams::default().grace_period(0), &kube::api::ListParams::default())
         .await
         .unwrap();
+    // Segmentations of patients lie in the folders; the last thing that is done is to remove them, in one Job or several.
+    let mut removed = BTreeSet::new();
+    while removed.len() < 2 * uids.len() {
+        let job: Job = until("the Job that removes folders", || cluster.get(CLEAN)).await;
+        let args = job.spec.unwrap().template.spec.unwrap().containers.remove(0).args.unwrap();
+        removed.extend(args.into_iter().filter(|arg| uids.iter().any(|uid| arg.starts_with(uid.as_str()))));
+        cluster.complete(CLEAN).await;
+        until("the Job is being removed", || async {
+            let job: Job = cluster.get(CLEAN).await.expect("its finalizer is the test's to take");
+            job.metadata.deletion_timestamp.map(drop)
+        })
+        .await;
+        cluster.collect(CLEAN).await;
+    }
+    until("no folder is known any more", || async {
+        agent.ctx.state.blobs("tasks/folders/").unwrap().is_empty().then_some(())
+    })
+    .await;
 }

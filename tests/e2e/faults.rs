@@ -1,6 +1,6 @@
 //! What a kill costs.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 use xtask::{
@@ -104,7 +104,8 @@ fn kills_on_a_slow_link(world: &World) -> Outcome {
     })
 }
 
-/// A study that is deleted while hospitals train must take its Jobs, pods and Secrets with it everywhere.
+/// A study that is deleted while hospitals train must take its Jobs, pods and Secrets with it everywhere, and what its
+/// tasks wrote: checkpoints and segmentations of patients.
 pub fn deletion(world: &World) -> Outcome {
     let federation = &world.federation;
     let plan = world.plan("deletion", 3);
@@ -119,6 +120,8 @@ pub fn deletion(world: &World) -> Outcome {
         });
         Ok(Answer::of(running.then_some(()), format!("{} pods", pods.len())))
     })?;
+    let folders = task_folders(world, "deletion-")?;
+    ensure(folders.iter().any(|folder| folder.is_dir()), || format!("none of {folders:?} is there while a task runs"))?;
     federation.hub.kubectl(&["delete", "federatedstudy", "-n", RESEARCH, "deletion", "--timeout=60s"])?;
     for site in &federation.sites {
         for kind in ["roundtasks", "jobs", "pods", "secrets"] {
@@ -137,9 +140,28 @@ pub fn deletion(world: &World) -> Outcome {
             )?;
         }
     }
+    wait::until(alder, "no folder of a task of the deleted study", Duration::from_secs(180), || {
+        let left: Vec<_> = folders.iter().filter(|folder| folder.exists()).collect();
+        Ok(Answer::of(left.is_empty().then_some(()), format!("{left:?} left")))
+    })?;
     wait::until(&federation.hub, "no round of the deleted study", Duration::from_secs(120), || {
         let left = study::rounds(federation, "deletion")?.len();
         Ok(Answer::of((left == 0).then_some(()), format!("{left} left")))
     })?;
     Ok(())
+}
+
+/// The folders of these tasks in all hospitals' work claims, as this machine sees them.
+fn task_folders(world: &World, prefix: &str) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
+    let mut folders = Vec::new();
+    for site in &world.federation.sites {
+        let claim = site.volume("work")?;
+        for task in wait::list(site, TASKS, "roundtasks")? {
+            let uid = task["metadata"]["uid"].as_str().unwrap_or_default();
+            if task["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(prefix)) {
+                folders.extend([claim.join(uid), claim.join(format!("{uid}-results"))]);
+            }
+        }
+    }
+    Ok(folders)
 }

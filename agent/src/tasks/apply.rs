@@ -14,7 +14,8 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
-use super::error::{ControlError, admitted, gone};
+use super::clean::{self, CLEAN, Folder};
+use super::error::{ControlError, admitted, gone, made};
 use super::job::{self, JobPlan, Mode};
 use super::pod::labels;
 use crate::Context;
@@ -123,6 +124,28 @@ impl Writer {
     pub async fn stop_try(&self, job: &str) -> Result<(), ControlError> {
         tracing::info!(job, "try stopped");
         gone(self.jobs.delete(job, &DeleteParams::foreground()).await)
+    }
+
+    /// Does what was decided about folders of tasks that are gone.
+    pub async fn clean(&self, act: &clean::Act) -> Result<(), ControlError> {
+        match act {
+            clean::Act::Start(due) => {
+                let policy = self.ctx.site_policy();
+                let queue = policy.as_ref().and_then(|p| p.spec.queue_name.as_deref());
+                let job = clean::build(&self.ctx.config.task_namespace, &self.ctx.config.courier_image, queue, due);
+                made(self.jobs.create(&creating(), &job).await)?;
+                tracing::info!(tasks = due.len(), "folders of tasks that are gone are being removed");
+                Ok(())
+            }
+            clean::Act::Finish(removed) => {
+                removed.iter().try_for_each(|folder: &Folder| clean::forget(&self.ctx.state, folder))?;
+                gone(self.jobs.delete(CLEAN, &DeleteParams::foreground()).await)
+            }
+            clean::Act::Again => {
+                tracing::warn!(job = CLEAN, "folders of tasks that are gone could not be removed; it is tried again");
+                gone(self.jobs.delete(CLEAN, &DeleteParams::foreground()).await)
+            }
+        }
     }
 
     /// Removes a RoundTask and all that it owns.

@@ -14,11 +14,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::apply::Writer;
+use super::clean::{self, Folder};
 use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
-use super::read::{Started, StartedTries, see, task_name, task_of, tasks_left};
+use super::read::{Started, StartedTries, holds, see, task_name, task_of, tasks_left};
 use super::refusals::Refusals;
 use super::{Stores, TaskEntry};
 use crate::policy::{Barrier, Decision};
@@ -61,6 +62,9 @@ impl Controller {
         let (desired, now) = (self.ctx.desired.borrow().clone(), self.ctx.now());
         let (tasks, jobs, pods) = (self.stores.tasks.state(), self.stores.jobs.state(), self.stores.pods.state());
         let world = World { tasks, jobs, pods, now };
+        if let Err(error) = self.clean(&world).await {
+            self.failed(&error, clean::CLEAN);
+        }
         let mut entries = BTreeMap::new();
         for item in &desired.items {
             let Work::Round(work) = &item.work else { continue };
@@ -195,6 +199,25 @@ impl Controller {
 
     fn policy_generation(&self) -> Option<i64> {
         self.ctx.site_policy().and_then(|policy| policy.metadata.generation)
+    }
+
+    /// Writes down where tasks have folders, and removes those of tasks that are gone.
+    async fn clean(&self, world: &World) -> Result<(), ControlError> {
+        let mut known = clean::known(&self.ctx.state)?;
+        let uids: BTreeSet<String> = world.tasks.iter().filter_map(|t| t.uid()).collect();
+        if let Some(policy) = self.ctx.site_policy() {
+            for task_uid in &uids {
+                let folder = Folder { task_uid: task_uid.clone(), claim: policy.spec.resources.work_claim.clone() };
+                if known.insert(folder.clone()) {
+                    clean::remember(&self.ctx.state, &folder)?;
+                }
+            }
+        }
+        let in_use = |uid: &str| uids.contains(uid) || world.pods.iter().any(|pod| holds(pod, uid, world.now));
+        match clean::decide(&known, in_use, clean::see(&world.jobs).as_ref()) {
+            Some(act) => self.writer.clean(&act).await,
+            None => Ok(()),
+        }
     }
 
     async fn apply(&mut self, world: &World, part: &Part<'_>, plan: &Plan) -> Result<(), ControlError> {

@@ -6,6 +6,7 @@
 //! a pod are one and the same: another turn.
 
 mod apply;
+pub mod clean;
 mod controller;
 pub mod decide;
 mod desk;
