@@ -21,12 +21,14 @@ use crate::schema;
     status = "ModelDeploymentStatus",
     derive = "PartialEq",
     cel,
-    validation = Rule::new("self.spec.model == oldSelf.spec.model && self.spec.release == oldSelf.spec.release && self.spec.releaseDigest == oldSelf.spec.releaseDigest")
-        .message("only spec.stage can be changed; another model is another ModelDeployment")
+    validation = Rule::new("self.spec.model == oldSelf.spec.model && self.spec.release == oldSelf.spec.release && self.spec.releaseDigest == oldSelf.spec.releaseDigest && self.spec.promotionUID == oldSelf.spec.promotionUID")
+        .message(Message::Expression("(self.spec.release != oldSelf.spec.release ? 'spec.release is \"' + self.spec.release + '\" and was \"' + oldSelf.spec.release : self.spec.promotionUID != oldSelf.spec.promotionUID ? 'spec.promotionUID is \"' + self.spec.promotionUID + '\" and was \"' + oldSelf.spec.promotionUID : self.spec.model != oldSelf.spec.model ? 'spec.model is \"' + self.spec.model + '\" and was \"' + oldSelf.spec.model : 'spec.releaseDigest is \"' + self.spec.releaseDigest + '\" and was \"' + oldSelf.spec.releaseDigest) + '\"; only spec.stage can be changed: the agent makes another ModelDeployment for another model'".into()))
         .field_path(".spec"),
     printcolumn(name = "Release", type_ = "string", json_path = ".spec.release"),
     printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
     printcolumn(name = "RolledOut", type_ = "string", json_path = ".status.conditions[?(@.type==\"RolledOut\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Digest", type_ = "string", json_path = ".status.servingDigest", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -57,7 +59,7 @@ pub struct ModelDeploymentStatus {
     /// The model that answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving_digest: Option<Digest>,
-    /// SignatureVerified, Approved, RolledOut, Ready.
+    /// SignatureVerified, Approved, RolledOut, Ready; Stalled once the server refused the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
