@@ -1,12 +1,14 @@
-//! Prometheus metrics of the agent, `consilium_agent_*`. Labels are closed enums.
+//! Prometheus metrics of the agent: `consilium_agent_*`, and `consilium_build_info` as every component has it. Labels are
+//! closed enums.
 
-use consilium_federation::report::RoundReport;
+use consilium_federation::report::{DeployReport, RoundReport};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
+use crate::deployments::rollout_name;
 use crate::policy::reason_name;
 
 /// Name, labels and meaning of one metric, for the documentation.
@@ -45,6 +47,8 @@ pub struct Metrics {
     pub decisions: IntCounterVec,
     /// Parts in rounds by reason.
     pub rounds: IntGaugeVec,
+    /// Models by reason.
+    pub models: IntGaugeVec,
     /// Ended tries of tasks by kind and result.
     pub tries: IntCounterVec,
     /// Deliveries of task pods by kind and result.
@@ -72,11 +76,20 @@ impl Maker {
         help: &str,
         make: impl FnOnce(Opts) -> prometheus::Result<C>,
     ) -> prometheus::Result<C> {
-        let name = format!("consilium_agent_{name}");
-        let collector = make(Opts::new(&name, help))?;
+        self.add_named(&format!("consilium_agent_{name}"), labels, help, make)
+    }
+
+    fn add_named<C: Collector + Clone + 'static>(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+        make: impl FnOnce(Opts) -> prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let collector = make(Opts::new(name, help))?;
         self.registry.register(Box::new(collector.clone()))?;
         let labels = labels.iter().map(|&l| l.to_owned()).collect();
-        self.info.push(MetricInfo { name, labels, help: help.to_owned() });
+        self.info.push(MetricInfo { name: name.to_owned(), labels, help: help.to_owned() });
         Ok(collector)
     }
 
@@ -89,10 +102,11 @@ impl Metrics {
     /// Makes and registers all metrics. Fails only when two have the same name.
     pub fn new() -> prometheus::Result<Self> {
         let mut m = Maker { registry: Registry::new(), info: Vec::new() };
-        let build = m.add("build_info", &["version"], "Always 1; the version is a label.", |o| {
-            IntGaugeVec::new(o, &["version"])
-        })?;
-        build.with_label_values(&[crate::VERSION]).set(1);
+        let build =
+            m.add_named("consilium_build_info", &["component", "version"], "Always 1; what is running.", |o| {
+                IntGaugeVec::new(o, &["component", "version"])
+            })?;
+        build.with_label_values(&["agent", crate::VERSION]).set(1);
         let connected = m.add("connected", &[], "1 while the watch to the hub is open.", IntGauge::with_opts)?;
         let last_contact =
             m.add("last_contact_timestamp_seconds", &[], "When the hub was last heard.", Gauge::with_opts)?;
@@ -107,6 +121,9 @@ impl Metrics {
         let decisions = m.counters("decisions_total", &["reason"], "Changed decisions of the veto ladder.")?;
         let rounds =
             m.add("rounds", &["reason"], "Parts in rounds by where they are.", |o| IntGaugeVec::new(o, &["reason"]))?;
+        let models = m.add("models", &["reason"], "Models that the hub offers by where they are.", |o| {
+            IntGaugeVec::new(o, &["reason"])
+        })?;
         let tries = m.counters("tries_total", &["kind", "result"], "Ended tries of tasks.")?;
         let deliveries = m.counters("deliveries_total", &["kind", "result"], "Deliveries of task pods.")?;
         let reconcile_errors = m.counters("reconcile_errors_total", &["controller", "class"], "Failed reconciles.")?;
@@ -140,6 +157,7 @@ impl Metrics {
             uploads,
             decisions,
             rounds,
+            models,
             tries,
             deliveries,
             reconcile_errors,
@@ -164,6 +182,14 @@ impl Metrics {
         }
     }
 
+    /// Counts the models anew.
+    pub fn set_models(&self, models: &[DeployReport]) {
+        self.models.reset();
+        for model in models {
+            self.models.with_label_values(&[rollout_name(model.reason)]).inc();
+        }
+    }
+
     /// The exposition in Prometheus' text format.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
@@ -176,13 +202,29 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    /// Dashboards and alerts are written against these names.
+    /// Dashboards and alerts are written against these names; the build info is one metric over all components.
     #[test]
     fn names_are_unique_and_prefixed() {
         let list = Metrics::new().unwrap().list();
         assert!(list.windows(2).all(|pair| pair[0].name < pair[1].name));
-        assert!(list.iter().all(|m| m.name.starts_with("consilium_agent_") && m.help.ends_with('.')));
+        let shared = |m: &MetricInfo| m.name == "consilium_build_info";
+        assert!(list.iter().all(|m| shared(m) || m.name.starts_with("consilium_agent_")));
+        assert!(list.iter().all(|m| m.help.ends_with('.')));
         let text = String::from_utf8(Metrics::new().unwrap().render().unwrap()).unwrap();
         assert!(text.contains("consilium_agent_connected 0"), "{text}");
+        assert!(text.contains("consilium_build_info{component=\"agent\",version=\""), "{text}");
+    }
+
+    /// The alert on models that do not serve would go on for ever, or never come.
+    #[test]
+    fn models_are_counted_by_where_they_are_now() {
+        use consilium_federation::report::RolloutReason::{Serving, VerificationFailed};
+        let metrics = Metrics::new().unwrap();
+        let model = |reason| DeployReport { uid: "u".into(), reason, serving: None, message: None };
+        metrics.set_models(&[model(VerificationFailed), model(Serving)]);
+        metrics.set_models(&[model(Serving), model(Serving)]);
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("consilium_agent_models{reason=\"Serving\"} 2"), "{text}");
+        assert!(!text.contains("VerificationFailed"), "{text}");
     }
 }

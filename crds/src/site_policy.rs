@@ -246,7 +246,7 @@ pub enum SurvivorDifference {
     Allow,
 }
 
-/// Which models may be served here.
+/// Which models may be served here, and on what.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReleasePolicy {
@@ -261,6 +261,11 @@ pub struct ReleasePolicy {
     /// The highest stage at which a model may stand here. Without it, none is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stage: Option<Stage>,
+    /// GPUs of each served model. 0: it runs on the CPU. 1: it waits for a free one on a node with the label
+    /// `consilium.health/inference-gpu`, and tolerates the taint `nvidia.com/gpu:NoSchedule`. Default 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1))]
+    pub gpus: u32,
 }
 
 /// What the agent sees.

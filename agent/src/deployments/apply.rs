@@ -9,10 +9,12 @@ use consilium_federation::ladder::Stage;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
 use super::objects::{self, ServePlan};
+use super::status::Note;
 use crate::Context;
 use crate::state::Grant;
 use crate::tasks::pod::labels;
@@ -26,6 +28,7 @@ pub(super) struct Writer {
     deployments: Api<Deployment>,
     services: Api<Service>,
     secrets: Api<Secret>,
+    recorder: Recorder,
 }
 
 impl Writer {
@@ -35,7 +38,8 @@ impl Writer {
             models: Api::namespaced(client.clone(), namespace),
             deployments: Api::namespaced(client.clone(), namespace),
             services: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client, namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            recorder: Recorder::new(client, Reporter { controller: MANAGER.into(), instance: None }),
             ctx,
         }
     }
@@ -68,13 +72,16 @@ impl Writer {
         self.ctx.state.put_token(Digest::of(token.as_bytes()), &grant)?;
         made(self.secrets.create(&params(), &objects::credential(&plan, &token)).await)?;
         self.services.patch(&own.name, &apply(), &Patch::Apply(objects::service(&plan))).await?;
-        self.deploy(model).await
+        self.deployments.patch(&own.name, &apply(), &Patch::Apply(objects::deployment(&plan))).await?;
+        Ok(())
     }
 
-    /// Applies the Deployment alone, after a change of stage.
-    async fn deploy(&self, model: &ModelDeployment) -> Result<(), ControlError> {
-        let deployment = self.wanted(model)?;
-        self.deployments.patch(&model.name_any(), &apply(), &Patch::Apply(deployment)).await?;
+    /// Lets the Deployment run no pod, and keeps the server's words on it.
+    pub(super) async fn stop(&self, model: &ModelDeployment, words: &str) -> Result<(), ControlError> {
+        let name = model.name_any();
+        tracing::error!(deployment = name, words, "the server refuses the model; it is not started again");
+        let stopped = objects::stopped(self.wanted(model)?, words);
+        self.deployments.patch(&name, &apply(), &Patch::Apply(stopped)).await?;
         Ok(())
     }
 
@@ -97,6 +104,7 @@ impl Writer {
             address: &config.task_address,
             courier_image: &config.courier_image,
             inference_image: &config.inference_image,
+            gpus: self.ctx.site_policy().map_or(0, |policy| policy.spec.releases.gpus),
             certificate,
         }
     }
@@ -106,22 +114,24 @@ impl Writer {
         tracing::info!(deployment = name, %stage, "stage changed");
         let patch = json!({"spec": {"stage": stage}});
         self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-        let mut moved = model.clone();
-        moved.spec.stage = stage;
-        self.deploy(&moved).await
+        Ok(())
     }
 
-    pub(super) async fn delete(&self, model: &ModelDeployment) -> Result<(), ControlError> {
+    /// Removes the model with all that it owns, and says why: after that only the Event does.
+    pub(super) async fn delete(&self, model: &ModelDeployment, why: &Note) -> Result<(), ControlError> {
         let name = model.name_any();
-        tracing::info!(deployment = name, "model taken down");
+        tracing::info!(deployment = name, reason = why.reason, message = why.message, "model taken down");
         gone(self.models.delete(&name, &DeleteParams::background()).await)?;
+        self.event(model, why).await;
         Ok(self.ctx.state.delete_tokens(&model.uid().unwrap_or_default())?)
     }
 
+    /// Writes the status if it changed, then an Event if there is news.
     pub(super) async fn status(
         &self,
         model: &ModelDeployment,
         new: &ModelDeploymentStatus,
+        news: Option<&Note>,
     ) -> Result<(), ControlError> {
         if model.status.as_ref() == Some(new) {
             return Ok(());
@@ -131,7 +141,26 @@ impl Writer {
             "apiVersion": ModelDeployment::api_version(&()), "kind": ModelDeployment::kind(&()),
             "metadata": {"name": name}, "status": new,
         });
-        gone(self.models.patch_status(&name, &apply(), &Patch::Apply(&patch)).await)
+        gone(self.models.patch_status(&name, &apply(), &Patch::Apply(&patch)).await)?;
+        if let Some(note) = news {
+            self.event(model, note).await;
+        }
+        Ok(())
+    }
+
+    async fn event(&self, model: &ModelDeployment, note: &Note) {
+        let event = Event {
+            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            reason: note.reason.into(),
+            // The API's bound on a note is 1,024 bytes.
+            note: Some(note.message.chars().take(250).collect()),
+            action: "Serve".into(),
+            secondary: None,
+        };
+        // An Event is for people who happen to look; the status and the log hold the same.
+        if let Err(error) = self.recorder.publish(&event, &model.object_ref(&())).await {
+            tracing::warn!(%error, "an event on a ModelDeployment could not be written");
+        }
     }
 }
 

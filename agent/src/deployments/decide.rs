@@ -1,20 +1,15 @@
-//! What to do about one model that the hub offers: pure, over plain values.
+//! What to do about one model that the hub offers, and which ones nobody offers: pure, over plain values.
 
-use consilium_crds::ModelDeploymentStatus;
-use consilium_crds::conditions::{Conditions, READY};
+use std::sync::Arc;
+
+use consilium_crds::ModelDeployment;
+use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, Work};
 use consilium_federation::digest::Digest;
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, RolloutReason};
-use jiff::Timestamp;
+use kube::ResourceExt as _;
 
 use crate::policy::ReleaseDecision;
-
-/// What the release is verified by.
-const VERIFIED: &str = "SignatureVerified";
-/// The hospital's word.
-const APPROVED: &str = "Approved";
-/// The pod answers.
-const ROLLED_OUT: &str = "RolledOut";
 
 /// Everything that the decision on one model depends on.
 #[derive(Clone, Debug)]
@@ -28,7 +23,7 @@ pub(super) struct Inputs<'a> {
 }
 
 /// A ModelDeployment and its Deployment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     /// It is being removed.
     pub(super) deleting: bool,
@@ -36,17 +31,32 @@ pub(super) struct Seen {
     pub(super) stage: Stage,
     /// Its Deployment exists as it should.
     pub(super) built: bool,
-    /// Its pod answers.
-    pub(super) ready: bool,
+    /// Its Deployment was told to run no pod, because the server refused the model.
+    pub(super) stopped: bool,
+    /// What has become of its pod.
+    pub(super) pod: PodSeen,
+}
+
+/// The pod of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PodSeen {
+    /// It answers.
+    Ready,
+    /// Not yet; what is in the way, if anything.
+    Starting(Option<String>),
+    /// The server refused the model for good, in its own words.
+    Refused(String),
 }
 
 /// One thing to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     /// Make the ModelDeployment.
     Create,
     /// Make or complete what it owns.
     Build,
+    /// Run no pod, and remember the server's words: it would end the same way each time.
+    Stop(String),
     /// Move it to another stage.
     SetStage(Stage),
     /// Remove it and what it owns.
@@ -64,26 +74,40 @@ pub(super) struct Plan {
 
 /// Decides.
 pub(super) fn decide(inputs: &Inputs<'_>) -> Plan {
-    let delete = || inputs.seen.filter(|s| !s.deleting).map(|_| Act::Delete).into_iter().collect::<Vec<_>>();
+    let seen = inputs.seen.as_ref();
+    let delete = || seen.filter(|s| !s.deleting).map(|_| Act::Delete).into_iter().collect::<Vec<_>>();
     let plan = |acts, reason| Plan { acts, reason: Some(reason), message: None };
-    match (inputs.decision, inputs.seen) {
+    match (inputs.decision, seen) {
         (Some(ReleaseDecision::Withdrawn), _) => Plan { acts: delete(), reason: None, message: None },
         (Some(ReleaseDecision::Refused { reason, message }), _) => {
             Plan { acts: delete(), reason: Some(*reason), message: Some(message.clone()) }
         }
-        // What runs goes on while the hub cannot be asked: it was allowed by what is known.
-        (None, Some(seen)) if seen.ready => plan(vec![], RolloutReason::Serving),
-        (None, Some(_)) => plan(vec![], RolloutReason::RollingOut),
         (None, None) => plan(vec![], RolloutReason::Offered),
         (Some(ReleaseDecision::Allowed), None) => plan(vec![Act::Create], RolloutReason::RollingOut),
         (Some(ReleaseDecision::Allowed), Some(seen)) if seen.deleting => plan(vec![], RolloutReason::RollingOut),
-        (Some(ReleaseDecision::Allowed), Some(seen)) => {
-            let stage = (seen.stage != inputs.stage).then_some(Act::SetStage(inputs.stage));
-            let build = (!seen.built).then_some(Act::Build);
-            let reason = if seen.ready { RolloutReason::Serving } else { RolloutReason::RollingOut };
-            plan(stage.into_iter().chain(build).collect(), reason)
-        }
+        (Some(ReleaseDecision::Allowed), Some(seen)) => standing(seen, upkeep(seen, inputs.stage)),
+        // What runs goes on while the hub cannot be asked: it was allowed by what is known.
+        (None, Some(seen)) => standing(seen, vec![]),
     }
+}
+
+fn standing(seen: &Seen, acts: Vec<Act>) -> Plan {
+    let (reason, message) = match &seen.pod {
+        PodSeen::Ready => (RolloutReason::Serving, None),
+        PodSeen::Starting(obstacle) => (RolloutReason::RollingOut, obstacle.clone()),
+        PodSeen::Refused(words) => (RolloutReason::VerificationFailed, Some(words.clone())),
+    };
+    Plan { acts, reason: Some(reason), message }
+}
+
+/// What an allowed model lacks.
+fn upkeep(seen: &Seen, stage: Stage) -> Vec<Act> {
+    let stage = (seen.stage != stage).then_some(Act::SetStage(stage));
+    let build = match &seen.pod {
+        PodSeen::Refused(words) => (!seen.built || !seen.stopped).then(|| Act::Stop(words.clone())),
+        PodSeen::Ready | PodSeen::Starting(_) => (!seen.built).then_some(Act::Build),
+    };
+    stage.into_iter().chain(build).collect()
 }
 
 /// The fact for the hub. No refusal owes a justification: the message stays in the hospital.
@@ -92,109 +116,45 @@ pub(super) fn report(uid: &str, model: Digest, reason: RolloutReason) -> DeployR
     DeployReport { uid: uid.to_owned(), reason, serving, message: None }
 }
 
-/// The ModelDeployment's status.
-pub(super) fn status(
-    old: Option<&ModelDeploymentStatus>,
-    generation: Option<i64>,
-    plan: &Plan,
-    model: Digest,
-    now: Timestamp,
-) -> ModelDeploymentStatus {
-    let conditions = old.map(|s| s.conditions.as_slice()).unwrap_or_default();
-    let mut conditions = Conditions::from_status(conditions, generation, now);
-    let message = plan.message.as_deref().unwrap_or_default();
-    let serving = plan.reason == Some(RolloutReason::Serving);
-    match plan.reason {
-        Some(RolloutReason::DeniedByPolicy) => {
-            conditions.set(VERIFIED, true, "Verified", "").set(APPROVED, false, "DeniedByPolicy", message)
-        }
-        Some(RolloutReason::VerificationFailed) => conditions.set(VERIFIED, false, "VerificationFailed", message).set(
-            APPROVED,
-            false,
-            "VerificationFailed",
-            message,
-        ),
-        Some(RolloutReason::Serving | RolloutReason::RollingOut) => {
-            conditions.set(VERIFIED, true, "Verified", "").set(APPROVED, true, "Approved", "")
-        }
-        _ => &mut conditions,
+/// The ModelDeployment of one promotion: of several, the oldest that is not being removed. In a tombstone the UID alone
+/// counts, for it outlives its release.
+pub(super) fn own<'a>(
+    models: &'a [Arc<ModelDeployment>],
+    item: &Item,
+    work: &DeployWork,
+) -> Option<&'a Arc<ModelDeployment>> {
+    let named = |m: &ModelDeployment| {
+        let spec = &m.spec;
+        spec.model == work.model && spec.release_digest == work.release_digest && spec.release == work.release
     };
-    let (reason, text) = if serving { ("Serving", "") } else { ("RollingOut", "the pod does not answer yet") };
-    conditions.set(ROLLED_OUT, serving, reason, text).set(READY, serving, reason, text);
-    ModelDeploymentStatus {
-        observed_generation: generation,
-        serving_digest: serving.then_some(model),
-        conditions: conditions.into_list(),
-    }
+    let fits = |m: &&Arc<ModelDeployment>| {
+        m.spec.promotion_uid == item.uid && (item.state == ItemState::Cancelled || named(m))
+    };
+    models.iter().filter(fits).min_by_key(|m| {
+        (m.metadata.deletion_timestamp.is_some(), m.metadata.creation_timestamp.clone(), m.metadata.name.clone())
+    })
+}
+
+/// The ModelDeployments that go because no item stands behind them: made or changed by hand, a second one of one
+/// promotion, or of a release that its promotion no longer names. Nobody would ask again whether they may serve.
+///
+/// An item that the hub no longer mentions is kept as an orphan, and one that it cancelled until its model is gone; so
+/// what is in no item was never asked of this hospital. Before the first assignment nothing is judged by absence.
+pub(super) fn strays<'a>(models: &'a [Arc<ModelDeployment>], desired: &Assignment) -> Vec<&'a Arc<ModelDeployment>> {
+    let kept: Vec<_> = desired
+        .items
+        .iter()
+        .filter_map(|item| match &item.work {
+            Work::Deploy(work) => own(models, item, work)?.uid(),
+            Work::Round(_) => None,
+        })
+        .collect();
+    let stray = |m: &&Arc<ModelDeployment>| {
+        m.metadata.deletion_timestamp.is_none() && !m.uid().is_some_and(|uid| kept.contains(&uid))
+    };
+    models.iter().filter(|_| !desired.hub_epoch.is_empty()).filter(stray).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALLOWED: ReleaseDecision = ReleaseDecision::Allowed;
-    const UP: Seen = Seen { deleting: false, stage: Stage::Shadow, built: true, ready: true };
-
-    fn plan(decision: Option<&ReleaseDecision>, seen: Option<Seen>, stage: Stage) -> Plan {
-        decide(&Inputs { decision, stage, seen })
-    }
-
-    #[track_caller]
-    fn expect(plan: &Plan, acts: &[Act], reason: impl Into<Option<RolloutReason>>) {
-        assert_eq!(plan.acts, acts);
-        assert_eq!(plan.reason, reason.into());
-    }
-
-    #[test]
-    fn an_allowed_model_is_rolled_out_and_then_serves() {
-        expect(&plan(Some(&ALLOWED), None, Stage::Shadow), &[Act::Create], RolloutReason::RollingOut);
-        let bare = Seen { built: false, ready: false, ..UP };
-        expect(&plan(Some(&ALLOWED), Some(bare), Stage::Shadow), &[Act::Build], RolloutReason::RollingOut);
-        expect(&plan(Some(&ALLOWED), Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
-    }
-
-    /// A model must not go on at a stage that it lost, nor at one that it was never given.
-    #[test]
-    fn a_refused_model_is_taken_down_at_once() {
-        for reason in [RolloutReason::DeniedByPolicy, RolloutReason::VerificationFailed] {
-            let refused = ReleaseDecision::Refused { reason, message: "maxStage".into() };
-            let down = plan(Some(&refused), Some(UP), Stage::Shadow);
-            expect(&down, &[Act::Delete], reason);
-            assert_eq!(down.message.as_deref(), Some("maxStage"));
-            expect(&plan(Some(&refused), None, Stage::Shadow), &[], reason);
-            assert_eq!(report("u", Digest::of(b"m"), reason).message, None);
-        }
-    }
-
-    #[test]
-    fn a_withdrawn_model_is_removed_and_then_forgotten() {
-        let withdrawn = ReleaseDecision::Withdrawn;
-        expect(&plan(Some(&withdrawn), Some(UP), Stage::Shadow), &[Act::Delete], None);
-        expect(&plan(Some(&withdrawn), None, Stage::Shadow), &[], None);
-    }
-
-    #[test]
-    fn another_stage_changes_the_object_and_not_the_pod() {
-        expect(
-            &plan(Some(&ALLOWED), Some(UP), Stage::SafetyNet),
-            &[Act::SetStage(Stage::SafetyNet)],
-            RolloutReason::Serving,
-        );
-    }
-
-    /// A hub that cannot be reached must not take a model away from clinicians.
-    #[test]
-    fn what_serves_goes_on_while_the_release_cannot_be_read() {
-        expect(&plan(None, Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
-        expect(&plan(None, None, Stage::Shadow), &[], RolloutReason::Offered);
-    }
-
-    #[test]
-    fn the_status_settles() {
-        let serving = plan(Some(&ALLOWED), Some(UP), Stage::Shadow);
-        let at = |day: u8| format!("2026-01-0{day}T00:00:00Z").parse().unwrap();
-        let first = status(None, Some(1), &serving, Digest::of(b"m"), at(1));
-        assert_eq!(first.serving_digest, Some(Digest::of(b"m")));
-        assert_eq!(status(Some(&first), Some(1), &serving, Digest::of(b"m"), at(2)), first);
-    }
-}
+#[path = "decide_tests.rs"]
+mod tests;

@@ -6,23 +6,34 @@ use consilium_crds::{ModelDeployment, ModelDeploymentSpec};
 use consilium_federation::digest::Digest;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, ContainerPort, HTTPGetAction, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm,
-    PodSpec, PodTemplateSpec, PreferredSchedulingTerm, Probe, Secret, Service, ServicePort, ServiceSpec,
+    Affinity, Container, ContainerPort, HTTPGetAction, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+    NodeSelectorTerm, PodSpec, PodTemplateSpec, PreferredSchedulingTerm, Probe, Secret, Service, ServicePort,
+    ServiceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
-use crate::tasks::job::credential_data;
+use crate::tasks::job::{credential_data, gpu_toleration};
 use crate::tasks::pod::{self, ROOT, labels, mount};
 
 /// Label with the name of the ModelDeployment, on all that it owns.
 pub(super) const LABEL: &str = "consilium.health/deployment";
 /// Annotation with the stage, so that whoever looks at the Deployment sees what it is trusted with.
-const STAGE: &str = "consilium.health/stage";
+pub(super) const STAGE: &str = "consilium.health/stage";
+/// Annotation with the server's words, on a Deployment that runs no pod because the server refused the model.
+pub(super) const REFUSED: &str = "consilium.health/refused";
+/// Annotation of the pods, by which they are told from those of another ModelDeployment or before a change.
+pub(super) const TEMPLATE: &str = "consilium.health/template";
+/// The container that serves.
+pub(super) const SERVER: &str = "inference";
 /// Label of nodes with an accelerator for inference, for example a T4.
 const INFERENCE_NODES: &str = "consilium.health/inference-gpu";
 const PORT: i32 = 8080;
+/// Memory of a server that has no GPU.
+const MEMORY: &str = "2Gi";
+/// Memory beside a GPU: CUDA's libraries and context take more than a gibibyte of the host's before the first scan.
+const GPU_MEMORY: &str = "8Gi";
 
 /// Everything that the objects are made of.
 #[derive(Clone, Debug)]
@@ -41,6 +52,8 @@ pub(super) struct ServePlan<'a> {
     pub(super) courier_image: &'a str,
     /// Image of the server.
     pub(super) inference_image: &'a str,
+    /// GPUs that the hospital gives to a model: 0 or 1.
+    pub(super) gpus: u32,
     /// Certificate of the task port.
     pub(super) certificate: &'a str,
 }
@@ -103,10 +116,14 @@ pub(super) fn service(plan: &ServePlan<'_>) -> Service {
 pub(super) fn deployment(plan: &ServePlan<'_>) -> Deployment {
     let mut meta = metadata(plan, plan.name);
     meta.annotations = Some(labels(&[(STAGE, plan.spec.stage.as_str())]));
-    let template = PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(own_labels(plan)), ..ObjectMeta::default() }),
-        spec: Some(pod_spec(plan)),
+    let pod = pod_spec(plan);
+    let digest = Digest::of_json(&(plan.uid, &pod)).hex();
+    let metadata = ObjectMeta {
+        labels: Some(own_labels(plan)),
+        annotations: Some(labels(&[(TEMPLATE, &digest[..16])])),
+        ..ObjectMeta::default()
     };
+    let template = PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) };
     let spec = DeploymentSpec {
         replicas: Some(1),
         strategy: Some(DeploymentStrategy { type_: Some("Recreate".into()), rolling_update: None }),
@@ -115,6 +132,13 @@ pub(super) fn deployment(plan: &ServePlan<'_>) -> Deployment {
         ..DeploymentSpec::default()
     };
     Deployment { metadata: meta, spec: Some(spec), status: None }
+}
+
+/// A Deployment that runs no pod any more, with what the server said. Applied without that, it runs again.
+pub(super) fn stopped(mut deployment: Deployment, words: &str) -> Deployment {
+    deployment.metadata.annotations.get_or_insert_default().insert(REFUSED.into(), words.into());
+    deployment.spec.get_or_insert_default().replicas = Some(0);
+    deployment
 }
 
 fn pod_spec(plan: &ServePlan<'_>) -> PodSpec {
@@ -128,22 +152,27 @@ fn pod_spec(plan: &ServePlan<'_>) -> PodSpec {
             pod::empty("model", None, None),
             pod::empty("tmp", None, None),
         ]),
-        affinity: Some(affinity()),
+        affinity: Some(affinity(plan.gpus)),
+        tolerations: (plan.gpus > 0).then(gpu_toleration),
         termination_grace_period_seconds: Some(30),
         ..pod::restricted_pod()
     }
 }
 
-/// Nodes that the hospital labelled for inference, where it has any.
-fn affinity() -> Affinity {
+/// Nodes that the hospital labelled for inference: with a GPU those alone, so that no model takes one of the machine that
+/// trains; without, where there are any.
+fn affinity(gpus: u32) -> Affinity {
     let labelled = NodeSelectorRequirement { key: INFERENCE_NODES.into(), operator: "Exists".into(), values: None };
-    let preference = NodeSelectorTerm { match_expressions: Some(vec![labelled]), match_fields: None };
-    let node_affinity = NodeAffinity {
-        preferred_during_scheduling_ignored_during_execution: Some(vec![PreferredSchedulingTerm {
-            weight: 100,
-            preference,
-        }]),
-        ..NodeAffinity::default()
+    let term = NodeSelectorTerm { match_expressions: Some(vec![labelled]), match_fields: None };
+    let node_affinity = if gpus > 0 {
+        let required = NodeSelector { node_selector_terms: vec![term] };
+        NodeAffinity { required_during_scheduling_ignored_during_execution: Some(required), ..NodeAffinity::default() }
+    } else {
+        let preferred = PreferredSchedulingTerm { weight: 100, preference: term };
+        NodeAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![preferred]),
+            ..NodeAffinity::default()
+        }
     };
     Affinity { node_affinity: Some(node_affinity), ..Affinity::default() }
 }
@@ -162,7 +191,12 @@ fn server(plan: &ServePlan<'_>) -> Container {
         "--listen".to_owned(),
         format!("0.0.0.0:{PORT}"),
     ];
-    let resources = pod::requirements(&[("cpu", "50m"), ("memory", "256Mi")], &[("cpu", "2"), ("memory", "2Gi")]);
+    let gpus = plan.gpus.to_string();
+    let gpu = (plan.gpus > 0).then_some(("nvidia.com/gpu", gpus.as_str()));
+    let amounts =
+        |cpu, memory| [("cpu", cpu), ("memory", memory)].into_iter().chain(gpu).collect::<Vec<(&str, &str)>>();
+    let memory = if plan.gpus > 0 { GPU_MEMORY } else { MEMORY };
+    let resources = pod::requirements(&amounts("50m", "256Mi"), &amounts("2", memory));
     Container {
         args: Some(args.to_vec()),
         ports: Some(vec![ContainerPort {
@@ -173,7 +207,7 @@ fn server(plan: &ServePlan<'_>) -> Container {
         readiness_probe: Some(http("/v2/health/ready", 3, 3)),
         liveness_probe: Some(http("/v2/health/live", 20, 6)),
         volume_mounts: Some(vec![mount("model", ROOT, true), mount("tmp", "/tmp", false)]),
-        ..pod::container("inference", plan.inference_image, resources)
+        ..pod::container(SERVER, plan.inference_image, resources)
     }
 }
 
@@ -193,12 +227,12 @@ fn http(path: &str, period: i32, failures: i32) -> Probe {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use consilium_federation::ladder::Stage;
 
     use super::*;
 
-    fn with_plan<T>(act: impl FnOnce(&ServePlan<'_>) -> T) -> T {
+    pub(in crate::deployments) fn with_plan<T>(act: impl FnOnce(&ServePlan<'_>) -> T) -> T {
         let spec = ModelDeploymentSpec {
             release: "hippocampus-r5".into(),
             release_digest: Digest::of(b"release"),
@@ -214,6 +248,7 @@ mod tests {
             address: "https://10.96.0.50:8444",
             courier_image: "registry.example/agent@sha256:courier",
             inference_image: "registry.example/inference@sha256:inference",
+            gpus: 0,
             certificate: "certificate",
         })
     }
@@ -226,6 +261,26 @@ mod tests {
     #[test]
     fn service_snapshot() {
         insta::assert_json_snapshot!(with_plan(service));
+    }
+
+    /// A hospital with T4 nodes would pay for them and be served by the CPU, or find its model on the machine that
+    /// trains.
+    #[test]
+    fn with_a_gpu_it_asks_for_one_and_stands_on_the_nodes_for_inference_alone() {
+        let pod_of = |gpus| {
+            let made = with_plan(|plan| deployment(&ServePlan { gpus, ..plan.clone() }));
+            serde_json::to_value(made.spec.unwrap().template.spec.unwrap()).unwrap()
+        };
+        let (cpu, gpu) = (pod_of(0), pod_of(1));
+        let required = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchExpressions/0";
+        let resources = |pod: &serde_json::Value| pod["containers"][0]["resources"].clone();
+        assert!(resources(&cpu)["limits"].get("nvidia.com/gpu").is_none());
+        assert!(cpu["tolerations"].is_null() && cpu.pointer(required).is_none());
+        assert_eq!(resources(&gpu)["limits"]["nvidia.com/gpu"], "1");
+        assert_eq!(resources(&gpu)["requests"]["nvidia.com/gpu"], "1");
+        assert_eq!(gpu.pointer(required).unwrap()["key"], INFERENCE_NODES);
+        assert_eq!(gpu["tolerations"][0]["key"], "nvidia.com/gpu");
+        assert!(gpu["initContainers"][0]["resources"]["limits"].get("nvidia.com/gpu").is_none());
     }
 
     /// The server must not hold the credential: it is reached from other pods of the hospital.

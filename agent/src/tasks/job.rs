@@ -355,7 +355,8 @@ fn affinity(plan: &JobPlan<'_>) -> Affinity {
     Affinity { node_affinity: Some(node_affinity), ..Default::default() }
 }
 
-fn gpu_toleration() -> Vec<Toleration> {
+/// The taint that GPU nodes usually have.
+pub(crate) fn gpu_toleration() -> Vec<Toleration> {
     vec![Toleration {
         key: Some("nvidia.com/gpu".into()),
         operator: Some("Exists".into()),

@@ -215,7 +215,7 @@ fn lost_message(pod: &Pod) -> String {
 }
 
 /// Why a pod does not start, if something is in the way.
-fn obstacle(pod: &Pod) -> Option<String> {
+pub(crate) fn obstacle(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let waiting = statuses(pod).into_iter().find_map(|s| {
         let ContainerState { waiting: Some(waiting), .. } = s.state.as_ref()? else { return None };
@@ -232,7 +232,7 @@ fn obstacle(pod: &Pod) -> Option<String> {
 }
 
 /// The container's own words: a `failure.json`, or what follows the last `error: ` of its log, or the log's end.
-fn words(end: &ContainerStateTerminated) -> String {
+pub(crate) fn words(end: &ContainerStateTerminated) -> String {
     let text = end.message.as_deref().unwrap_or_default().trim();
     if let Ok(failure) = serde_json::from_str::<Failure>(text) {
         return cut(&failure.message);

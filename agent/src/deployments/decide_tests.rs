@@ -1,0 +1,161 @@
+use serde_json::json;
+
+use super::*;
+
+const ALLOWED: ReleaseDecision = ReleaseDecision::Allowed;
+const UP: Seen = Seen { deleting: false, stage: Stage::Shadow, built: true, stopped: false, pod: PodSeen::Ready };
+
+fn plan(decision: Option<&ReleaseDecision>, seen: Option<Seen>, stage: Stage) -> Plan {
+    decide(&Inputs { decision, stage, seen })
+}
+
+#[track_caller]
+fn expect(plan: &Plan, acts: &[Act], reason: impl Into<Option<RolloutReason>>) {
+    assert_eq!(plan.acts, acts);
+    assert_eq!(plan.reason, reason.into());
+}
+
+/// A model that everyone signed would never reach the clinicians.
+#[test]
+fn an_allowed_model_is_rolled_out_and_then_serves() {
+    expect(&plan(Some(&ALLOWED), None, Stage::Shadow), &[Act::Create], RolloutReason::RollingOut);
+    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..UP };
+    expect(&plan(Some(&ALLOWED), Some(bare), Stage::Shadow), &[Act::Build], RolloutReason::RollingOut);
+    expect(&plan(Some(&ALLOWED), Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
+}
+
+/// A model must not go on at a stage that it lost, nor at one that it was never given.
+#[test]
+fn a_refused_model_is_taken_down_at_once() {
+    for reason in [RolloutReason::DeniedByPolicy, RolloutReason::VerificationFailed] {
+        let refused = ReleaseDecision::Refused { reason, message: "maxStage".into() };
+        let down = plan(Some(&refused), Some(UP), Stage::Shadow);
+        expect(&down, &[Act::Delete], reason);
+        assert_eq!(down.message.as_deref(), Some("maxStage"));
+        expect(&plan(Some(&refused), None, Stage::Shadow), &[], reason);
+        assert_eq!(report("u", Digest::of(b"m"), reason).message, None);
+    }
+}
+
+/// A promotion that was taken back would serve on, or its tombstone would stay at the hub for ever.
+#[test]
+fn a_withdrawn_model_is_removed_and_then_forgotten() {
+    let withdrawn = ReleaseDecision::Withdrawn;
+    expect(&plan(Some(&withdrawn), Some(UP), Stage::Shadow), &[Act::Delete], None);
+    expect(&plan(Some(&withdrawn), None, Stage::Shadow), &[], None);
+}
+
+/// Clinicians would be without the model for as long as it takes to start, for a word in an annotation.
+#[test]
+fn another_stage_changes_the_object_and_not_the_pod() {
+    expect(
+        &plan(Some(&ALLOWED), Some(UP), Stage::SafetyNet),
+        &[Act::SetStage(Stage::SafetyNet)],
+        RolloutReason::Serving,
+    );
+}
+
+/// A hub that cannot be reached must not take a model away from clinicians.
+#[test]
+fn what_serves_goes_on_while_the_release_cannot_be_read() {
+    expect(&plan(None, Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
+    expect(&plan(None, None, Stage::Shadow), &[], RolloutReason::Offered);
+}
+
+/// A pod that ends with 42 would crash-loop for ever, and hub and hospital would read "rolling out".
+#[test]
+fn a_model_that_the_server_refuses_is_stopped_once_and_said_so() {
+    let refused = |built, stopped| Seen { built, stopped, pod: PodSeen::Refused("no network".into()), ..UP };
+    let stop = Act::Stop("no network".into());
+    let first = plan(Some(&ALLOWED), Some(refused(true, false)), Stage::Shadow);
+    expect(&first, std::slice::from_ref(&stop), RolloutReason::VerificationFailed);
+    assert_eq!(first.message.as_deref(), Some("no network"));
+    let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed);
+    assert_eq!((told.serving, told.message), (None, None), "the words stay in the hospital");
+    expect(&plan(Some(&ALLOWED), Some(refused(true, true)), Stage::Shadow), &[], RolloutReason::VerificationFailed);
+    // Another stage is written, and starts nothing.
+    expect(
+        &plan(Some(&ALLOWED), Some(refused(false, true)), Stage::Shadow),
+        &[stop],
+        RolloutReason::VerificationFailed,
+    );
+}
+
+/// Whoever waits for a model on a full T4 would read nothing but "rolling out".
+#[test]
+fn what_is_in_the_way_of_a_pod_is_said() {
+    let full = Seen { pod: PodSeen::Starting(Some("Insufficient nvidia.com/gpu".into())), ..UP };
+    let waiting = plan(Some(&ALLOWED), Some(full), Stage::Shadow);
+    expect(&waiting, &[], RolloutReason::RollingOut);
+    assert_eq!(waiting.message.as_deref(), Some("Insufficient nvidia.com/gpu"));
+}
+
+fn work(release: &str) -> DeployWork {
+    DeployWork {
+        release: release.into(),
+        release_digest: Digest::of(b"release"),
+        model: Digest::of(b"model"),
+        stage: Stage::Shadow,
+        approvals: vec![],
+    }
+}
+
+fn model(name: &str, promotion: &str, created: &str) -> Arc<ModelDeployment> {
+    let spec = json!({"release": "r5", "releaseDigest": Digest::of(b"release"), "model": Digest::of(b"model"),
+        "stage": "Shadow", "promotionUID": promotion});
+    let metadata = json!({"name": name, "uid": format!("uid-{name}"), "creationTimestamp": created});
+    let object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "ModelDeployment", "metadata": metadata, "spec": spec});
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+fn item((uid, state, release): (&str, ItemState, &str)) -> Item {
+    Item { uid: uid.into(), state, work: Work::Deploy(work(release)) }
+}
+
+fn assignment(epoch: &str, items: &[(&str, ItemState, &str)]) -> Assignment {
+    let items = items.iter().copied().map(item).collect();
+    Assignment { hub_epoch: epoch.into(), revision: 1, rosters: vec![], items }
+}
+
+fn found(models: &[Arc<ModelDeployment>], (uid, state, release): (&str, ItemState, &str)) -> String {
+    own(models, &item((uid, state, release)), &work(release)).unwrap().name_any()
+}
+
+/// A model that names a promotion of nobody's would serve past expired approvals, a lowered maxStage and a withdrawal.
+#[test]
+fn a_model_that_no_item_stands_behind_goes() {
+    let models = [
+        model("first", "promotion", "2026-01-01T00:00:00Z"),
+        model("second", "promotion", "2026-01-02T00:00:00Z"),
+        model("edited", "nobody's", "2026-01-01T00:00:00Z"),
+        model("orphan", "orphaned", "2026-01-01T00:00:00Z"),
+        model("replaced", "moved-on", "2026-01-01T00:00:00Z"),
+    ];
+    let items = [
+        ("promotion", ItemState::Active, "r5"),
+        ("orphaned", ItemState::Orphaned, "r5"),
+        ("moved-on", ItemState::Active, "r6"),
+    ];
+    let gone: Vec<String> = strays(&models, &assignment("e", &items)).into_iter().map(|m| m.name_any()).collect();
+    assert_eq!(gone, ["second", "edited", "replaced"]);
+    assert_eq!(found(&models, ("promotion", ItemState::Active, "r5")), "first");
+    // A tombstone names what it can; by it the model is withdrawn, and not an object of nobody's.
+    assert_eq!(found(&models, ("promotion", ItemState::Cancelled, "unknown by now")), "first");
+}
+
+/// An agent with a new volume knows nothing yet, and would take every model away from clinicians.
+#[test]
+fn before_the_first_assignment_nothing_is_a_stray() {
+    let models = [model("serving", "promotion", "2026-01-01T00:00:00Z")];
+    assert!(strays(&models, &assignment("", &[])).is_empty());
+}
+
+/// While the old one is on its way out, its successor must not be taken for a second one.
+#[test]
+fn one_that_is_being_removed_does_not_stand_for_its_promotion() {
+    let mut old = Arc::unwrap_or_clone(model("old", "promotion", "2026-01-01T00:00:00Z"));
+    old.metadata.deletion_timestamp = old.metadata.creation_timestamp.clone();
+    let models = [Arc::new(old), model("new", "promotion", "2026-01-02T00:00:00Z")];
+    assert!(strays(&models, &assignment("e", &[("promotion", ItemState::Active, "r5")])).is_empty());
+    assert_eq!(found(&models, ("promotion", ItemState::Active, "r5")), "new");
+}

@@ -1,0 +1,192 @@
+//! What people of this hospital read of a model: its status, and Events. Pure.
+
+use consilium_crds::ModelDeploymentStatus;
+use consilium_crds::conditions::{Conditions, READY, STALLED};
+use consilium_federation::digest::Digest;
+use consilium_federation::report::RolloutReason;
+use jiff::Timestamp;
+
+use super::decide::Plan;
+use crate::policy::ReleaseDecision;
+
+/// What the release is verified by.
+const VERIFIED: &str = "SignatureVerified";
+/// The hospital's word.
+const APPROVED: &str = "Approved";
+/// The pod answers.
+const ROLLED_OUT: &str = "RolledOut";
+
+/// What the status is made of.
+pub(super) struct Told<'a> {
+    /// The status as it stands.
+    pub(super) old: Option<&'a ModelDeploymentStatus>,
+    /// Generation that was looked at.
+    pub(super) generation: Option<i64>,
+    /// The hospital's word, or `None` while the release is not at hand.
+    pub(super) decision: Option<&'a ReleaseDecision>,
+    /// What was decided.
+    pub(super) plan: &'a Plan,
+    /// The model.
+    pub(super) model: Digest,
+    /// The time.
+    pub(super) now: Timestamp,
+}
+
+/// The ModelDeployment's status.
+pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
+    let old = told.old.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let mut conditions = Conditions::from_status(old, told.generation, told.now);
+    match told.decision {
+        Some(ReleaseDecision::Allowed) => {
+            conditions.set(VERIFIED, true, "Verified", "").set(APPROVED, true, "Approved", "");
+        }
+        Some(ReleaseDecision::Refused { reason, message }) => {
+            let (reason, verified) = (rollout_name(*reason), *reason != RolloutReason::VerificationFailed);
+            let (why, text) = if verified { ("Verified", "") } else { (reason, message.as_str()) };
+            conditions.set(VERIFIED, verified, why, text).set(APPROVED, false, reason, message);
+        }
+        // What was found out before holds.
+        Some(ReleaseDecision::Withdrawn) | None => {}
+    }
+    let serving = told.plan.reason == Some(RolloutReason::Serving);
+    let note = Note::of(told.plan);
+    conditions.set(ROLLED_OUT, serving, note.reason, &note.message).set(READY, serving, note.reason, &note.message);
+    match told.plan.reason {
+        Some(RolloutReason::VerificationFailed) => conditions.set(STALLED, true, note.reason, &note.message),
+        _ => conditions.clear(STALLED),
+    };
+    ModelDeploymentStatus {
+        observed_generation: told.generation,
+        serving_digest: serving.then_some(told.model),
+        conditions: conditions.into_list(),
+    }
+}
+
+/// What an Event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    /// Someone has to act, or should know.
+    pub(super) warning: bool,
+    /// CamelCase.
+    pub(super) reason: &'static str,
+    /// In words.
+    pub(super) message: String,
+}
+
+impl Note {
+    /// Where a model stands.
+    pub(super) fn of(plan: &Plan) -> Self {
+        // What is forgotten was withdrawn.
+        let reason = plan.reason.unwrap_or(RolloutReason::Withdrawn);
+        let usual = match reason {
+            RolloutReason::Serving => "",
+            RolloutReason::Withdrawn => "the hub withdrew the promotion",
+            _ => "the pod does not answer yet",
+        };
+        let warning = matches!(reason, RolloutReason::DeniedByPolicy | RolloutReason::VerificationFailed);
+        let message = plan.message.clone().unwrap_or_else(|| usual.to_owned());
+        Self { warning, reason: rollout_name(reason), message }
+    }
+
+    /// Why a ModelDeployment goes that no item stands behind; `offered`: its promotion is known here.
+    pub(super) fn stray(offered: bool) -> Self {
+        let (reason, message) = if offered {
+            ("Superseded", "its promotion names another release now, or another ModelDeployment stands for it")
+        } else {
+            (
+                "Stray",
+                "this hospital was never offered the promotion that it names; models are promoted at the hub, not made \
+                 or renamed by hand",
+            )
+        };
+        Self { warning: !offered, reason, message: message.to_owned() }
+    }
+}
+
+/// What people should hear after a status was written: that the model stands elsewhere than before.
+pub(super) fn news(before: Option<&ModelDeploymentStatus>, plan: &Plan) -> Option<Note> {
+    let known = before.into_iter().flat_map(|s| &s.conditions).find(|c| c.type_ == READY);
+    let note = Note::of(plan);
+    known.is_none_or(|c| c.reason != note.reason).then_some(note)
+}
+
+/// The reason's name as it stands in the API.
+pub(crate) const fn rollout_name(reason: RolloutReason) -> &'static str {
+    match reason {
+        RolloutReason::Offered => "Offered",
+        RolloutReason::DeniedByPolicy => "DeniedByPolicy",
+        RolloutReason::RollingOut => "RollingOut",
+        RolloutReason::Serving => "Serving",
+        RolloutReason::VerificationFailed => "VerificationFailed",
+        RolloutReason::Withdrawn => "Withdrawn",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_crds::conditions::status_of;
+
+    use super::*;
+
+    const ALLOWED: Option<&ReleaseDecision> = Some(&ReleaseDecision::Allowed);
+
+    fn plan(reason: RolloutReason, message: Option<&str>) -> Plan {
+        Plan { acts: vec![], reason: Some(reason), message: message.map(str::to_owned) }
+    }
+
+    fn told(
+        old: Option<&ModelDeploymentStatus>,
+        decision: Option<&ReleaseDecision>,
+        plan: &Plan,
+        day: u8,
+    ) -> ModelDeploymentStatus {
+        let now = format!("2026-01-0{day}T00:00:00Z").parse().unwrap();
+        status(&Told { old, generation: Some(1), decision, plan, model: Digest::of(b"m"), now })
+    }
+
+    /// A status that never settles is written on every turn, in every hospital.
+    #[test]
+    fn the_status_settles() {
+        let serving = plan(RolloutReason::Serving, None);
+        let first = told(None, ALLOWED, &serving, 1);
+        assert_eq!(first.serving_digest, Some(Digest::of(b"m")));
+        assert_eq!(told(Some(&first), ALLOWED, &serving, 2), first);
+        // The hub being away changes nothing either.
+        assert_eq!(told(Some(&first), None, &serving, 3), first);
+    }
+
+    /// The administrator must read the server's own words, and that waiting does not help.
+    #[test]
+    fn a_server_that_refuses_is_told_from_a_hospital_that_does() {
+        let down = plan(RolloutReason::VerificationFailed, Some("missing field `network`"));
+        let seen = told(None, ALLOWED, &down, 1);
+        let ready = seen.conditions.iter().find(|c| c.type_ == READY).unwrap();
+        assert_eq!((ready.reason.as_str(), ready.message.as_str()), ("VerificationFailed", "missing field `network`"));
+        let of = |type_| status_of(&seen.conditions, type_);
+        assert_eq!((of(VERIFIED), of(APPROVED), of(STALLED)), (Some("True"), Some("True"), Some("True")));
+        assert_eq!(seen.serving_digest, None);
+        // A server that can serve it, after an upgrade, is no longer stalled.
+        let up = told(Some(&seen), ALLOWED, &plan(RolloutReason::Serving, None), 2);
+        assert_eq!(status_of(&up.conditions, STALLED), None);
+
+        let unsigned =
+            ReleaseDecision::Refused { reason: RolloutReason::DeniedByPolicy, message: "0 of 1 approvals".into() };
+        let denied = plan(RolloutReason::DeniedByPolicy, Some("0 of 1 approvals"));
+        let seen = told(None, Some(&unsigned), &denied, 1);
+        assert_eq!(status_of(&seen.conditions, VERIFIED), Some("True"));
+        assert_eq!(status_of(&seen.conditions, APPROVED), Some("False"));
+    }
+
+    /// `kubectl describe` must tell an SRE what happened, once each time and not on every turn.
+    #[test]
+    fn an_event_for_each_change_of_where_it_stands() {
+        let starting = plan(RolloutReason::RollingOut, None);
+        let first = told(None, ALLOWED, &starting, 1);
+        assert_eq!(news(None, &starting).unwrap().reason, "RollingOut");
+        assert_eq!(news(Some(&first), &plan(RolloutReason::RollingOut, Some("no room on any node"))), None);
+        let note = news(Some(&first), &plan(RolloutReason::VerificationFailed, Some("no network"))).unwrap();
+        assert_eq!(note, Note { warning: true, reason: "VerificationFailed", message: "no network".into() });
+        assert!(!news(Some(&first), &plan(RolloutReason::Serving, None)).unwrap().warning);
+        assert_eq!(Note::of(&Plan { acts: vec![], reason: None, message: None }).reason, "Withdrawn");
+    }
+}
