@@ -187,7 +187,19 @@ fn check(rendering: &Rendering, objects: &[Value]) -> Vec<String> {
         faults.extend(entrances(objects));
         faults.extend(wrong_ways_out(rendering, objects));
     }
+    if rendering.chart == "consilium-site" && is_full(rendering) {
+        faults.extend(unscraped(objects));
+    }
     faults
+}
+
+/// What serves metrics in a hospital and is asked by no PodMonitor, by the label `app.kubernetes.io/name` of its pods.
+fn unscraped(objects: &[Value]) -> Vec<String> {
+    let monitors = objects.iter().filter(|o| o["kind"] == "PodMonitor");
+    let asked: BTreeSet<&str> =
+        monitors.filter_map(|o| o["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"].as_str()).collect();
+    let programs = ["consilium-agent", "consilium-inference"];
+    programs.iter().filter(|name| !asked.contains(*name)).map(|name| format!("no PodMonitor asks {name}")).collect()
 }
 
 /// Pod Security `restricted`, and beyond it a read-only root and images by digest.
