@@ -116,7 +116,7 @@ impl Session {
             if signed.body.attempt != expected {
                 return Err(SessionError::WrongAttempt { site: site.clone(), got: signed.body.attempt, expected });
             }
-            check_keys(&signed.body, &list.adverts[..i].iter().map(|s| &s.body).collect::<Vec<_>>())?;
+            check_keys(&signed.body, list.adverts[..i].iter().map(|s| &s.body))?;
             identities.push(*key);
         }
         let adverts: Vec<_> = list.adverts.iter().map(|s| s.body.clone()).collect();
@@ -173,14 +173,18 @@ impl Session {
     }
 }
 
-fn check_keys(advert: &Advert, earlier: &[&Advert]) -> Result<(), SessionError> {
+/// Whether an advert's keys are keys, and nobody else's among `others`.
+pub(crate) fn check_keys<'a>(
+    advert: &Advert,
+    others: impl Iterator<Item = &'a Advert> + Clone,
+) -> Result<(), SessionError> {
     // Any scalar tells a low-order point; the one used here protects nothing.
     let probe = Secret::new([0x55; 32]);
     for key in [advert.enc_key, advert.mask_key] {
         keys::diffie_hellman(&probe, &key)
             .map_err(|source| SessionError::LowOrder { site: advert.site.clone(), source })?;
         let repeated = advert.enc_key == advert.mask_key
-            || earlier.iter().any(|other| other.enc_key == key || other.mask_key == key);
+            || others.clone().any(|other| other.enc_key == key || other.mask_key == key);
         if repeated {
             return Err(SessionError::RepeatedKey { site: advert.site.clone(), key });
         }

@@ -4,7 +4,7 @@ use super::{Dealt, Hub, HubError, Phase, Receipt, Survived, admit};
 use crate::advert::{Advert, AdvertList};
 use crate::identity::Signed;
 use crate::ids::{Digest, Party, Sid, SiteId};
-use crate::session::Session;
+use crate::session::{Session, check_keys};
 use crate::shares::{DeliveredShare, ShareBundle, SharesMessage, view_digest};
 use crate::survivors::{SurvivorProof, SurvivorStatement};
 use crate::unmask::{self, RevealedSeeds, UnmaskReply};
@@ -29,7 +29,12 @@ impl Hub {
             return Err(HubError::OtherAttempt { site: sender.clone() });
         }
         match &mut self.phase {
-            Phase::Advertise { adverts } => admit(adverts, sender.clone(), advert, sender, "Advertise"),
+            Phase::Advertise { adverts } => {
+                // Here, where only its sender hears of it, and not in the close of all.
+                let others = adverts.iter().filter(|(site, _)| *site != sender).map(|(_, signed)| &signed.body);
+                check_keys(&advert.body, others)?;
+                admit(adverts, sender.clone(), advert, sender, "Advertise")
+            }
             _ => match self.advert_list()?.adverts.contains(&advert) {
                 true => Ok(Receipt::Repeated),
                 false => Err(self.out_of_order("advert")),
@@ -331,4 +336,36 @@ fn enough(step: &'static str, got: usize, needed: usize) -> Result<(), HubError>
 fn verify<T: Message>(session: &Session, sender: &SiteId, from: Party, signed: &Signed<T>) -> Result<(), HubError> {
     let key = session.identity(from).ok_or(HubError::UnknownParty { party: from })?;
     signed.verify(key).map(|_| ()).map_err(|source| HubError::Signature { site: sender.clone(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::PublicKey;
+    use crate::session::SessionError;
+    use crate::testing::Federation;
+
+    /// An advert that no session can be made of must be refused to its sender: once it is in the journal, every replay of
+    /// it would fail, and the round of all with it.
+    #[test]
+    fn an_advert_with_keys_that_are_none_is_not_taken() {
+        let f = Federation::new(3, 10);
+        let (list, _) = f.adverts(&f.attempt);
+        let mut hub = Hub::open(f.attempt.clone(), f.roster.clone()).unwrap();
+        hub.advert(&f.sites[0], list.adverts[0].clone()).unwrap();
+        let mut spoilt = |enc_key: PublicKey, mask_key: PublicKey| {
+            let body = Advert { enc_key, mask_key, ..list.adverts[1].body.clone() };
+            hub.advert(&f.sites[1], f.keys[1].sign(body)).unwrap_err()
+        };
+        let (own, other) = (list.adverts[1].body.clone(), list.adverts[0].body.clone());
+        for (enc, mask) in [(own.enc_key, own.enc_key), (other.mask_key, own.mask_key)] {
+            assert!(matches!(spoilt(enc, mask), HubError::Session(SessionError::RepeatedKey { .. })));
+        }
+        let low = spoilt(PublicKey([0; 32]), own.mask_key);
+        assert!(matches!(low, HubError::Session(SessionError::LowOrder { .. })));
+        for (site, advert) in f.sites.iter().zip(&list.adverts) {
+            hub.advert(site, advert.clone()).unwrap();
+        }
+        hub.close_adverts().unwrap();
+    }
 }
