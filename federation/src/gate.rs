@@ -92,13 +92,18 @@ pub enum Shut {
     },
 }
 
+/// The mean over all cases of all hospitals; `None` without cases.
+pub fn global(sums: &[CaseSums]) -> Option<f64> {
+    // Each number is a hospital's word, and their sum must not depend on its modesty.
+    let cases: u64 = sums.iter().map(|s| u64::from(s.cases)).sum();
+    (cases > 0).then(|| sums.iter().map(|s| s.dice).sum::<f64>() / cases as f64)
+}
+
 /// Decides from the votes and the summed cases of all hospitals.
 pub fn decide(gate: &Gate, votes: &[Vote], sums: &[CaseSums]) -> Verdict {
     let count = |wanted| votes.iter().filter(|&&v| v == wanted).count() as u32;
     let (passes, fails) = (count(Vote::Pass), count(Vote::Fail));
-    let cases: u32 = sums.iter().map(|s| s.cases).sum();
-    let global = (cases > 0).then(|| sums.iter().map(|s| s.dice).sum::<f64>() / f64::from(cases));
-    match global {
+    match global(sums) {
         _ if fails > 0 => Verdict::Shut(Shut::SiteFailed(fails)),
         _ if passes < gate.quorum => Verdict::Shut(Shut::TooFewVotes { passes, quorum: gate.quorum }),
         None => Verdict::Shut(Shut::NoFigure),
@@ -141,5 +146,13 @@ mod tests {
         assert_eq!(verdict, Verdict::Passed { global: 0.82 });
         assert!(matches!(decide(&GATE, &[Vote::Pass], &sums), Verdict::Shut(Shut::TooFewVotes { .. })));
         assert_eq!(decide(&GATE, &[Vote::Pass, Vote::Pass], &[]), Verdict::Shut(Shut::NoFigure));
+    }
+
+    /// One hospital's report must not end the hub, whatever number stands in it.
+    #[test]
+    fn more_cases_than_a_u32_counts_are_summed() {
+        let sums = [CaseSums { cases: u32::MAX, dice: 1.0 }, CaseSums { cases: u32::MAX, dice: 1.0 }];
+        assert!(global(&sums).unwrap() < 1e-9);
+        assert!(matches!(decide(&GATE, &[Vote::Pass, Vote::Pass], &sums), Verdict::Shut(Shut::BelowMinimum { .. })));
     }
 }

@@ -7,6 +7,9 @@ use consilium_federation::task::{ClassScore, ScoreFile};
 use crate::text::{WireError, digests, optional, read, spell};
 use crate::v1;
 
+/// Cases that one hospital's evaluation may have: more than any archive holds.
+const MAX_CASES: u32 = 100_000_000;
+
 /// Rounds and deployments that one report may list.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -113,6 +116,7 @@ impl TryFrom<v1::Evaluation> for Evaluation {
     type Error = WireError;
     fn try_from(e: v1::Evaluation) -> Result<Self, WireError> {
         let sums = e.sums.map(|s| {
+            cases("sums.cases", s.cases)?;
             let ok = (0.0..=f64::from(s.cases)).contains(&s.dice);
             let rule = "a sum of Dice lies between 0 and the number of cases";
             if ok {
@@ -129,7 +133,13 @@ impl TryFrom<v1::Evaluation> for Evaluation {
     }
 }
 
+fn cases(field: &'static str, cases: u32) -> Result<(), WireError> {
+    let ok = cases <= MAX_CASES;
+    if ok { Ok(()) } else { Err(WireError::new(field, cases, format!("at most {MAX_CASES} cases"))) }
+}
+
 fn score(s: v1::Score) -> Result<ScoreFile, WireError> {
+    cases("published.cases", s.cases)?;
     let class = |c: v1::ClassScore| ClassScore { label: c.label, dice: c.dice, hd95_mm: c.hd95_mm, assd_mm: c.assd_mm };
     let file = ScoreFile { cases: s.cases, classes: s.classes.into_iter().map(class).collect() };
     file.check().map_err(|rule| WireError::new("published", "", rule))?;

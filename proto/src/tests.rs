@@ -110,3 +110,17 @@ fn nonsense_is_refused_and_the_field_is_named() {
         v1::Evaluation { vote: "Pass".into(), sums: Some(v1::Sums { cases: 1, dice: f64::NAN }), published: None };
     assert_eq!(Evaluation::try_from(sums).unwrap_err().field, "sums.dice");
 }
+
+/// A number of cases that no hospital has must not get into the hub's sums.
+#[test]
+fn an_evaluation_of_more_cases_than_there_are_is_refused_with_the_rule() {
+    for (sums, published, field) in [(u32::MAX, 1, "sums.cases"), (1, u32::MAX, "published.cases")] {
+        let evaluation = v1::Evaluation {
+            vote: "Pass".into(),
+            sums: Some(v1::Sums { cases: sums, dice: 0.5 }),
+            published: Some(v1::Score { cases: published, classes: vec![] }),
+        };
+        let error = Evaluation::try_from(evaluation).unwrap_err().to_string();
+        assert!(error.contains(field) && error.contains("at most"), "{error}");
+    }
+}
