@@ -243,7 +243,8 @@ impl Plan {
     /// Lanes work side by side; what cores they leave idle take masks off.
     fn mask_threads(&self) -> NonZeroUsize {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let lanes = LANES.min(self.layout.chunks() as usize).max(1);
+        // The first chunk is the head, which is summed before there are lanes.
+        let lanes = LANES.min(self.layout.chunks().saturating_sub(1) as usize).max(1);
         NonZeroUsize::new(cores.div_ceil(lanes)).unwrap_or(NonZeroUsize::MIN)
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use consilium_crds::roster::{DATA_KEY, RosterDocument};
 use consilium_federation::{Digest, SiteName};
@@ -19,6 +20,9 @@ use super::write::{self, Note};
 
 /// Versions that are offered: an old and a new one overlap while a hospital joins.
 const OFFERED: usize = 2;
+
+/// When a store that failed is tried again: without a roster no masked study goes on.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// A roster that attempts may open under.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +74,11 @@ pub async fn refresh(context: &Arc<Context>) {
     for signed in newest(rosters) {
         match store(context, &signed).await {
             Ok(roster) => known.push(roster),
-            // The next change or the hourly look tries again; until then the old ones are offered.
-            Err(error) => return tracing::error!(%error, "a roster was not stored"),
+            // Until it is tried again the old ones are offered.
+            Err(error) => {
+                tracing::error!(%error, "a roster was not stored; it is tried again in {} s", AGAIN.as_secs());
+                return refresh_later(context.clone());
+            }
         }
     }
     context.hub.set_rosters(known.iter().map(|roster| roster.signed).collect());
@@ -83,6 +90,13 @@ pub async fn refresh(context: &Arc<Context>) {
             ask(&context.queues.rounds, ObjectRef::from_obj(&*round));
         }
     }
+}
+
+fn refresh_later(context: Arc<Context>) {
+    tokio::spawn(async move {
+        tokio::time::sleep(AGAIN).await;
+        refresh(&context).await;
+    });
 }
 
 async fn store(context: &Context, signed: &SignedRoster) -> Result<Known, crate::store::StoreError> {

@@ -85,7 +85,12 @@ impl BlobStore {
         }
         let missing = self.missing(key, chunks).await?;
         self.admit(key, chunks.into(), &missing)?;
-        journal::put_sealed(&self.0.files, &key.manifest()?, &canonical_json(&chunks)).await?;
+        let written = journal::put_sealed(&self.0.files, &key.manifest()?, &canonical_json(&chunks)).await;
+        if written.is_err() {
+            // An upload that is known here is not begun again, and this one has no manifest.
+            self.open_uploads().0.remove(key);
+        }
+        written?;
         if missing.is_empty() {
             self.mark_complete(key, chunks).await?;
         }
