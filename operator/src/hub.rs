@@ -50,13 +50,15 @@ struct Inner {
 struct Site {
     desired: watch::Sender<Option<Arc<Assignment>>>,
     report: Option<(Arc<Report>, Timestamp)>,
+    /// Highest revision that the hospital works from, in this epoch: what it gets lies above.
+    floor: u64,
     streams: usize,
     last_contact: Option<Timestamp>,
 }
 
 impl Default for Site {
     fn default() -> Self {
-        Self { desired: watch::Sender::new(None), report: None, streams: 0, last_contact: None }
+        Self { desired: watch::Sender::new(None), report: None, floor: 0, streams: 0, last_contact: None }
     }
 }
 
@@ -101,21 +103,28 @@ impl Hub {
 
     /// Replaces the rosters that are offered to every hospital (digests of signed rosters, newest first).
     pub fn set_rosters(&self, rosters: Vec<Digest>) {
+        // Under the lock of the sites, as in `publish`: an older list must not overtake a newer one.
+        let sites = self.sites();
         if *lock(&self.0.rosters) == rosters {
             return;
         }
         lock(&self.0.rosters).clone_from(&rosters);
-        for site in self.sites().values() {
+        for site in sites.values() {
             site.desired.send_if_modified(|known| {
                 let Some(assignment) = known.as_ref().filter(|known| known.rosters != rosters) else { return false };
-                *known = Some(Arc::new(self.assign(assignment.items.clone(), rosters.clone())));
+                *known = Some(Arc::new(self.assign(
+                    site.floor.max(assignment.revision),
+                    assignment.items.clone(),
+                    rosters.clone(),
+                )));
                 true
             });
         }
     }
 
-    fn assign(&self, items: Vec<Item>, rosters: Vec<Digest>) -> Assignment {
-        let revision = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
+    fn assign(&self, floor: u64, items: Vec<Item>, rosters: Vec<Digest>) -> Assignment {
+        let own = (self.0.boot << 32) | (self.0.counter.fetch_add(1, Ordering::Relaxed) + 1);
+        let revision = own.max(floor.saturating_add(1));
         Assignment { hub_epoch: self.0.epoch.clone(), revision, rosters, items }
     }
 
@@ -124,13 +133,15 @@ impl Hub {
     /// Call it only from synced caches: until the first call a hospital is told nothing at all, because an
     /// assignment that lacks an item is not the same as none. Returns whether anything changed.
     pub fn publish(&self, site: &SiteName, items: Vec<Item>) -> bool {
-        let rosters = lock(&self.0.rosters).clone();
         let mut sites = self.sites();
-        sites.entry(site.clone()).or_default().desired.send_if_modified(|known| {
+        let rosters = lock(&self.0.rosters).clone();
+        let site = sites.entry(site.clone()).or_default();
+        let floor = site.floor.max(site.desired.borrow().as_ref().map_or(0, |known| known.revision));
+        site.desired.send_if_modified(|known| {
             if known.as_ref().is_some_and(|known| known.items == items) {
                 return false;
             }
-            *known = Some(Arc::new(self.assign(items, rosters)));
+            *known = Some(Arc::new(self.assign(floor, items, rosters)));
             true
         })
     }
@@ -161,6 +172,10 @@ impl Hub {
             return;
         }
         self.0.metrics.accepted(self.0.accepted.borrow().len());
+        // A series for each, or an alert could not tell a hospital that is away from one that there never was.
+        for site in self.0.accepted.borrow().iter() {
+            self.0.metrics.connected(site, self.connected(site));
+        }
         for site in revoked {
             if let Some(entry) = self.sites().get_mut(&site) {
                 entry.report = None;
@@ -192,11 +207,30 @@ impl Hub {
             let mut sites = self.sites();
             let entry = sites.entry(site.clone()).or_default();
             let differs = entry.report.as_ref().is_none_or(|(known, _)| **known != report);
+            if report.hub_epoch == self.0.epoch {
+                self.rise(site, entry, report.revision);
+            }
             entry.report = Some((Arc::new(report), now));
             differs
         };
         if differs {
             self.changed(site);
+        }
+    }
+
+    /// Publishes above the revision that a hospital works from. One above ours is of a life of this hub that its volume
+    /// has forgotten (it was restored from a backup), and the hospital refuses what is below.
+    fn rise(&self, name: &SiteName, site: &mut Site, theirs: u64) {
+        site.floor = site.floor.max(theirs);
+        let rosters = lock(&self.0.rosters).clone();
+        let floor = site.floor;
+        let risen = site.desired.send_if_modified(|known| {
+            let Some(assignment) = known.as_ref().filter(|known| known.revision < theirs) else { return false };
+            *known = Some(Arc::new(self.assign(floor, assignment.items.clone(), rosters)));
+            true
+        });
+        if risen {
+            tracing::warn!(site = %name, revision = theirs, "a hospital is ahead: was the store restored from a backup?");
         }
     }
 
@@ -249,7 +283,7 @@ impl Hub {
     /// its chunks, the tensor schema, a release, what a step of an attempt starts from, a roster.
     ///
     /// # Errors
-    /// When a model's manifest cannot be read from the store.
+    /// When nothing else leads to it and a model's manifest cannot be read from the store.
     pub async fn may_read(&self, site: &SiteName, digest: Digest) -> Result<bool, StoreError> {
         let Some(assignment) = self.assignment(site) else { return Ok(false) };
         let active = || assignment.items.iter().filter(|item| item.state == ItemState::Active);
@@ -261,12 +295,16 @@ impl Hub {
             return Ok(true);
         }
         let models: BTreeSet<Digest> = active().map(model_of).collect();
+        // A model that is missing or damaged must not keep the hospital from its other work.
+        let mut trouble = None;
         for model in models {
-            if self.manifest(model).await?.chunks.contains(&digest) {
-                return Ok(true);
+            match self.manifest(model).await {
+                Ok(manifest) if manifest.chunks.contains(&digest) => return Ok(true),
+                Ok(_) => {}
+                Err(error) => trouble = Some(error),
             }
         }
-        Ok(false)
+        trouble.map_or(Ok(false), Err)
     }
 
     /// A model's manifest; those asked for lately are kept in memory.
@@ -309,6 +347,16 @@ impl Hub {
         self.0.metrics.contact(site, now);
     }
 
+    /// Notes when a hospital last called before this process began, as far as that is known.
+    pub fn remember_contact(&self, site: &SiteName, at: Timestamp) {
+        let mut sites = self.sites();
+        let entry = sites.entry(site.clone()).or_default();
+        if entry.last_contact.is_none() {
+            entry.last_contact = Some(at);
+            self.0.metrics.contact(site, at);
+        }
+    }
+
     /// Notes that a hospital's watch is open for as long as the result lives.
     pub fn connect(&self, site: &SiteName) -> Connection {
         self.sites().entry(site.clone()).or_default().streams += 1;
@@ -349,7 +397,10 @@ impl Drop for Connection {
             entry.streams == 0
         };
         if gone {
-            self.hub.0.metrics.connected(&self.site, false);
+            // The series of a revoked hospital has gone before its connection.
+            if self.hub.is_accepted(&self.site) {
+                self.hub.0.metrics.connected(&self.site, false);
+            }
             self.hub.changed(&self.site);
         }
     }
@@ -398,6 +449,44 @@ mod tests {
         let after = second.assignment(&site()).unwrap();
         assert_eq!(after.hub_epoch, before.hub_epoch);
         assert!(after.revision > before.revision);
+    }
+
+    /// A hub whose volume was restored from a backup counts from further back than its hospitals remember; they refuse a
+    /// lower revision, so it must come out above, and only for the hospital that says so.
+    #[tokio::test]
+    async fn a_hub_that_was_set_back_goes_on_above_what_a_hospital_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let hub = hub(&folder).await;
+        let birch: SiteName = "birch".parse().unwrap();
+        for site in [&site(), &birch] {
+            hub.publish(site, vec![]);
+        }
+        let before = hub.assignment(&birch).unwrap().revision;
+        let ahead = Report { hub_epoch: hub.store().epoch().to_owned(), ..report(9 << 32) };
+        let now = Timestamp::UNIX_EPOCH;
+        hub.put_report(&site(), Report { hub_epoch: "of another store".into(), ..ahead.clone() }, now);
+        assert!(hub.assignment(&site()).unwrap().revision < 9 << 32);
+        hub.put_report(&site(), ahead, now);
+        assert_eq!(hub.assignment(&site()).unwrap().revision, (9 << 32) + 1);
+        hub.set_rosters(vec![Digest::of(b"roster")]);
+        assert!(hub.assignment(&site()).unwrap().revision > 9 << 32);
+        assert_eq!(hub.assignment(&birch).unwrap().revision >> 32, before >> 32);
+    }
+
+    /// SiteSilent and QuorumAtRisk speak of hospitals that are away, also to a hub that has never heard them, and of none
+    /// that was revoked.
+    #[tokio::test]
+    async fn every_accepted_hospital_has_its_series_and_a_revoked_one_none() {
+        let hub = hub(&tempfile::tempdir().unwrap()).await;
+        hub.set_accepted([site()].into());
+        hub.remember_contact(&site(), Timestamp::from_second(7).unwrap());
+        let text = hub.0.metrics.text();
+        assert!(text.contains("consilium_site_connected{site=\"alder\"} 0"), "{text}");
+        assert!(text.contains("consilium_site_last_contact_timestamp_seconds{site=\"alder\"} 7"), "{text}");
+        let open = hub.connect(&site());
+        hub.set_accepted(BTreeSet::new());
+        drop(open);
+        assert!(!hub.0.metrics.text().contains("alder"));
     }
 
     /// The controllers act on changes: a heartbeat that says nothing new must not wake all rounds of a hospital.

@@ -28,6 +28,12 @@ pub fn admit(context: &Context) {
         .filter_map(|site| site.site_name())
         .collect();
     context.hub.set_accepted(accepted);
+    for site in context.caches.sites.state().iter().filter(|site| site.spec.accepted) {
+        let last = site.status.as_ref().and_then(|status| status.last_contact_time);
+        if let (Some(name), Some(last)) = (site.site_name(), last) {
+            context.hub.remember_contact(&name, last);
+        }
+    }
 }
 
 /// One turn of a hospital.
