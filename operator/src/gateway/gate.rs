@@ -1,44 +1,114 @@
-//! Bounds the memory of chunks on their way in: a few bodies are read at a time, the others wait at their senders.
+//! Before any body is read: who calls, from the connection's certificate, and whether it may; and for chunks a place, so
+//! that a few bodies are in memory at a time and the others wait at their senders.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use consilium_federation::SiteName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower::{Layer, Service};
+
+use super::Clock;
+use super::identity::{Caller, IdentityError, caller};
+use crate::hub::Hub;
+use crate::metrics::{Metrics, Refusal};
 
 /// Chunk bodies that are read at a time; each holds at most one message.
 const BODIES: usize = 8;
-/// A body that takes longer loses its place, or a stalled hospital would hold up the others.
+/// Of them of one hospital: one that stalls must not hold up the others.
+const BODIES_OF_ONE: usize = 2;
+/// A body that takes longer loses its place.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const PUT_CHUNK: &str = "/consilium.v1.Hub/PutChunk";
 
-/// The layer; all connections share its places.
+/// The layer; all connections share it.
 #[derive(Clone)]
-pub(super) struct UploadGate(Arc<Semaphore>);
+pub(super) struct Gate(Arc<Shared>);
 
-impl Default for UploadGate {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES)))
+struct Shared {
+    hub: Hub,
+    metrics: Metrics,
+    clock: Clock,
+    places: Places,
+}
+
+impl Gate {
+    pub(super) fn new(hub: Hub, metrics: Metrics, clock: Clock) -> Self {
+        Self(Arc::new(Shared { hub, metrics, clock, places: Places::default() }))
     }
 }
 
-impl<S> Layer<S> for UploadGate {
+/// Places for chunk bodies.
+struct Places {
+    all: Arc<Semaphore>,
+    /// By hospital; only accepted ones get here.
+    of_one: Mutex<HashMap<SiteName, Arc<Semaphore>>>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(BODIES)), of_one: Mutex::default() }
+    }
+}
+
+impl Places {
+    /// Waits for a place. The semaphores are never closed; without a place a call would be unbounded, not wrong.
+    async fn take(&self, site: &SiteName) -> [Option<OwnedSemaphorePermit>; 2] {
+        let own = {
+            let mut known = self.of_one.lock().unwrap_or_else(PoisonError::into_inner);
+            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(BODIES_OF_ONE))).clone()
+        };
+        // Its own first: who waits for that holds nobody up.
+        let own = own.acquire_owned().await.ok();
+        [own, self.all.clone().acquire_owned().await.ok()]
+    }
+}
+
+impl Shared {
+    /// Who calls, if it may.
+    fn admit(&self, request: &Request<Body>) -> Result<Caller, Status> {
+        let tls = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
+        let certificates = tls.and_then(TlsConnectInfo::peer_certs);
+        let leaf = certificates.as_ref().and_then(|chain| chain.first());
+        let now = (self.clock)();
+        let known = leaf.ok_or(IdentityError::NoCertificate).and_then(|leaf| caller(leaf)?.at(now));
+        let caller = known.map_err(|error| {
+            self.metrics.refused(Refusal::NoIdentity);
+            Status::unauthenticated(error.to_string())
+        })?;
+        if !self.hub.knows_accepted() {
+            return Err(Status::unavailable("the hub is starting and does not know its hospitals yet; try again soon"));
+        }
+        if !self.hub.is_accepted(&caller.site) {
+            self.metrics.refused(Refusal::NotAccepted);
+            return Err(super::not_accepted(&caller.site));
+        }
+        self.hub.contact(&caller.site, now);
+        self.metrics.certificate_expiry(&caller.site, caller.expires);
+        Ok(caller)
+    }
+}
+
+impl<S> Layer<S> for Gate {
     type Service = Gated<S>;
     fn layer(&self, inner: S) -> Gated<S> {
-        Gated { inner, places: self.0.clone() }
+        Gated { inner, gate: self.0.clone() }
     }
 }
 
-/// A service whose chunk uploads wait for a place before their body is read.
+/// A service whose calls know their caller.
 #[derive(Clone)]
 pub(super) struct Gated<S> {
     inner: S,
-    places: Arc<Semaphore>,
+    gate: Arc<Shared>,
 }
 
 impl<S> Service<Request<Body>> for Gated<S>
@@ -55,25 +125,56 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let caller = match self.gate.admit(&request) {
+            Ok(caller) => caller,
+            Err(status) => {
+                tracing::info!(
+                    path = request.uri().path(),
+                    message = status.message(),
+                    "a call was refused at the door"
+                );
+                return Box::pin(async move { Ok(status.into_http()) });
+            }
+        };
+        let site = caller.site.clone();
+        request.extensions_mut().insert(caller);
         if request.uri().path() != PUT_CHUNK {
             return Box::pin(self.inner.call(request));
         }
         // The instance that was polled ready must serve the call (tower's contract).
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let places = self.places.clone();
+        let gate = self.gate.clone();
         Box::pin(async move {
-            // The semaphore is never closed; without a place the call would only be unbounded, not wrong.
-            let _place = places.acquire_owned().await;
+            let _place = gate.places.take(&site).await;
             match tokio::time::timeout(BODY_TIMEOUT, inner.call(request)).await {
                 Ok(answer) => answer,
-                Err(_) => Ok(tonic::Status::deadline_exceeded(format!(
+                Err(_) => Ok(Status::deadline_exceeded(format!(
                     "the chunk took longer than {} s; send it again",
                     BODY_TIMEOUT.as_secs()
                 ))
                 .into_http()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    /// A hospital whose uploads stall must not stop the uploads of every study.
+    #[tokio::test]
+    async fn one_hospital_cannot_take_all_places() {
+        let places = Places::default();
+        let (alder, birch): (SiteName, SiteName) = ("alder".parse().unwrap(), "birch".parse().unwrap());
+        let held = [places.take(&alder).await, places.take(&alder).await];
+        assert!(places.take(&alder).now_or_never().is_none());
+        assert!(places.take(&birch).now_or_never().is_some());
+        drop(held);
+        assert!(places.take(&alder).now_or_never().is_some());
     }
 }

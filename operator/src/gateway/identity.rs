@@ -1,6 +1,7 @@
 //! Who calls, from the certificate of the connection.
 
 use consilium_federation::SiteName;
+use jiff::Timestamp;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// What stands before the site's name in the certificate's only URI.
@@ -27,6 +28,12 @@ pub enum IdentityError {
         /// The URI, cut to 100 characters.
         uri: String,
     },
+    /// It was good when the connection was made.
+    #[error("the client certificate ended on {ended}; connect again with the one that was renewed")]
+    Ended {
+        /// When.
+        ended: Timestamp,
+    },
 }
 
 /// A caller.
@@ -36,6 +43,16 @@ pub(super) struct Caller {
     pub(super) site: SiteName,
     /// When its certificate ends, Unix time in seconds.
     pub(super) expires: i64,
+}
+
+impl Caller {
+    /// The caller, if its certificate still holds: a connection may outlive what it was opened with.
+    pub(super) fn at(self, now: Timestamp) -> Result<Self, IdentityError> {
+        if now.as_second() <= self.expires {
+            return Ok(self);
+        }
+        Err(IdentityError::Ended { ended: Timestamp::from_second(self.expires).unwrap_or(Timestamp::MIN) })
+    }
 }
 
 /// Reads the caller from a certificate in DER form. That the CA signed it and that it has not ended was checked in
@@ -82,5 +99,15 @@ mod tests {
             assert_eq!(site(&[other]), Err(IdentityError::NotASite { uri: other.into() }));
         }
         assert_eq!(caller(b"junk"), Err(IdentityError::Unreadable));
+    }
+
+    /// A hospital that keeps its connection open must not be let in for ever by a certificate of a week.
+    #[test]
+    fn a_certificate_that_has_ended_is_no_identity_any_more() {
+        let alder = Caller { site: "alder".parse().unwrap(), expires: 1_700_000_000 };
+        let at = |second| alder.clone().at(Timestamp::from_second(second).unwrap());
+        assert_eq!(at(1_700_000_000), Ok(alder.clone()));
+        let error = at(1_700_000_001).unwrap_err().to_string();
+        assert!(error.contains("2023-11-14") && error.contains("renewed"), "{error}");
     }
 }

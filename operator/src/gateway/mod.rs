@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use consilium_federation::SiteName;
 use consilium_proto::MAX_MESSAGE_BYTES;
 use consilium_proto::v1::hub_server::HubServer;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::hub::Hub;
@@ -90,6 +92,12 @@ impl GatewayTls {
     }
 }
 
+fn not_accepted(site: &SiteName) -> Status {
+    Status::permission_denied(format!(
+        "{site} is not accepted at this hub; its administrators set spec.accepted of the TrustSite {site}"
+    ))
+}
+
 /// Serves hospitals until `shutdown`; open watches are closed then.
 ///
 /// # Errors
@@ -107,6 +115,7 @@ pub async fn serve(
         .identity(Identity::from_pem(&tls.certificate, &tls.key))
         .client_ca_root(Certificate::from_pem(&tls.client_ca))
         .timeout(HANDSHAKE_TIMEOUT);
+    let gate = gate::Gate::new(hub.clone(), metrics.clone(), clock.clone());
     let service = HubServer::new(service::Gateway::new(hub, metrics, clock, shutdown.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -118,7 +127,7 @@ pub async fn serve(
         .initial_connection_window_size(WINDOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
         .tcp_nodelay(true)
-        .layer(gate::UploadGate::default())
+        .layer(gate)
         .add_service(service)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
         .await?;

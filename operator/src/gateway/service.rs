@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use consilium_crds::study::EVALUATION_ELEMENTS;
@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use super::Clock;
-use super::identity::{IdentityError, caller};
+use super::identity::{Caller, IdentityError};
+use super::not_accepted;
 use crate::attempts::Refused;
 use crate::hub::{Connection, Hub};
 use crate::metrics::{Metrics, Refusal};
@@ -43,24 +44,20 @@ impl Gateway {
         Self { store: hub.store().clone(), hub, metrics, clock, shutdown }
     }
 
-    /// Who calls, if it may.
-    fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
-        let certificates = request.peer_certs();
-        let leaf = certificates.as_ref().and_then(|chain| chain.first());
-        let caller = leaf.ok_or(IdentityError::NoCertificate).and_then(|leaf| caller(leaf)).map_err(|error| {
-            self.metrics.refused(Refusal::NoIdentity);
-            Status::unauthenticated(error.to_string())
-        })?;
-        if !self.hub.knows_accepted() {
-            return Err(Status::unavailable("the hub is starting and does not know its hospitals yet; try again soon"));
-        }
+    /// Who calls, as the gate has it from the connection's certificate.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = request.extensions().get::<Caller>();
+        let caller = caller.ok_or_else(|| Status::unauthenticated(IdentityError::NoCertificate.to_string()))?;
+        // Asked again: it may have been revoked while the body came in.
         if !self.hub.is_accepted(&caller.site) {
             self.metrics.refused(Refusal::NotAccepted);
             return Err(not_accepted(&caller.site));
         }
-        self.hub.contact(&caller.site, (self.clock)());
-        self.metrics.certificate_expiry(&caller.site, caller.expires);
-        Ok(caller.site)
+        Ok(caller.clone())
+    }
+
+    fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
+        self.caller(request).map(|caller| caller.site)
     }
 
     /// Runs one call and counts it.
@@ -222,13 +219,15 @@ impl HubService for Gateway {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.observe("Watch", async {
-            let site = self.site(&request)?;
+            let Caller { site, expires } = self.caller(&request)?;
+            let left = u64::try_from(expires.saturating_sub((self.clock)().as_second())).unwrap_or(0);
             tracing::info!(%site, agent = %request.get_ref().agent_version.escape_debug(), "a hospital watches");
             let watch = Watch {
                 accepted: self.hub.accepted(),
                 desired: self.hub.subscribe(&site),
                 connection: self.hub.connect(&site),
                 shutdown: self.shutdown.clone(),
+                ends: Box::pin(tokio::time::sleep(Duration::from_secs(left))),
                 site,
                 look: true,
             };
@@ -270,6 +269,8 @@ struct Watch {
     accepted: watch::Receiver<Arc<std::collections::BTreeSet<SiteName>>>,
     desired: watch::Receiver<Option<Arc<Assignment>>>,
     shutdown: CancellationToken,
+    /// With the certificate that it was opened with.
+    ends: Pin<Box<tokio::time::Sleep>>,
     /// The desired state is to be looked at: at the start, and after each change.
     look: bool,
     #[allow(dead_code, reason = "held for its Drop")]
@@ -293,6 +294,10 @@ async fn next(watch: Option<Watch>) -> Option<(Result<v1::Assignment, Status>, O
             () = watch.shutdown.cancelled() => {
                 return Some((Err(Status::unavailable("the hub restarts; connect again")), None));
             }
+            () = &mut watch.ends => {
+                let text = "the certificate of this connection has ended; connect again with the one that was renewed";
+                return Some((Err(Status::unavailable(text)), None));
+            }
             // Their senders live as long as the hub, so neither ends before it.
             changed = watch.accepted.changed() => changed.ok()?,
             changed = watch.desired.changed() => {
@@ -301,12 +306,6 @@ async fn next(watch: Option<Watch>) -> Option<(Result<v1::Assignment, Status>, O
             }
         }
     }
-}
-
-fn not_accepted(site: &SiteName) -> Status {
-    Status::permission_denied(format!(
-        "{site} is not accepted at this hub; its administrators set spec.accepted of the TrustSite {site}"
-    ))
 }
 
 /// An upload that is asked of a hospital.

@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 
 use super::rig::{BODY, Rig, round_item};
 use crate::aggregation::{Subject, SumJob, aggregate};
-use crate::attempts::{Inputs, Plan};
+use crate::attempts::{AttemptError, Inputs, Plan};
 
 const SITES: [&str; 4] = ["alder", "birch", "cedar", "damson"];
 const ROUND: &str = "r-1";
@@ -392,4 +392,28 @@ async fn an_upload_under_masks_is_what_its_manifest_says() {
     let plain = alder.begin_upload(begin(chunks(&hospitals[0].plain), manifest.clone())).await.unwrap_err();
     assert!(plain.code() == Code::InvalidArgument && plain.message().contains("manifest lists"), "{plain}");
     alder.begin_upload(begin(chunks(&hospitals[0].masked), manifest)).await.unwrap();
+}
+
+/// With fewer answers than the threshold no mask comes off: the hub says so, sums nothing, and goes on when one more comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_threshold_nothing_is_unmasked() {
+    let (mut world, mut hospitals) = at_upload().await;
+    for hospital in &mut hospitals {
+        world.act(hospital).await;
+    }
+    for (step, answers) in [(ProtocolStep::Agree, 4), (ProtocolStep::Unmask, 2)] {
+        world.open(step).await;
+        for hospital in &mut hospitals[..answers] {
+            world.act(hospital).await;
+        }
+    }
+    world.step = ProtocolStep::Sum;
+    let (hub, plan) = (world.rig.hub.clone(), world.plan());
+    let error = hub.attempts().follow(hub.store(), &plan).await.unwrap_err();
+    assert!(matches!(error, AttemptError::Protocol(_)), "{error}");
+    assert!(hub.attempts().masks(hub.store(), &plan).await.is_err());
+    world.step = ProtocolStep::Unmask;
+    world.act(&mut hospitals[3]).await;
+    world.open(ProtocolStep::Sum).await;
+    assert_close(&world.sum().await, &expected(&[0, 1, 2, 3]));
 }

@@ -202,6 +202,22 @@ async fn only_objects_of_its_own_work_are_handed_out() {
     assert_eq!(nonsense.code(), Code::InvalidArgument);
 }
 
+/// One model that is gone must not stop the downloads of every other study.
+#[tokio::test]
+async fn a_missing_model_blocks_only_what_it_leads_to() {
+    let rig = Rig::start().await;
+    rig.accept(&["alder"]);
+    let model = rig.model(1).await;
+    // It is looked at first.
+    let lost = (0u32..).map(|n| Digest::of(&n.to_be_bytes())).find(|lost| *lost < model).unwrap();
+    rig.hub.publish(&name("alder"), items(&[round_item("r-1", lost, None), round_item("r-2", model, None)]));
+    let chunk = rig.hub.store().get_manifest(model).await.unwrap().chunks[0];
+    let mut alder = rig.site("alder");
+    alder.get_object(v1::GetObjectRequest { digest: chunk.to_string() }).await.unwrap();
+    let status = alder.get_object(v1::GetObjectRequest { digest: Digest::of(b"x").to_string() }).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+}
+
 /// A hub that restarts in the middle of an upload costs at most the chunk in flight.
 #[tokio::test]
 async fn an_upload_goes_on_after_the_hub_restarts() {
