@@ -457,6 +457,7 @@ impl FederatedStudySpec {
             },
             gate: self.gate()?,
             evaluation_limit: self.deadline()?,
+            starting: false,
         })
     }
 }

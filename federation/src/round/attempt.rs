@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::policy::{Protocol, RoundPolicy};
 use super::state::{Outcome, ProtocolStep, RoundState, RoundStep, SiteReason, SiteState};
-use super::step::{close_gate, end};
+use super::step::{close_gate, end, enter};
 use crate::ids::SiteName;
 use crate::quorum;
 
@@ -36,6 +36,9 @@ fn members(state: &RoundState) -> impl Iterator<Item = &SiteState> {
 pub fn needed(state: &RoundState, policy: &RoundPolicy) -> u32 {
     match (policy.protocol, state.protocol_step) {
         (Protocol::None, _) => policy.min_contributors.max(1),
+        (Protocol::SecAgg, Some(ProtocolStep::Advertise)) => {
+            quorum::openers_needed(state.attempt_size, policy.min_contributors, policy.colluders)
+        }
         (Protocol::SecAgg, Some(ProtocolStep::Agree | ProtocolStep::Unmask)) => quorum::threshold(state.attempt_size),
         (Protocol::SecAgg, _) => {
             quorum::survivors_needed(state.attempt_size, policy.min_contributors, policy.colluders)
@@ -43,19 +46,42 @@ pub fn needed(state: &RoundState, policy: &RoundPolicy) -> u32 {
     }
 }
 
+/// Whether the hospitals without which no updates are summed have done the open step, or still may.
+struct Required {
+    done: bool,
+    left: bool,
+}
+
+fn required(state: &RoundState, policy: &RoundPolicy, open: ProtocolStep) -> Required {
+    // After the uploads all that counts is in; the evaluation is a figure, not a sum of updates.
+    if open > ProtocolStep::Upload || state.step == RoundStep::Evaluating {
+        return Required { done: true, left: true };
+    }
+    let named = || state.sites.iter().filter(|s| policy.required.contains(&s.site));
+    Required { done: named().all(|s| s.member && s.done), left: named().all(|s| s.member) }
+}
+
 pub(super) fn advance_attempt(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy) -> bool {
     let Some(open) = state.protocol_step.filter(|&s| s != ProtocolStep::Sum) else { return false };
     let done = members(state).filter(|s| s.done).count() as u32;
     let all = members(state).all(|s| s.done);
-    let late = now >= state.deadline;
-    let enough = done >= needed(state, policy);
+    let late = policy.is_over(state.deadline, now);
+    let required = required(state, policy, open);
+    let enough = done >= needed(state, policy) && required.done;
     // Shares may have left: another attempt could subtract a hospital out, so only time can mend this one.
     if open == ProtocolStep::Unmask && !enough {
-        return false;
+        let figure_only = late && state.step == RoundStep::Evaluating;
+        if figure_only {
+            // The model stands, and what is missing is its figure: nobody has to wait for that.
+            let why = format!("{done} of {} members answered Unmask in time", state.attempt_size);
+            close_gate(state, policy, Some(why));
+        }
+        return figure_only;
     }
-    let hopeless = all || (members(state).count() as u32) < needed(state, policy);
+    let hopeless = all || (members(state).count() as u32) < needed(state, policy) || !required.left;
     if !enough && (late || hopeless) {
-        burn(state, now, policy, &format!("{done} of {} members did step {open:?}", state.attempt_size));
+        let missing = if required.done { "" } else { ", a required hospital did not" };
+        burn(state, now, policy, &format!("{done} of {} members did step {open:?}{missing}", state.attempt_size));
         return true;
     }
     // More signatures or shares than it takes change nothing, so nobody is waited for.
@@ -85,7 +111,8 @@ fn spare(state: &RoundState, policy: &RoundPolicy) -> Option<SiteName> {
         return None;
     }
     let helps = |site: &&SiteName| !close(&complete.iter().filter(|s| s != site).cloned().collect());
-    let candidates: Vec<&SiteName> = complete.iter().filter(helps).collect();
+    let optional = |site: &&SiteName| state.step == RoundStep::Evaluating || !policy.required.contains(*site);
+    let candidates: Vec<&SiteName> = complete.iter().filter(optional).filter(helps).collect();
     // In turn, so that it is not always the same hospital whose work is not in the model.
     let turn = earlier.len().checked_rem(candidates.len())?;
     candidates.get(turn).map(|site| (*site).clone())
@@ -107,6 +134,7 @@ fn close_step(state: &mut RoundState, open: ProtocolStep, now: Timestamp, policy
             site.member = false;
             site.dropped = Some(open);
             site.reason = SiteReason::Missed;
+            state.missed_at = Some(now);
         }
         site.done = false;
     }
@@ -129,16 +157,18 @@ pub(super) fn burn(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy,
         return end(state, RoundStep::Failed, Outcome::AggregationFailed, Some(text));
     }
     for site in &mut state.sites {
-        // What they made is on their own disks: those that did the step are ready again, the others must say so anew.
+        // What they made is on their own disks: those that did the step are ready again, the others must say so anew,
+        // or the next attempt would open with the same dead hospitals.
         if site.member {
             let fine = if evaluating { SiteReason::Evaluated } else { SiteReason::Ready };
             site.reason = if site.done || site.survived { fine } else { SiteReason::Missed };
         }
         (site.member, site.done, site.dropped, site.survived) = (false, false, None, false);
     }
+    state.missed_at = Some(now);
+    state.grace_until = None;
+    state.deadline = now.saturating_add(policy.step_limit).unwrap_or(Timestamp::MAX);
     if !evaluating {
-        state.step = RoundStep::Training;
-        state.grace_until = None;
-        state.deadline = now.saturating_add(policy.step_limit).unwrap_or(Timestamp::MAX);
+        enter(state, RoundStep::Training, now);
     }
 }

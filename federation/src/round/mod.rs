@@ -20,6 +20,8 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble_tests;
 mod work;
 
 pub use attempt::needed;

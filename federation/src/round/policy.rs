@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::state::{ProtocolStep, SiteFact};
 use crate::digest::Digest;
@@ -70,7 +70,7 @@ pub struct RoundPolicy {
     /// Hospitals in earlier sums of the study over updates, and over evaluations. With [`Protocol::SecAgg`] a sum that
     /// differs from one of them by a single hospital is avoided where two can be spared, for hospitals refuse it.
     pub earlier: EarlierSums,
-    /// Hospitals without which no attempt opens.
+    /// Hospitals without which no attempt opens and no updates are summed.
     pub required: BTreeSet<SiteName>,
     /// Hospitals that were too slow several times and are waited for until the deadline.
     pub waited_for: BTreeSet<SiteName>,
@@ -86,6 +86,16 @@ pub struct RoundPolicy {
     pub gate: Option<Gate>,
     /// Time limit of the evaluation.
     pub evaluation_limit: SignedDuration,
+    /// The driver has just started and has not heard all hospitals yet: no time limit is over, and nothing is decided
+    /// by who has not spoken.
+    pub starting: bool,
+}
+
+impl RoundPolicy {
+    /// Whether a time limit is over.
+    pub(super) fn is_over(&self, limit: Timestamp, now: Timestamp) -> bool {
+        !self.starting && now >= limit
+    }
 }
 
 /// What happened.
@@ -118,6 +128,13 @@ pub enum Event {
     },
     /// The sum cannot be made from what was sent.
     AggregationFailed {
+        /// Which attempt.
+        attempt: u32,
+        /// Why.
+        message: String,
+    },
+    /// The driver's side of an attempt cannot go on: what was sent, or what was kept of it, makes no sense.
+    AttemptFailed {
         /// Which attempt.
         attempt: u32,
         /// Why.

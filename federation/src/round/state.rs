@@ -138,6 +138,12 @@ pub enum Outcome {
     Cancelled,
 }
 
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Completed, Self::QuorumLost, Self::AggregationFailed, Self::SumUnusable, Self::Cancelled];
+}
+
 /// One hospital in the round; at most 256 bytes as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -147,10 +153,13 @@ pub struct SiteState {
     pub site: SiteName,
     /// Where it is.
     pub reason: SiteReason,
-    /// Only when something is wrong; cut to 100 characters.
+    /// Only when something is wrong; cut to 100 bytes as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
     pub message: Option<String>,
+    /// Has said in this round that it trains, or waits to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub began: bool,
     /// Takes part in the open (or last) attempt.
     #[serde(default, skip_serializing_if = "is_false")]
     pub member: bool,
@@ -213,6 +222,14 @@ pub struct RoundState {
     /// When it began.
     #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
     pub started_at: Timestamp,
+    /// When the current step began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    pub step_since: Option<Timestamp>,
+    /// When hospitals last fell out of an attempt: what they had said before does not make them ready again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    pub missed_at: Option<Timestamp>,
     /// When the current step ends at the latest.
     #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
     pub deadline: Timestamp,
@@ -336,6 +353,7 @@ impl RoundState {
             site,
             reason: SiteReason::Offered,
             message: None,
+            began: false,
             member: false,
             done: false,
             dropped: None,
@@ -348,6 +366,8 @@ impl RoundState {
         Self {
             step: RoundStep::Training,
             started_at: now,
+            step_since: Some(now),
+            missed_at: None,
             deadline: training_deadline,
             grace_until: None,
             attempt: 0,

@@ -29,6 +29,7 @@ pub fn step(state: &RoundState, event: Event, now: Timestamp, policy: &RoundPoli
             in_sum(&next, attempt)?;
             sum_failed(&mut next, now, policy, &message);
         }
+        Event::AttemptFailed { attempt, message } => attempt_failed(&mut next, attempt, now, policy, &message)?,
         Event::Voted { site, vote, sums, published } => voted(&mut next, &site, vote, sums, published)?,
         Event::Cancel => end(&mut next, RoundStep::Failed, Outcome::Cancelled, None),
         Event::Tick => {}
@@ -42,8 +43,27 @@ fn entry<'a>(state: &'a mut RoundState, site: &SiteName) -> Result<&'a mut SiteS
     state.sites.iter_mut().find(|s| s.site == *site).ok_or_else(|| Rejected::UnknownSite(site.clone()))
 }
 
+/// A message of at most 100 bytes, as they are written: a status of many hospitals must stay small whatever they say.
 fn cut(message: Option<String>) -> Option<String> {
-    message.map(|text| text.chars().take(100).collect())
+    let written = |c: char| match c {
+        '"' | '\\' => 2,
+        c if c < ' ' => 6,
+        c => c.len_utf8(),
+    };
+    message.map(|text| {
+        let mut bytes = 0;
+        let fits = |c: &char| {
+            bytes += written(*c);
+            bytes <= 100
+        };
+        text.chars().take_while(fits).collect()
+    })
+}
+
+/// The round enters a step.
+pub(super) fn enter(state: &mut RoundState, step: RoundStep, now: Timestamp) {
+    state.step = step;
+    state.step_since = Some(now);
 }
 
 fn site_said(
@@ -64,19 +84,25 @@ fn site_said(
     let leaves = in_attempt && fact.reason.is_out();
     // What the hub saw for itself outweighs what is said: a vote or an upload is not taken back by a report. But no
     // hospital must go on: it may leave the attempt until it has done what is asked of it.
-    let settled = in_attempt && entry.done || !leaves && (entry.vote.is_some() || in_attempt && entry.survived);
+    let returns = !in_attempt && entry.reason == SiteReason::Missed && fact.reason == SiteReason::Evaluated;
+    let settled =
+        in_attempt && entry.done || !leaves && !returns && (entry.vote.is_some() || in_attempt && entry.survived);
     if !fits || settled {
         return Err(Rejected::OutOfStep);
     }
-    if fact.reason == SiteReason::Ready && !may_open(policy, site) {
+    if matches!(fact.reason, SiteReason::Queued | SiteReason::Training | SiteReason::Ready) && kind == TaskKind::Train {
+        entry.began = true;
+    }
+    if fact.reason == SiteReason::Ready && !may_open(policy, site) && !policy.starting {
         fact = SiteFact { reason: SiteReason::AwaitingRoster, message: None };
     }
     if leaves {
         entry.member = false;
         entry.dropped = open;
     }
-    // Reports about a finished upload or vote say nothing new about the step that is open.
-    if !matches!(fact.reason, SiteReason::Submitted | SiteReason::Evaluated) {
+    // Reports about a finished upload or vote say nothing new about the step that is open, unless a hospital that fell
+    // out of an attempt over the evaluation is back.
+    if returns && entry.vote.is_some() || !matches!(fact.reason, SiteReason::Submitted | SiteReason::Evaluated) {
         entry.reason = fact.reason;
         entry.message = cut(fact.message);
     }
@@ -130,6 +156,25 @@ fn sum_failed(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy, why:
     end(state, RoundStep::Failed, Outcome::SumUnusable, Some(text));
 }
 
+/// The hub's side of an attempt cannot go on. Before shares may have left another one may do better; the members have
+/// their updates and are not known to be at fault.
+fn attempt_failed(
+    state: &mut RoundState,
+    attempt: u32,
+    now: Timestamp,
+    policy: &RoundPolicy,
+    why: &str,
+) -> Result<(), Rejected> {
+    let open = state.protocol_step.filter(|_| state.attempt == attempt).ok_or(Rejected::OutOfStep)?;
+    if open >= ProtocolStep::Unmask {
+        sum_failed(state, now, policy, why);
+    } else {
+        state.sites.iter_mut().filter(|s| s.member).for_each(|s| s.done = true);
+        burn(state, now, policy, why);
+    }
+    Ok(())
+}
+
 fn aggregated(
     state: &mut RoundState,
     attempt: u32,
@@ -152,7 +197,7 @@ fn aggregated(
         end(state, RoundStep::Succeeded, Outcome::Completed, None);
         return Ok(());
     }
-    state.step = RoundStep::Evaluating;
+    enter(state, RoundStep::Evaluating, now);
     state.grace_until = None;
     state.deadline = now.saturating_add(policy.evaluation_limit).unwrap_or(Timestamp::MAX);
     for site in &mut state.sites {
@@ -214,17 +259,15 @@ fn advance(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy) -> bool
     }
 }
 
-fn is_ready(site: &SiteState) -> bool {
-    site.reason == SiteReason::Ready
-}
-
 fn advance_training(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy) -> bool {
+    // Ready is what it said when its keys held; they must hold now.
+    let is_ready = |s: &SiteState| s.reason == SiteReason::Ready && may_open(policy, &s.site);
     let ready = state.sites.iter().filter(|s| is_ready(s)).count() as u32;
     let pending = |s: &&SiteState| !is_ready(s) && !s.reason.is_out();
     let all_in = !state.sites.iter().any(|s| pending(&s));
     let required_in = state.sites.iter().all(|s| is_ready(s) || !policy.required.contains(&s.site));
     let enough = ready >= policy.quorum && ready >= policy.min_contributors && required_in;
-    let late = now >= state.deadline;
+    let late = policy.is_over(state.deadline, now);
     if enough && state.grace_until.is_none() && !all_in {
         let until = now.saturating_add(policy.grace).unwrap_or(Timestamp::MAX);
         state.grace_until = Some(until.min(state.deadline));
@@ -243,9 +286,9 @@ fn advance_training(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy
         return late;
     }
     let waiting = state.sites.iter().filter(pending).any(|s| policy.waited_for.contains(&s.site));
-    let graced = state.grace_until.is_some_and(|until| now >= until) && !waiting;
+    let graced = state.grace_until.is_some_and(|until| policy.is_over(until, now)) && !waiting;
     if all_in || graced || late {
-        state.step = RoundStep::Aggregating;
+        enter(state, RoundStep::Aggregating, now);
         open_attempt(state, now, policy, is_ready);
         return true;
     }
@@ -253,6 +296,10 @@ fn advance_training(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy
 }
 
 fn advance_evaluation(state: &mut RoundState, now: Timestamp, policy: &RoundPolicy) -> bool {
+    // Who has not spoken since the start may have voted, and under which roster is not known yet.
+    if policy.starting {
+        return false;
+    }
     let waiting = state.sites.iter().any(|s| s.vote.is_none() && !s.reason.is_out());
     // An attempt over the evaluation moves the deadline, and was opened because the votes were in or late.
     if waiting && state.attempt == state.model_attempt {
@@ -263,8 +310,8 @@ fn advance_evaluation(state: &mut RoundState, now: Timestamp, policy: &RoundPoli
             state.grace_until = Some(until.min(state.deadline));
             return true;
         }
-        let graced = state.grace_until.is_some_and(|until| now >= until);
-        if now < state.deadline && !graced {
+        let graced = state.grace_until.is_some_and(|until| policy.is_over(until, now));
+        if !policy.is_over(state.deadline, now) && !graced {
             return false;
         }
     }
@@ -273,9 +320,14 @@ fn advance_evaluation(state: &mut RoundState, now: Timestamp, policy: &RoundPoli
             site.vote.is_some() && site.reason == SiteReason::Evaluated && may_open(policy, &site.site)
         };
         let opening = state.sites.iter().filter(|s| opens(s)).count() as u32;
-        if opening >= quorum::survivors_needed(opening, policy.min_contributors, policy.colluders) {
+        if opening >= quorum::openers_needed(opening, policy.min_contributors, policy.colluders) {
             open_attempt(state, now, policy, opens);
             return true;
+        }
+        // Those that fell out of a burned attempt have the time of a step to say that they are back.
+        let returning = state.sites.iter().any(|s| s.vote.is_some() && s.reason == SiteReason::Missed);
+        if returning && state.attempt > state.model_attempt && !policy.is_over(state.deadline, now) {
+            return false;
         }
     }
     close_gate(state, policy, None);
@@ -290,8 +342,6 @@ pub(super) fn close_gate(state: &mut RoundState, policy: &RoundPolicy, trouble: 
             Some(total) => vec![total.sums()],
             None => state.evaluation.iter().map(SiteSums::sums).collect(),
         };
-        let cases: u32 = sums.iter().map(|s| s.cases).sum();
-        let mean = sums.iter().map(|s| s.dice).sum::<f64>() / f64::from(cases.max(1));
         let verdict = gate::decide(gate, &votes, &sums);
         let message = match &verdict {
             Verdict::Passed { .. } => None,
@@ -299,7 +349,7 @@ pub(super) fn close_gate(state: &mut RoundState, policy: &RoundPolicy, trouble: 
         };
         state.gate = Some(GateRecord {
             passed: matches!(verdict, Verdict::Passed { .. }),
-            global: (cases > 0).then(|| format!("{mean:.4}")),
+            global: gate::global(&sums).map(|mean| format!("{mean:.4}")),
             message: message.map(|text| text.chars().take(200).collect()),
         });
     }
