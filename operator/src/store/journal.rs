@@ -105,6 +105,12 @@ pub(super) async fn names(files: &LocalFileSystem, prefix: &Path) -> Result<Vec<
     Ok(listed.objects.iter().filter_map(|o| o.location.filename().map(str::to_owned)).collect())
 }
 
+/// Names of the folders directly under a prefix.
+pub(super) async fn folders(files: &LocalFileSystem, prefix: &Path) -> Result<Vec<String>, StoreError> {
+    let listed = files.list_with_delimiter(Some(prefix)).await.map_err(|cause| io("listing", prefix, cause))?;
+    Ok(listed.common_prefixes.iter().filter_map(|folder| folder.filename().map(str::to_owned)).collect())
+}
+
 /// Deletes everything under a prefix; what is gone already is no fault.
 pub(super) async fn delete_all(files: &LocalFileSystem, prefix: &Path) -> Result<(), StoreError> {
     let paths: Vec<Path> = files

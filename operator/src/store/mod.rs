@@ -10,24 +10,29 @@
 //! rounds/<uid>/<attempt>/{advertise,share,manifest,agree,unmask}/<site>   messages of the masking protocol
 //! ledgers/<site>/<entries>                      the furthest end of a hospital's ledger that it has shown
 //! archive/<study uid>/<round>                   rounds that have left the API
+//! sets/<study uid>/<round>-<attempt>            whom hospitals were asked to sign for
+//! tombstones/<site>/<uid>                       work whose object is gone and that a hospital must still be told to stop
 //! torn/…                                        what failed its own digest, kept for a person to look at
 //! ```
 //! There and equal: success. There and torn: set aside and rewritten. There and different: [`StoreError::Conflict`].
 
 mod error;
 mod journal;
+mod kept;
 mod ledgers;
 mod messages;
 mod objects;
 mod uploads;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_store::local::LocalFileSystem;
 
 pub use error::StoreError;
 pub use journal::ChunkReader;
+pub use kept::SignedSet;
 pub use uploads::UploadKey;
 
 /// Free bytes that an upload must leave on the volume, so that sums and journals still fit.
@@ -46,6 +51,8 @@ struct Inner {
     epoch: String,
     free_space: FreeSpace,
     uploads: Mutex<uploads::Open>,
+    /// Sets of studies that were asked for, read once.
+    sets: Mutex<HashMap<String, Vec<SignedSet>>>,
     /// Many chunks at a time, or one look at which are missing.
     upload_turns: tokio::sync::RwLock<()>,
 }
@@ -75,8 +82,13 @@ impl BlobStore {
             .map_err(|cause| StoreError::Io { what: "opening", path: root.display().to_string(), cause })?
             .with_fsync(true);
         let epoch = journal::epoch(&files, rand::random()).await?;
-        let (uploads, upload_turns) = Default::default();
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, upload_turns })))
+        let (uploads, sets, upload_turns) = Default::default();
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets, upload_turns })))
+    }
+
+    fn sets(&self) -> MutexGuard<'_, HashMap<String, Vec<SignedSet>>> {
+        // A panic elsewhere leaves whole values behind: every critical section here is one map operation.
+        self.0.sets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Identity of this store, made once: a hub that lost its store has another.
