@@ -50,8 +50,9 @@ impl Carry {
         for site in &state.sites {
             if site.contributed {
                 self.missed.remove(&site.site);
-            } else if !site.reason.is_out() {
-                // Neither in the sum nor kept out by anyone's decision: it was slow.
+            } else if site.began && !site.reason.is_out() {
+                // It took the round up, and is neither in the sum nor kept out by anyone's decision: it was slow. One
+                // that was never heard is not slow but gone, and to wait for it would cost every round its deadline.
                 *self.missed.entry(site.site.clone()).or_insert(0) += 1;
             }
         }
@@ -82,6 +83,7 @@ mod tests {
         state.outcome = Some(Outcome::Completed);
         for site in &mut state.sites {
             site.contributed = contributed.contains(&site.site.as_str());
+            site.began = true;
             if denied.contains(&site.site.as_str()) {
                 site.reason = SiteReason::DeniedByPolicy;
             }
@@ -101,6 +103,14 @@ mod tests {
         assert_eq!(carry.waited_for(2, &people), [name("birch")]);
         let carry = carry.after(Some(&over(&["alder", "birch", "cedar"], &[])));
         assert_eq!((carry.succeeded, carry.missed.is_empty()), (3, true));
+    }
+
+    /// Every round would last its full deadline for a hospital that closed down.
+    #[test]
+    fn a_hospital_that_never_took_the_round_up_is_not_waited_for() {
+        let mut state = over(&["alder", "cedar"], &[]);
+        state.sites[1].began = false;
+        assert!(Carry::default().after(Some(&state)).missed.is_empty());
     }
 
     #[test]

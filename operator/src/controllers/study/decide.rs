@@ -200,7 +200,9 @@ impl Planner<'_> {
         let accepted = accept::accept(&namespace, &study.spec, &self.facts.sites);
         let rostered =
             |members: Vec<SiteName>| accept::rostered(&study.spec, &members, &self.facts.rosters).map(|()| members);
-        match accepted.and_then(rostered) {
+        // A condition is set once a turn: one that is set to and fro has its transition now, and every write of it brings
+        // the next turn.
+        match accepted.and_then(rostered).and_then(|members| self.named().map(|()| members)) {
             Err(refusal) => self.refuse(&refusal),
             Ok(members) => {
                 self.accepted(&members);
@@ -210,6 +212,16 @@ impl Planner<'_> {
             }
         }
         self.succeeded(number, carry);
+    }
+
+    /// Whether the first model is there, if the study names one.
+    fn named(&self) -> Result<(), Refusal> {
+        let Initial::Named { model, stored: false } = &self.facts.initial else { return Ok(()) };
+        let message = format!(
+            "spec.initialModel.digest is {model}: the hub's store holds no model of that digest; make a new study with \
+             the digest of a model that a round or a release of this hub names"
+        );
+        Err(Refusal { reason: "InvalidReference", message })
     }
 
     fn refuse(&mut self, refusal: &Refusal) {
@@ -247,21 +259,11 @@ impl Planner<'_> {
                 if !ended.is_empty() {
                     self.acts.push(Act::DeleteJobs(ended.clone()));
                 }
-                self.running();
                 true
             }
-            Initial::Named { model, stored: true } => {
+            Initial::Named { model, .. } => {
                 self.model = Some(*model);
-                self.running();
                 true
-            }
-            Initial::Named { model, stored: false } => {
-                let message = format!(
-                    "spec.initialModel.digest is {model}: the hub's store holds no model of that digest; make a new study \
-                     with the digest of a model that a round or a release of this hub names"
-                );
-                self.refuse(&Refusal { reason: "InvalidReference", message });
-                false
             }
             Initial::Made { delivered, tries, stale } => {
                 if !stale.is_empty() {
@@ -278,7 +280,6 @@ impl Planner<'_> {
             Step::Take(model) => {
                 self.notes.push(Note::normal("InitialModel", format!("the first model is {model}")));
                 self.model = Some(model);
-                self.running();
                 return true;
             }
             Step::Wait { job } => {
@@ -308,11 +309,10 @@ impl Planner<'_> {
             .clear(STALLED);
     }
 
-    fn running(&mut self) {
+    fn running(&mut self) -> &mut Conditions {
         self.conditions
             .set(READY, true, "Reconciling", "the study is accepted and driven by the operator")
-            .clear(RECONCILING)
-            .clear(STALLED);
+            .clear(STALLED)
     }
 
     fn next_round(&mut self, number: u32, carry: &Carry, participants: Vec<SiteName>) {
@@ -320,6 +320,7 @@ impl Planner<'_> {
         let busy = self.facts.rounds.iter().any(|r| !is_over(r));
         let Some(base_model) = self.model else { return };
         if busy || number >= study.spec.rounds.max || study.metadata.deletion_timestamp.is_some() {
+            self.running().clear(RECONCILING);
             return;
         }
         if let Some(message) = self.spent(number, base_model) {
@@ -327,14 +328,18 @@ impl Planner<'_> {
             if known != Some("True") {
                 self.notes.push(Note::warning("SumUnusable", message.clone()));
             }
-            self.conditions.set(READY, false, "SumUnusable", &message).set(STALLED, true, "SumUnusable", &message);
+            self.conditions
+                .set(READY, false, "SumUnusable", &message)
+                .set(STALLED, true, "SumUnusable", &message)
+                .clear(RECONCILING);
             return;
         }
         if self.facts.leftovers {
             let message = "waits until the rounds of a deleted study of the same name are gone";
-            self.conditions.set(RECONCILING, true, "WaitingForDeletion", message);
+            self.running().set(RECONCILING, true, "WaitingForDeletion", message);
             return;
         }
+        self.running().clear(RECONCILING);
         let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
         let number = number + 1;
         self.acts.push(Act::Start(NewRound { number, base_model, participants, waited_for, carry: carry.clone() }));

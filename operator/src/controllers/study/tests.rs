@@ -175,7 +175,7 @@ fn successes_and_slow_hospitals_are_counted_once() {
     let carry = Carry { succeeded: 5, missed: [(name("birch"), 1)].into() };
     late.annotations_mut().insert(ANNOTATION.into(), carry.to_text());
     let state = late.status.as_mut().unwrap().round.as_mut().unwrap();
-    state.sites[1].contributed = false;
+    (state.sites[1].contributed, state.sites[1].began) = (false, true);
     let seen = facts(vec![late], past());
     for _ in 0..2 {
         let plan = decide(&seen, at(0));
@@ -259,11 +259,29 @@ fn the_end_is_told_by_succeeded_and_not_by_ready() {
 /// A reconcile that finds nothing new must not write, or every write would bring the next one.
 #[test]
 fn the_same_facts_give_the_same_status_and_no_second_event() {
-    for initial in [made(None, vec![]), past()] {
-        let first = decide(&facts(vec![running(1)], initial.clone()), at(0));
-        let again = decide(&with_status(facts(vec![running(1)], initial), first.status.clone()), at(100));
-        assert_eq!(again.status, first.status);
-        assert_eq!(again.notes, []);
+    let spent = || {
+        let mut lost = ended(1, Outcome::SumUnusable);
+        lost.spec.base_model = Digest::of(b"first");
+        lost
+    };
+    let known = || FederatedStudyStatus { model: Some(Digest::of(b"first")), ..FederatedStudyStatus::default() };
+    let waiting = || Facts { leftovers: true, ..facts(vec![], past()) };
+    let missing = Initial::Named { model: Digest::of(b"x"), stored: false };
+    let invalid = TryState::Failed { invalid: true, message: "network.width is 0".into() };
+    let failed = || Try { number: 1, job: "j".into(), state: invalid.clone() };
+    let cases: [(&str, &dyn Fn() -> Facts); 6] = [
+        ("PreparingModel", &|| facts(vec![], made(None, vec![]))),
+        ("a failed Init", &|| facts(vec![], made(None, vec![failed()]))),
+        ("running", &|| facts(vec![running(1)], past())),
+        ("a model that is not there", &|| facts(vec![], missing.clone())),
+        ("WaitingForDeletion", &|| with_status(waiting(), known())),
+        ("SumUnusable", &|| with_status(facts(vec![spent()], past()), known())),
+    ];
+    for (case, make) in cases {
+        let first = decide(&make(), at(0));
+        let again = decide(&with_status(make(), first.status.clone()), at(100));
+        assert_eq!(again.status, first.status, "{case}");
+        assert_eq!(again.notes, [], "{case}");
     }
 }
 
