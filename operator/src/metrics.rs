@@ -10,7 +10,7 @@ use consilium_federation::round::Outcome;
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Upper bounds of request and reconcile durations, seconds.
@@ -35,6 +35,7 @@ pub struct Metrics {
     reconcile_seconds: HistogramVec,
     stage_seconds: HistogramVec,
     rounds: IntCounterVec,
+    earliest_deadline: Gauge,
 }
 
 /// One line of the docs' table of metrics.
@@ -216,8 +217,20 @@ fn build() -> (Metrics, Vec<Described>) {
             "Time that a round spent in a stage, observed when it leaves it.",
         ),
         rounds: b.counter("consilium_rounds_finished_total", &["outcome"], "Rounds that ended, by outcome."),
+        earliest_deadline: b.add(
+            "gauge",
+            Gauge::new(
+                "consilium_rounds_earliest_deadline_timestamp_seconds",
+                "The earliest deadline of an open round's step, Unix time; +Inf when no round is open.",
+            ),
+        ),
         registry: b.registry.clone(),
     };
+    // From zero on: an increase from nothing to one is none to Prometheus.
+    for outcome in Outcome::ALL {
+        metrics.rounds.with_label_values(&[&format!("{outcome:?}")]);
+    }
+    metrics.earliest_deadline(None);
     (metrics, b.described)
 }
 
@@ -302,6 +315,11 @@ impl Metrics {
         self.stage_seconds.with_label_values(&[stage.as_str()]).observe(took.as_secs_f64());
     }
 
+    /// The earliest deadline of an open round's step.
+    pub fn earliest_deadline(&self, at: Option<Timestamp>) {
+        self.earliest_deadline.set(at.map_or(f64::INFINITY, |at| at.as_millisecond() as f64 / 1e3));
+    }
+
     /// A round ended.
     pub fn round_finished(&self, outcome: Outcome) {
         self.rounds.with_label_values(&[&format!("{outcome:?}")]).inc();
@@ -321,6 +339,15 @@ mod tests {
             assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{metric:?}");
             let info = metric.name == "consilium_build_info";
             assert!(info || metric.labels.iter().all(|l| allowed.contains(&l.as_str())), "{metric:?}");
+        }
+    }
+
+    /// The first round that fails must raise the alert, not only the second.
+    #[test]
+    fn every_outcome_is_counted_from_zero() {
+        let text = Metrics::new().text();
+        for outcome in Outcome::ALL {
+            assert!(text.contains(&format!("consilium_rounds_finished_total{{outcome=\"{outcome:?}\"}} 0")), "{text}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! What every hospital is asked to do, kept by piece of work, so that one change touches only the hospitals that it
 //! concerns. Pure; the shell publishes what [`Book::set`] says has changed.
 //!
-//! Nothing of it is written down: after a restart it is made again from the objects, and every tombstone is sent
-//! once more, which hospitals answer by no longer listing the work.
+//! Nothing of it is written down but the tombstones of objects that are gone (in the store): after a restart it is made
+//! again from the objects, and every tombstone is sent once more, which hospitals answer by no longer listing the work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,8 @@ pub enum Owner {
         /// Its name.
         name: String,
     },
+    /// Nobody's any more: the object is gone, and the tombstone stays until its hospital has heard it.
+    Buried,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +51,10 @@ impl Book {
     pub fn set(&mut self, uid: &str, owner: &Owner, mut items: BTreeMap<SiteName, Item>) -> BTreeSet<SiteName> {
         let mut changed = BTreeSet::new();
         for (site, slots) in &mut self.sites {
+            if slots.get(uid).is_some_and(|slot| slot.owner == Owner::Buried) {
+                items.remove(site);
+                continue;
+            }
             match items.remove(site) {
                 Some(item) => match slots.get_mut(uid) {
                     Some(slot) if slot.item == item => {}
@@ -83,12 +89,38 @@ impl Book {
         self.acknowledged.remove(uid);
         let mut changed = BTreeSet::new();
         for (site, slots) in &mut self.sites {
-            if slots.remove(uid).is_some() {
+            if slots.get(uid).is_some_and(|slot| slot.owner != Owner::Buried) {
+                slots.remove(uid);
                 changed.insert(site.clone());
             }
         }
         self.sites.retain(|_, slots| !slots.is_empty());
         changed
+    }
+
+    /// Keeps a hospital's tombstone beyond its object. Answers whether its list changed.
+    pub fn bury(&mut self, site: &SiteName, item: Item) -> bool {
+        let slots = self.sites.entry(site.clone()).or_default();
+        let known = slots.get(&item.uid).filter(|slot| slot.item == item);
+        let (changed, sent) = (known.is_none(), known.and_then(|slot| slot.sent));
+        slots.insert(item.uid.clone(), Slot { item, owner: Owner::Buried, sent });
+        changed
+    }
+
+    /// Forgets buried tombstones that this hospital has acknowledged; answers their UIDs.
+    pub fn lay_to_rest(&mut self, site: &SiteName, acknowledged: &[String]) -> Vec<String> {
+        let Some(slots) = self.sites.get_mut(site) else { return Vec::new() };
+        let buried = |uid: &&String| slots.get(*uid).is_some_and(|slot| slot.owner == Owner::Buried);
+        let rested: Vec<String> = acknowledged.iter().filter(buried).cloned().collect();
+        slots.retain(|uid, _| !rested.contains(uid));
+        self.sites.retain(|_, slots| !slots.is_empty());
+        for uid in &rested {
+            if let Some(sites) = self.acknowledged.get_mut(uid) {
+                sites.remove(site);
+            }
+        }
+        self.acknowledged.retain(|_, sites| !sites.is_empty());
+        rested
     }
 
     /// One hospital's list, sorted by UID.
@@ -236,5 +268,26 @@ mod tests {
         assert_eq!(names(&book.acknowledged("u")), ["alder"]);
         book.revive("u", &alder);
         assert!(book.acknowledged("u").is_empty());
+    }
+
+    /// A hospital that was offline while a promotion was deleted would serve the withdrawn model for ever.
+    #[test]
+    fn a_tombstone_outlives_its_object_until_its_hospital_has_heard_it() {
+        let mut book = Book::default();
+        let alder = site("alder");
+        book.set("u", &owner(), items("u", ItemState::Cancelled, &["alder", "birch"]));
+        assert!(!book.bury(&alder, item("u", ItemState::Cancelled)), "it is on the list already");
+        assert_eq!(names(&book.remove("u")), ["birch"]);
+        // A turn of the controller that is late must not take it over.
+        assert_eq!(names(&book.set("u", &owner(), BTreeMap::new())), [""; 0]);
+        assert_eq!(book.items(&alder), [item("u", ItemState::Cancelled)]);
+        book.sent(&alder, 7);
+        let early = book.heard(&alder, &report("e", 6, &[]), "e");
+        assert_eq!(book.lay_to_rest(&alder, &early), [""; 0]);
+        let heard = book.heard(&alder, &report("e", 7, &[]), "e");
+        assert_eq!(book.lay_to_rest(&alder, &heard), ["u"]);
+        assert!(book.items(&alder).is_empty() && book.acknowledged("u").is_empty());
+        // A hub that has restarted takes it from the store, and it is news to the list.
+        assert!(book.bury(&alder, item("u", ItemState::Cancelled)));
     }
 }

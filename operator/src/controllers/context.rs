@@ -1,9 +1,11 @@
 //! What all controllers share.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_crds::{FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_federation::assignment::Item;
+use consilium_federation::round::RoundState;
 use consilium_federation::{Digest, SiteName, StudyKey};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
@@ -111,8 +113,11 @@ pub struct Context {
     pub sums: Sums,
     /// Rounds as last written, while the cache lags behind.
     pub written: Written<TrainingRound>,
+    /// When this process began.
+    pub started: Timestamp,
     clock: Clock,
     book: Mutex<Book>,
+    deadlines: Mutex<BTreeMap<String, Timestamp>>,
     specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
     cleaned: Mutex<BTreeSet<(String, u32)>>,
     rosters: Mutex<Arc<[Known]>>,
@@ -153,8 +158,10 @@ impl Context {
             delivered: Delivered::default(),
             sums: Sums::default(),
             written: Written::default(),
+            started: clock(),
             clock,
             book: Mutex::default(),
+            deadlines: Mutex::default(),
             specs: Mutex::default(),
             cleaned: Mutex::default(),
             rosters: Mutex::new(Arc::from([])),
@@ -246,7 +253,31 @@ impl Context {
             Owner::Promotion { namespace, name } => {
                 ask(&self.queues.promotions, ObjectRef::new(&name).within(&namespace));
             }
+            Owner::Buried => {}
         }
+    }
+
+    /// Keeps tombstones that their hospitals have not acknowledged, durably, because their object goes.
+    ///
+    /// # Errors
+    /// When the store fails; the object must stay then.
+    pub async fn bury(&self, tombstones: BTreeMap<SiteName, Item>) -> Result<(), Error> {
+        for (site, item) in &tombstones {
+            let kept = self.hub.store().keep_tombstone(site, item).await;
+            kept.map_err(Error::store(format!("keeping a tombstone for {site}")))?;
+        }
+        self.publish(|book| tombstones.into_iter().filter_map(|(s, i)| book.bury(&s, i).then_some(s)).collect());
+        Ok(())
+    }
+
+    /// Notes when the open step of a round ends; a round that is over, or not begun, has none.
+    pub fn note_deadline(&self, round_uid: &str, state: Option<&RoundState>) {
+        let mut deadlines = self.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.filter(|state| !state.is_over()) {
+            Some(state) => drop(deadlines.insert(round_uid.to_owned(), state.deadline)),
+            None => drop(deadlines.remove(round_uid)),
+        }
+        self.metrics.earliest_deadline(deadlines.values().min().copied());
     }
 
     /// Whether what was sent for a round up to this attempt was deleted since the start.
@@ -278,6 +309,7 @@ impl Context {
 
     /// Forgets everything in memory about a round whose object is gone.
     pub fn forget_round(&self, uid: &str) {
+        self.note_deadline(uid, None);
         self.cleaned().retain(|(round, _)| round != uid);
         self.sums.forget(uid);
         self.hub.attempts().forget(uid);

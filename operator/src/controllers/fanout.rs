@@ -125,20 +125,33 @@ pub async fn hospitals(context: Arc<Context>, shutdown: CancellationToken) {
 }
 
 /// Looks at every hospital.
-pub fn all_hospitals(context: &Context) {
+pub fn all_hospitals(context: &Arc<Context>) {
     for site in context.caches.sites.state().iter().filter_map(|s| s.site_name()) {
         hospital(context, &site);
     }
 }
 
-fn hospital(context: &Context, site: &SiteName) {
+fn hospital(context: &Arc<Context>, site: &SiteName) {
     ask(&context.queues.sites, ObjectRef::new(site.as_str()));
-    let owners = {
+    let (owners, rested) = {
         let mut book = context.book();
-        if let Some((report, _)) = context.hub.report(site) {
-            book.heard(site, &report, context.hub.store().epoch());
-        }
-        book.owners(site)
+        let report = context.hub.report(site);
+        let heard = report.map(|(report, _)| book.heard(site, &report, context.hub.store().epoch()));
+        let rested = book.lay_to_rest(site, &heard.unwrap_or_default());
+        (book.owners(site), rested)
     };
+    if !rested.is_empty() {
+        context.publish_one(site);
+        tokio::spawn(forget(context.clone(), site.clone(), rested));
+    }
     owners.into_iter().for_each(|owner| context.ask_owner(owner));
+}
+
+/// Takes tombstones that were heard out of the store. One that stays there is sent, and heard, once more.
+async fn forget(context: Arc<Context>, site: SiteName, uids: Vec<String>) {
+    for uid in uids {
+        if let Err(error) = context.hub.store().forget_tombstone(&site, &uid).await {
+            tracing::warn!(%site, uid, %error, "a tombstone that was heard was not deleted");
+        }
+    }
 }

@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Inputs;
 use crate::metrics::Controller;
+use crate::store::StoreError;
 use book::Owner;
 use cache::Change;
 use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
@@ -83,6 +84,9 @@ pub enum ControllersError {
     /// A watch ended that never should.
     #[error("the watch of {0} ended before its cache was synced")]
     NotSynced(&'static str),
+    /// The store does not say what hospitals must still be told to stop.
+    #[error("reading the tombstones: {0}")]
+    Tombstones(#[from] StoreError),
     /// A task panicked.
     #[error("a controller stopped: {0}")]
     Stopped(tokio::task::JoinError),
@@ -148,7 +152,7 @@ impl Controllers {
         };
         ready?;
         rosters::refresh(&context).await;
-        publish_all(&context).await;
+        publish_all(&context).await?;
         fanout::sweep(&context);
         tasks.spawn(fanout::hospitals(context.clone(), shutdown.clone()));
         // Reports may have come in while nobody listened.
@@ -248,7 +252,8 @@ async fn wait_for_caches(caches: &Caches) -> Result<(), ControllersError> {
 }
 
 /// Makes the book from the objects and publishes it to every hospital, once and whole.
-async fn publish_all(context: &Context) {
+async fn publish_all(context: &Context) -> Result<(), ControllersError> {
+    let buried = context.hub.store().tombstones().await?;
     let mut work = BTreeMap::new();
     for round in context.caches.rounds.state() {
         let owner = Owner::Round { namespace: round.namespace().unwrap_or_default(), name: round.name_any() };
@@ -271,10 +276,14 @@ async fn publish_all(context: &Context) {
     }
     let hospitals = context.caches.sites.state();
     context.publish(|book| {
+        for (site, tombstone) in buried {
+            book.bury(&site, tombstone);
+        }
         for (uid, (owner, items)) in work {
             book.set(&uid, &owner, items);
         }
         let known = hospitals.iter().filter_map(|site| site.site_name());
         book.sites().into_iter().chain(known).collect()
     });
+    Ok(())
 }

@@ -130,16 +130,18 @@ async fn clean_up(
 ) -> Result<Action, Error> {
     let promotion = facts.promotion;
     let items = decide::items(facts);
-    let outstanding = !items.is_empty();
+    let outstanding = items.clone();
     context.publish(|book| match Context::stands(&context.caches.promotions, promotion) {
         true => book.set(uid, &owner(promotion), items),
         false => book.remove(uid),
     });
     let since = promotion.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
-    if let (true, true, Ok(pause)) = (outstanding, left.is_positive(), Duration::try_from(left)) {
+    if let (true, true, Ok(pause)) = (!outstanding.is_empty(), left.is_positive(), Duration::try_from(left)) {
         return Ok(Action::requeue(pause));
     }
+    // A model that was withdrawn must stop wherever it is served, also in a hospital that comes back next week.
+    context.bury(outstanding).await?;
     finalizer::remove(api, promotion).await?;
     context.publish(|book| book.remove(uid));
     Ok(Action::await_change())

@@ -164,6 +164,7 @@ pub async fn clean_up(
     if !outstanding.is_empty() {
         let names: Vec<_> = outstanding.keys().map(ToString::to_string).collect();
         tracing::warn!(round = round.name_any(), sites = names.join(","), "deleted without their acknowledgement");
+        context.bury(outstanding).await?;
     }
     context.sums.forget(uid);
     context.hub.attempts().forget(uid);
