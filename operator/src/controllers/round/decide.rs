@@ -7,7 +7,8 @@ use consilium_crds::{TrainingRound, TrainingRoundSpec, TrainingRoundStatus};
 use consilium_federation::SiteName;
 use consilium_federation::report::{Report, RoundReport};
 use consilium_federation::round::{
-    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteFact, Summed, needed, step, wake_at,
+    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteFact, SiteReason, Summed, needed, step,
+    wake_at,
 };
 use consilium_federation::task::TaskKind;
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +22,8 @@ pub struct Facts {
     pub reports: Vec<(SiteName, RoundReport)>,
     /// Hospitals whose message or upload for the open step is durable.
     pub done: Vec<SiteName>,
+    /// Why the open attempt cannot go on at the hub, if it cannot.
+    pub broken: Option<String>,
     /// How the sum of an attempt ended.
     pub sum: Option<SumOutcome>,
     /// The round's object is being deleted, or its study is gone.
@@ -39,6 +42,13 @@ pub struct SumOutcome {
 /// The parts of a hospital's report that speak of this round.
 pub fn of_round<'a>(report: &'a Report, uid: &'a str) -> impl Iterator<Item = &'a RoundReport> {
     report.rounds.iter().filter(move |r| r.uid == uid)
+}
+
+/// Whether what a hospital last said counts in this state: one that fell out of an attempt is back when it has spoken
+/// since and is connected, not by what it said before.
+pub fn counts(state: &RoundState, site: &SiteName, heard: Timestamp, connected: bool) -> bool {
+    let missed = state.site(site).is_some_and(|s| s.reason == SiteReason::Missed);
+    !missed || connected && state.missed_at.is_none_or(|at| heard > at)
 }
 
 /// A round that begins now.
@@ -65,6 +75,7 @@ pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundP
         events.extend(facts.done.iter().map(done));
     }
     events.extend(facts.reports.iter().flat_map(|(site, report)| said(site, report)));
+    events.extend(facts.broken.iter().map(|why| Event::AttemptFailed { attempt, message: why.clone() }));
     events.extend(facts.sum.iter().map(|sum| match &sum.result {
         Ok(result) => Event::Aggregated { attempt: sum.attempt, sum: *result },
         Err(message) => Event::AggregationFailed { attempt: sum.attempt, message: message.clone() },
@@ -99,6 +110,10 @@ pub fn status(
     let known = round.status.as_ref().map_or(&[][..], |s| &s.conditions);
     let mut conditions = Conditions::from_status(known, round.metadata.generation, now);
     describe(&mut conditions, &state, trouble, policy);
+    match overdue(&state, now) {
+        Some(why) => conditions.set(READY, false, "UnmaskOverdue", &why).set(STALLED, true, "UnmaskOverdue", &why),
+        None => conditions.set(READY, true, "Reconciling", "the round is driven by the operator").clear(STALLED),
+    };
     TrainingRoundStatus {
         observed_generation: round.metadata.generation,
         contributors: state.contributor_names(),
@@ -107,9 +122,20 @@ pub fn status(
     }
 }
 
+/// What a person should know of a step that only hospitals that come back can end.
+fn overdue(state: &RoundState, now: Timestamp) -> Option<String> {
+    let waits = state.protocol_step == Some(ProtocolStep::Unmask) && now >= state.deadline;
+    waits.then(|| {
+        format!(
+            "attempt {} waits for shares that take its masks off, and its time is over; it can only be finished, by the \
+             hospitals that have not answered",
+            state.attempt
+        )
+    })
+}
+
 fn describe(conditions: &mut Conditions, state: &RoundState, trouble: Option<&str>, policy: &RoundPolicy) {
     let text = state.message.clone().unwrap_or_default();
-    conditions.clear(STALLED).set(READY, true, "Reconciling", "the round is driven by the operator");
     if state.attempt > 0 {
         let size = state.attempt_size;
         let needs = needed(state, policy);
@@ -191,12 +217,7 @@ pub struct Ended {
 }
 
 /// What people should hear of the way from one state to the next, and the stage that ended.
-pub fn transition(
-    before: Option<&RoundState>,
-    after: &RoundState,
-    now: Timestamp,
-    policy: &RoundPolicy,
-) -> (Vec<Note>, Option<Ended>) {
+pub fn transition(before: Option<&RoundState>, after: &RoundState, now: Timestamp) -> (Vec<Note>, Option<Ended>) {
     let mut notes = Vec::new();
     let Some(before) = before else {
         notes.push(Note::normal("Offered", format!("the round is offered to {} hospitals", after.sites.len())));
@@ -237,11 +258,7 @@ pub fn transition(
         None => {}
     }
     let ended = (before.step != after.step).then(|| {
-        let began = match before.step {
-            RoundStep::Aggregating => before.deadline.saturating_sub(policy.step_limit).unwrap_or(now),
-            RoundStep::Evaluating => before.deadline.saturating_sub(policy.evaluation_limit).unwrap_or(now),
-            RoundStep::Training | RoundStep::Succeeded | RoundStep::Failed => before.started_at,
-        };
+        let began = before.step_since.unwrap_or(before.started_at);
         Ended { step: before.step, took: now.duration_since(began).max(SignedDuration::ZERO) }
     });
     (notes, ended)

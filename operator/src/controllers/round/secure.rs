@@ -16,8 +16,9 @@ use kube::ResourceExt;
 
 use crate::attempts::{AttemptError, Inputs, Plan};
 use crate::controllers::context::Context;
-use crate::controllers::error::Error;
+use crate::controllers::error::{Class, Error};
 use crate::controllers::rosters::Known;
+use crate::store::SignedSet;
 
 /// The roster that most of the participants accept, the newest of several; and who of them is on it. Pure.
 pub fn choose(
@@ -42,21 +43,32 @@ pub fn choose(
     best
 }
 
-/// Who was in the sums of these rounds. Pure.
-pub fn earlier(rounds: &[Arc<TrainingRound>]) -> EarlierSums {
-    let mut sums = EarlierSums::default();
-    let states = rounds.iter().filter_map(|round| round.status.as_ref()?.round.as_ref());
-    for state in states {
-        if state.model.is_some() {
-            sums.updates.push(state.contributor_names().into_iter().collect());
-        }
-        // After the masked evaluation, `survived` speaks of it.
-        if state.total.is_some() {
-            let survived = state.sites.iter().filter(|s| s.survived).map(|s| s.site.clone());
-            sums.evaluations.push(survived.collect());
-        }
+/// Whom the hospitals of a study were ever asked to sign for, whatever became of it: they remember each of them, so the
+/// hub does.
+///
+/// # Errors
+/// When the store does not give them.
+pub async fn earlier(context: &Context, study_uid: &str) -> Result<EarlierSums, Error> {
+    let sets = context.hub.store().signed_sets(study_uid).await;
+    let sets = sets.map_err(Error::store("reading which sets of hospitals were signed"))?;
+    let of = |kind: TaskKind| sets.iter().filter(|set| set.kind == kind).map(|set| set.sites.clone()).collect();
+    Ok(EarlierSums { updates: of(TaskKind::Train), evaluations: of(TaskKind::Evaluate) })
+}
+
+/// Keeps whom the hospitals are asked to sign for, before any of them is asked.
+async fn keep_set(context: &Context, round: &TrainingRound, state: &RoundState) -> Result<(), Error> {
+    if state.protocol_step != Some(ProtocolStep::Agree) {
+        return Ok(());
     }
-    sums
+    let kind = if state.step == RoundStep::Evaluating { TaskKind::Evaluate } else { TaskKind::Train };
+    let set = SignedSet {
+        round: round.spec.number,
+        attempt: state.attempt,
+        kind,
+        sites: state.in_attempt(ProtocolStep::Agree).into_iter().collect(),
+    };
+    let kept = context.hub.store().keep_signed_set(&round.spec.study_uid, &set).await;
+    kept.map_err(Error::store("keeping which set of hospitals is signed"))
 }
 
 /// The open attempt as the hub's machine needs it; `None` when none is open or updates are not masked.
@@ -110,8 +122,28 @@ async fn relayed(context: &Context, digest: Digest) -> Result<VerifiedRoster, Er
 /// Brings the hub's machine to the open step; answers what the hospitals start from.
 pub async fn follow(context: &Context, round: &TrainingRound, uid: &str, state: &RoundState) -> Result<Inputs, Error> {
     match plan(context, round, uid, state).await? {
-        Some(plan) => context.hub.attempts().follow(context.hub.store(), &plan).await.map_err(error),
+        Some(plan) => {
+            keep_set(context, round, state).await?;
+            context.hub.attempts().follow(context.hub.store(), &plan).await.map_err(error)
+        }
         None => Ok(Inputs::Nothing),
+    }
+}
+
+/// As [`follow`], for an open attempt: why it cannot go on at the hub, if it cannot and asking again will not help.
+pub async fn follow_open(
+    context: &Context,
+    round: &TrainingRound,
+    uid: &str,
+    state: &RoundState,
+) -> Result<Option<String>, Error> {
+    if state.roster.is_none() {
+        return Ok(Some("the attempt was opened without a roster".into()));
+    }
+    match follow(context, round, uid, state).await {
+        Ok(_) => Ok(None),
+        Err(error) if matches!(error.class(), Class::Invalid | Class::Bug) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
     }
 }
 
@@ -121,7 +153,7 @@ pub fn error(error: AttemptError) -> Error {
         AttemptError::Store(error) => Error::store("the journal of an attempt")(error),
         AttemptError::Stopped => Error::Conflict(error.to_string()),
         AttemptError::Lost { .. } | AttemptError::Unreadable { .. } | AttemptError::Protocol(_) => {
-            Error::Invalid(format!("the attempt cannot go on: {error}"))
+            Error::Invalid(error.to_string())
         }
     }
 }

@@ -6,7 +6,7 @@ use consilium_federation::assignment::{ItemState, RoundWork, Work};
 use consilium_federation::gate::{CaseSums, Vote};
 use consilium_federation::report::{Evaluation, Report, RoundReport};
 use consilium_federation::round::{
-    Outcome, ProtocolStep, RoundPolicy, RoundState, RoundStep, SiteReason, Summed, hub_work,
+    Outcome, Protocol, ProtocolStep, RosterChoice, RoundPolicy, RoundState, RoundStep, SiteReason, Summed, hub_work,
 };
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
@@ -78,6 +78,7 @@ impl Driver {
         let facts = Facts {
             reports: self.reports.clone(),
             done: awaited.into_iter().filter(|s| self.uploads.contains(s)).collect(),
+            broken: None,
             sum: self.sum.clone(),
             cancelled: self.round.metadata.deletion_timestamp.is_some(),
         };
@@ -350,11 +351,55 @@ fn people_hear_of_each_transition_once() {
     let before = RoundState::new(SITES.map(name), at(0), at(3600));
     let facts = Facts { reports: say(&SITES, TaskKind::Train, SiteReason::Ready), ..Facts::default() };
     let after = decide::advance(before.clone(), &facts, at(120), &policy());
-    let (notes, ended) = decide::transition(Some(&before), &after, at(120), &policy());
+    let (notes, ended) = decide::transition(Some(&before), &after, at(120));
     assert_eq!(notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["AttemptOpened"]);
     let ended = ended.unwrap();
     assert_eq!((ended.step, ended.took.as_secs()), (RoundStep::Training, 120));
-    assert_eq!(decide::transition(Some(&after), &after, at(130), &policy()), (vec![], None));
-    let (notes, _) = decide::transition(None, &before, at(0), &policy());
+    assert_eq!(decide::transition(Some(&after), &after, at(130)), (vec![], None));
+    let (notes, _) = decide::transition(None, &before, at(0));
     assert_eq!(notes[0].reason, "Offered");
+}
+
+/// A hospital that died after it said that it is ready must not open the next attempt as well, and the next.
+#[test]
+fn what_a_hospital_said_before_it_fell_out_does_not_bring_it_back() {
+    let mut state = RoundState::new(SITES.map(name), at(0), at(60));
+    state.missed_at = Some(at(50));
+    state.sites[0].reason = SiteReason::Missed;
+    for (heard, connected, expected) in [(40, true, false), (50, true, false), (51, false, false), (51, true, true)] {
+        assert_eq!(decide::counts(&state, &name("alder"), at(heard), connected), expected, "{heard} {connected}");
+    }
+    assert!(decide::counts(&state, &name("birch"), at(40), false));
+}
+
+/// The one step that no time limit ends must say so where people and pipelines look, and say it once.
+#[test]
+fn a_round_that_waits_for_shares_beyond_its_time_is_stalled() {
+    let mut state = RoundState::new(SITES.map(name), at(0), at(60));
+    (state.step, state.attempt, state.protocol_step) = (RoundStep::Aggregating, 1, Some(ProtocolStep::Unmask));
+    let mut running = round(1, Some(state.clone()));
+    let on_time = decide::status(&running, state.clone(), None, &policy(), at(59));
+    assert_eq!((status_of(&on_time.conditions, READY), status_of(&on_time.conditions, STALLED)), (Some("True"), None));
+    running.status = Some(on_time);
+    let late = decide::status(&running, state.clone(), None, &policy(), at(60));
+    assert_eq!(
+        (status_of(&late.conditions, READY), status_of(&late.conditions, STALLED)),
+        (Some("False"), Some("True"))
+    );
+    running.status = Some(late.clone());
+    assert_eq!(decide::status(&running, state, None, &policy(), at(99)), late);
+}
+
+/// What one hospital sent wrong must end the attempt, not the turns of the controller.
+#[test]
+fn an_attempt_that_breaks_at_the_hub_is_followed_by_another() {
+    let roster = RosterChoice { digest: Digest::of(b"roster"), sites: SITES.map(name).into() };
+    let policy = RoundPolicy { protocol: Protocol::SecAgg, roster: Some(roster), ..policy() };
+    let mut state = RoundState::new(SITES.map(name), at(0), at(3600));
+    let ready = Facts { reports: say(&SITES, TaskKind::Train, SiteReason::Ready), ..Facts::default() };
+    state = decide::advance(state, &ready, at(1), &policy);
+    assert_eq!((state.attempt, state.protocol_step), (1, Some(ProtocolStep::Advertise)));
+    let broken = Facts { broken: Some("the advert of alder repeats a key".into()), ..ready };
+    state = decide::advance(state, &broken, at(2), &policy);
+    assert_eq!((state.attempt, state.protocol_step), (2, Some(ProtocolStep::Advertise)));
 }
