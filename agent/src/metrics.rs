@@ -61,6 +61,8 @@ pub struct Metrics {
     pub network_enforced: IntGauge,
     /// When the hospital's certificate ends.
     pub certificate_expiry: Gauge,
+    /// When the volume was last noticed to have been set back; 0 if never.
+    pub rolled_back: Gauge,
 }
 
 struct Maker {
@@ -143,6 +145,12 @@ impl Metrics {
             "When this hospital's certificate ends.",
             Gauge::with_opts,
         )?;
+        let rolled_back = m.add(
+            "state_rolled_back_timestamp_seconds",
+            &[],
+            "When the agent's volume was last noticed to be older than what others remember of it; 0 if never.",
+            Gauge::with_opts,
+        )?;
         let Maker { registry, info } = m;
         Ok(Self {
             registry,
@@ -164,6 +172,7 @@ impl Metrics {
             reconcile_seconds,
             network_enforced,
             certificate_expiry,
+            rolled_back,
         })
     }
 

@@ -107,13 +107,15 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         sites: roster.roster().entries.len() as u32,
     });
     let (entries, head) = ctx.state.ledger_end()?;
+    let rolled_back = ctx.state.rolled_back()?;
+    ctx.metrics.rolled_back.set(rolled_back.as_ref().map_or(0.0, |record| record.at.as_second() as f64));
     Ok(Standing {
         signing_key: key_text(&ctx.state.site_key(&ctx.entropy)?.public()),
         rosters: rosters.collect(),
         listed: seen.iter().any(|roster| roster.lists_us),
         trouble: ctx.facts.roster_trouble(),
         ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
-        rolled_back: ctx.state.rolled_back()?,
+        rolled_back,
     })
 }
 
