@@ -71,7 +71,8 @@ pub fn kills(world: &World) -> Outcome {
     on_a_slow_link(federation.site("alder")?, || kills_on_a_slow_link(world))?;
     let summed = trained_once(world, "kills", 1, &HOSPITALS)?;
     ensure(World::contributors(&summed) == HOSPITALS, || view::describe(&summed))?;
-    Ok(view::follow(federation, "kills", ROUND)?)
+    view::follow(federation, "kills", ROUND)?;
+    Ok(())
 }
 
 fn kills_on_a_slow_link(world: &World) -> Outcome {
