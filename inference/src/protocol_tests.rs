@@ -67,7 +67,7 @@ fn bad_requests_say_what_is_wrong() {
         (input("volume", "FP32", json!([1, 1, 1]), json!(["x"])), "expected a number"),
         (input("volume", "FP32", json!([1, 1, 1]), json!([null])), "expected a number"),
         // One voxel thick, it would be padded to 8 on two axes: from 40 voxels to 2560.
-        (input("volume", "FP32", json!([40, 1, 1]), json!([0; 40])), "more than the 2000 voxels"),
+        (input("volume", "FP32", json!([40, 1, 1]), json!(vec![0; 40])), "more than the 2000 voxels"),
         (input("volume", "FP32", json!([usize::MAX, 2, 1]), json!([0])), "1000 voxels"),
         (request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 1, 1] })), "neither"),
     ];
