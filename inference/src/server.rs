@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use http_body_util::{BodyExt, LengthLimitError};
 use serde_json::json;
 
 use crate::batcher::{Batcher, Refused};
@@ -224,9 +225,13 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
     // Without a length the body may be as long as any.
     let length = body.size_hint().upper().unwrap_or(most);
     if length > most {
+        discard(body).await;
         return Err(too_long());
     }
-    let held = served.room.take(length * PER_BODY_BYTE).ok_or_else(|| refused(&Refused::NoRoom))?;
+    let Some(held) = served.room.take(length * PER_BODY_BYTE) else {
+        discard(body).await;
+        return Err(refused(&Refused::NoRoom));
+    };
     match tokio::time::timeout(BODY_TIME, to_bytes(body, usize::try_from(length).unwrap_or(usize::MAX))).await {
         Ok(Ok(body)) => Ok(Received { json_length, body, held }),
         Ok(Err(e)) if is_length_limit(&e) => Err(too_long()),
@@ -238,6 +243,14 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
     }
 }
 
+/// Reads a refused body and keeps nothing of it: most clients listen for an answer only when they have sent all, and
+/// would see a broken connection instead of the reason.
+async fn discard(mut body: Body) {
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Whoever takes longer goes without the reason.
+    let _ = tokio::time::timeout(BODY_TIME, all).await;
+}
+
 fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+    std::error::Error::source(error).is_some_and(|source| source.is::<LengthLimitError>())
 }
