@@ -4,7 +4,7 @@
 //! what it released and what it signed, and refuses what would give a difference of one.
 use crate::ids::{Digest, Sid, SiteId};
 use crate::spec::{Purpose, RoundSpec};
-use crate::thresholds::Thresholds;
+use crate::thresholds::threshold;
 use std::collections::BTreeSet;
 
 /// A session whose unmasking shares left this hospital.
@@ -43,11 +43,11 @@ pub enum DifferenceRule {
 }
 
 impl DifferenceRule {
-    /// The default for an attempt: refuse wherever the hub could leave one more hospital out and still reach t. In
-    /// smaller attempts refusing would mean that one drop-out ends the study (ADR 3).
+    /// The default among so many hospitals: refuse wherever the hub could leave one more of them out and still reach
+    /// t. Among fewer, refusing would mean that one drop-out ends the study (ADR 3).
     #[must_use]
-    pub fn default_for(thresholds: Thresholds) -> Self {
-        if thresholds.n() - thresholds.t() >= 2 { Self::Refuse } else { Self::Allow }
+    pub fn default_for(hospitals: usize) -> Self {
+        if hospitals.saturating_sub(threshold(hospitals)) >= 2 { Self::Refuse } else { Self::Allow }
     }
 }
 
@@ -132,6 +132,14 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// The default for a study of so many hospitals, which is not the hub's to say. Nor may it become laxer when the
+    /// study is made smaller: who was in an earlier sum is protected by it as before.
+    #[must_use]
+    pub fn default_rule(&self, round: &RoundSpec, hospitals: usize) -> DifferenceRule {
+        let earlier = self.signed.iter().filter(|s| s.study == round.study && s.purpose == round.purpose);
+        DifferenceRule::default_for(earlier.map(|s| s.sites.len()).max().unwrap_or(0).max(hospitals))
     }
 
     /// Remembers a signature; the same one again changes nothing.

@@ -48,9 +48,8 @@ fn sets_that_differ_by_one_hospital_are_refused() {
 
 #[test]
 fn the_default_refuses_where_the_hub_has_room() {
-    let rule = |n| DifferenceRule::default_for(Thresholds::for_attempt(n, 0, 3).unwrap());
-    assert_eq!([3, 4, 5, 6].map(rule), [DifferenceRule::Allow; 4]);
-    assert_eq!([7, 8, 20].map(rule), [DifferenceRule::Refuse; 3]);
+    assert_eq!([3, 4, 5, 6].map(DifferenceRule::default_for), [DifferenceRule::Allow; 4]);
+    assert_eq!([7, 8, 20].map(DifferenceRule::default_for), [DifferenceRule::Refuse; 3]);
 }
 
 /// An honest hub must find a set that goes through, or know at once that there is none.

@@ -7,6 +7,12 @@
 /// Fewest hospitals of an attempt: of two, each could subtract itself and read the other.
 pub const MIN_ROSTER: usize = 3;
 
+/// t of n: shares that reconstruct, and signatures that fix a survivor set.
+#[must_use]
+pub const fn threshold(n: usize) -> usize {
+    2 * n / 3 + 1
+}
+
 /// Why an attempt among these hospitals cannot keep the promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ThresholdError {
@@ -60,7 +66,7 @@ impl Thresholds {
         if n < required {
             return Err(ThresholdError::TooFew { n, required });
         }
-        let t = 2 * n / 3 + 1;
+        let t = threshold(n);
         if 2 * t <= n + colluders {
             return Err(ThresholdError::Colluders { t, n, colluders, max: 2 * t - n - 1 });
         }

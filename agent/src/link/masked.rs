@@ -102,6 +102,7 @@ impl Turner {
             site_key: ctx.state.site_key(&ctx.entropy)?,
             floors: policy::floors(&policy.spec),
             rule: policy::difference_rule(&policy.spec),
+            hospitals: spec.sites.len(),
             entropy: ctx.entropy.clone(),
             inputs,
             plain: asked.update.chunks.clone(),

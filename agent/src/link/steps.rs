@@ -34,6 +34,8 @@ pub(super) struct Ask {
     pub site_key: SiteKey,
     pub floors: Floors,
     pub rule: Option<DifferenceRule>,
+    /// Hospitals of the study, by the spec that this hospital approved: how many open an attempt is the hub's choice.
+    pub hospitals: usize,
     pub entropy: Entropy,
     /// What the step starts from, as the hub holds it; empty for the first.
     pub inputs: bytes::Bytes,
@@ -172,8 +174,9 @@ pub(super) fn finish(ask: &Ask, memory: &mut Memory, masked: &[ChunkDigest]) -> 
 
 /// Signs a survivor set, in the client and in the history; returns the entry for the ledger.
 fn sign(ask: &Ask, memory: &mut Memory, statement: &SurvivorStatement) -> Step<(Vec<u8>, Entry)> {
+    let rule = ask.rule.unwrap_or_else(|| memory.history.default_rule(&ask.attempt.round, ask.hospitals));
     let client = ask.client(&mut memory.client)?;
-    let signed = client.survivors(statement, &ask.site_key, &memory.history, ask.rule);
+    let signed = client.survivors(statement, &ask.site_key, &memory.history, rule);
     let signed = signed.map_err(|error| ask.refused(error))?;
     let session = client.session().ok_or_else(|| ask.refused("the session is not known any more"))?;
     let (sid, sites) = (session.sid(), statement.sites(session));

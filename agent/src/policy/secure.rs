@@ -58,7 +58,7 @@ pub fn floors(policy: &SitePolicySpec) -> Floors {
     Floors { min_contributors: small(aggregation.min_contributors), colluders: small(aggregation.colluders) }
 }
 
-/// Whether two sums may differ by one hospital, if the policy says so.
+/// Whether two sums may differ by one hospital, if the policy says so; else the history's default counts.
 pub fn difference_rule(policy: &SitePolicySpec) -> Option<DifferenceRule> {
     policy.aggregation.survivor_difference.map(|rule| match rule {
         SurvivorDifference::Refuse => DifferenceRule::Refuse,

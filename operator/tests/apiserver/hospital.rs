@@ -214,7 +214,7 @@ impl Hospital {
             }
             ProtocolStep::Agree => {
                 let statement = Message::from_bytes(input).unwrap();
-                let rule = Some(DifferenceRule::Allow);
+                let rule = DifferenceRule::Allow;
                 client.survivors(&statement, &self.key, &kept.history, rule).unwrap().to_bytes()
             }
             ProtocolStep::Unmask => {

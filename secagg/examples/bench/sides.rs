@@ -203,7 +203,7 @@ impl Federation {
         let complete: BTreeSet<_> = self.sites[..n - drops].iter().cloned().collect();
         let statement = self.hub.close_uploads(&complete)?;
         let history = History::default();
-        let rule = Some(DifferenceRule::Allow);
+        let rule = DifferenceRule::Allow;
         let people = || self.sites.iter().zip(&self.keys);
         for (client, (site, key)) in self.clients.iter_mut().zip(people()).take(n - drops) {
             self.hub.agreement(site, client.survivors(&statement, key, &history, rule)?)?;

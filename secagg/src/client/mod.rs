@@ -16,7 +16,7 @@ pub use error::{ClientError, Floors, Step};
 
 use crate::advert::{Advert, Seeds};
 use crate::deal::SharePair;
-use crate::history::{DifferenceRule, History};
+use crate::history::History;
 use crate::identity::{Signed, SiteKey};
 use crate::ids::{Digest, Party, SiteId};
 use crate::mask::Sign;
@@ -224,10 +224,4 @@ fn earlier<T>(said: Option<&Answer<T>>, step: Step, input: Digest) -> Result<Opt
         Some(answer) => Err(ClientError::Conflict { step, first: answer.input, now: input }),
         None => Ok(None),
     }
-}
-
-/// How the difference rule is chosen for the signing step: the SitePolicy's word, or the default for this size.
-#[must_use]
-pub fn difference_rule(policy: Option<DifferenceRule>, session: &Session) -> DifferenceRule {
-    policy.unwrap_or_else(|| DifferenceRule::default_for(session.thresholds()))
 }

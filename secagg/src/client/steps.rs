@@ -1,5 +1,5 @@
 //! The steps, in the order in which they happen.
-use super::{Answer, Client, ClientError, Guard, Held, Phase, Step, difference_rule, earlier};
+use super::{Answer, Client, ClientError, Guard, Held, Phase, Step, earlier};
 use crate::advert::{AdvertList, Seeds};
 use crate::deal;
 use crate::history::{DifferenceRule, History};
@@ -125,6 +125,7 @@ impl Client {
     }
 
     /// Step 4: signs who survived, once. Record it in the history (and store both) before sending the signature.
+    /// `rule` is the SitePolicy's word, or [`History::default_rule`].
     ///
     /// # Errors
     /// [`ClientError`].
@@ -133,7 +134,7 @@ impl Client {
         statement: &SurvivorStatement,
         key: &SiteKey,
         history: &History,
-        policy: Option<DifferenceRule>,
+        rule: DifferenceRule,
     ) -> Result<Signed<SurvivorStatement>, ClientError> {
         self.check_not_burned()?;
         let input = statement.digest();
@@ -146,7 +147,6 @@ impl Client {
         if !statement.survivors.contains(&held.me) {
             return Err(crate::survivors::SurvivorError::SelfMissing.into());
         }
-        let rule = difference_rule(policy, &held.session);
         let sites = statement.sites(&held.session);
         history.may_sign(&self.attempt.round, &held.session.sid(), &sites, rule)?;
         let signed = key.sign(statement.clone());

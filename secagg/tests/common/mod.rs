@@ -1,7 +1,7 @@
 //! A whole federation in memory: hospitals, a hub, and a driver that loses, kills and repeats what it is told to.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 use consilium_secagg::client::{Client, ClientError, Floors, Guard};
-use consilium_secagg::history::{DifferenceRule, History};
+use consilium_secagg::history::History;
 use consilium_secagg::hub::{Hub, HubError, Receipt};
 use consilium_secagg::identity::SiteKey;
 use consilium_secagg::ids::{Digest, SiteId};
@@ -87,7 +87,6 @@ pub struct World {
     pub governance: Governance,
     pub roster: VerifiedRoster,
     pub attempt: AttemptSpec,
-    pub rule: Option<DifferenceRule>,
 }
 
 /// When a hospital vanishes for good.
@@ -180,7 +179,6 @@ impl World {
             governors,
             governance,
             attempt: AttemptSpec { round: round_spec(n, body), attempt: 1 },
-            rule: None,
         };
         world.attempt.round.roster = world.roster.digest();
         world
@@ -385,9 +383,10 @@ impl World {
         if until == Moment::BeforeAgree {
             return Ok(());
         }
-        let rule = self.rule;
+        let round = self.attempt.round.clone();
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeAgree)) {
             let signed = self.act(i, plan.trouble[i], |client, site, _| {
+                let rule = site.history.default_rule(&round, n);
                 client.survivors(&statement, &site.key, &site.history, rule)
             });
             let session = hub.session().unwrap().clone();

@@ -40,7 +40,7 @@ fn split_views_of_the_dealers_are_refused() {
         let survivors = (0..5).map(Party).collect();
         let statement = SurvivorStatement { sid: bundle.sid, view: view_of_others, survivors };
         let history = world.sites[VICTIM].history.clone();
-        let error = client(world, VICTIM).survivors(&statement, &key, &history, None).unwrap_err();
+        let error = client(world, VICTIM).survivors(&statement, &key, &history, DifferenceRule::Allow).unwrap_err();
         assert!(matches!(error, ClientError::Survivors(SurvivorError::OtherView { .. })), "{error}");
         view(&[&|| bundle.to_bytes(), &|| statement.to_bytes()])
     });
@@ -65,7 +65,7 @@ fn the_victim_in_both_lists_is_refused() {
             let reply = client(world, i).proof(&proof, &key, &history).unwrap();
             assert!(reply.body.shares.iter().all(|s| s.kind == SeedKind::Own), "no share of a mask seed leaves");
             // Now the other list: whatever the hub sends, no share of the victim's mask seed follows.
-            let error = client(world, i).survivors(&without, &key, &history, Some(DifferenceRule::Allow)).unwrap_err();
+            let error = client(world, i).survivors(&without, &key, &history, DifferenceRule::Allow).unwrap_err();
             assert!(matches!(error, ClientError::Conflict { .. }), "{error}");
             let second = SurvivorProof { statement: without.clone(), signatures: proof.signatures.clone() };
             let error = client(world, i).proof(&second, &key, &history).unwrap_err();
@@ -91,7 +91,7 @@ fn answering_both_lists_would_recover_the_update_exactly() {
             .map(|i| {
                 let mut copy = world.sites[i].client.clone().unwrap();
                 let history = &world.sites[i].history;
-                let signed = copy.survivors(&kind, &world.sites[i].key, history, Some(DifferenceRule::Allow)).unwrap();
+                let signed = copy.survivors(&kind, &world.sites[i].key, history, DifferenceRule::Allow).unwrap();
                 (Party(i as u8), signed.signature, copy)
             })
             .into();
@@ -135,10 +135,10 @@ fn split_survivor_views_never_reach_the_threshold() {
         for (i, half) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 0)] {
             let set = if half == 0 { &with } else { &without };
             let (key, history) = (world.sites[i].key.clone(), world.sites[i].history.clone());
-            let signed = client(world, i).survivors(set, &key, &history, None).unwrap();
+            let signed = client(world, i).survivors(set, &key, &history, DifferenceRule::Allow).unwrap();
             signatures[half].push((Party(i as u8), signed.signature));
             let other = if half == 0 { &without } else { &with };
-            let error = client(world, i).survivors(other, &key, &history, None).unwrap_err();
+            let error = client(world, i).survivors(other, &key, &history, DifferenceRule::Allow).unwrap_err();
             assert!(matches!(error, ClientError::Conflict { .. }), "{error}");
         }
         let mut view = Vec::new();
@@ -170,7 +170,7 @@ fn survivor_sets_that_are_too_small_or_leave_the_signer_out_are_refused() {
         let mut refused = |survivors: &[u8]| {
             let survivors = survivors.iter().map(|p| Party(*p)).collect();
             let statement = SurvivorStatement { survivors, ..all.clone() };
-            client(world, VICTIM).survivors(&statement, &key, &history, None).unwrap_err()
+            client(world, VICTIM).survivors(&statement, &key, &history, DifferenceRule::Allow).unwrap_err()
         };
         let few = SurvivorError::TooFew { got: 3, needed: 4 };
         assert_eq!(refused(&[0, 1, 2]), ClientError::Survivors(few));

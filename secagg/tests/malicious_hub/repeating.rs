@@ -29,7 +29,7 @@ fn messages_of_another_session_are_refused() {
         let error = client(world, VICTIM).bundle(&old_bundle).unwrap_err();
         assert!(matches!(error, ClientError::WrongSession { .. }), "{error}");
         let (key, history) = (world.sites[VICTIM].key.clone(), world.sites[VICTIM].history.clone());
-        let error = client(world, VICTIM).survivors(&old_statement, &key, &history, None).unwrap_err();
+        let error = client(world, VICTIM).survivors(&old_statement, &key, &history, DifferenceRule::Allow).unwrap_err();
         assert!(matches!(error, ClientError::OutOfOrder { .. }), "{error}");
         view(&[&|| list.to_bytes(), &|| shares.clone()])
     });
@@ -68,8 +68,34 @@ fn of_two_open_attempts_only_one_is_ever_released() {
     site.history.record_released(&world.attempt.round, reply.body.sid);
     let statement = second.statement().unwrap();
     let late = site.client.as_mut().unwrap();
-    let error = late.survivors(statement, &site.key, &site.history, None).unwrap_err();
+    let error = late.survivors(statement, &site.key, &site.history, DifferenceRule::Allow).unwrap_err();
     assert!(matches!(error, ClientError::History(HistoryError::AlreadyReleased { .. })), "{error}");
+}
+
+/// The hub opens the second attempt among the others alone: so few could spare nobody, but the study can, and how many
+/// open is the hub's choice.
+#[test]
+fn an_attempt_opened_without_the_victim_is_no_way_around_the_difference() {
+    for (hospitals, earlier) in [(8, 7), (6, 7)] {
+        let mut world = World::new(8, 10, 3);
+        let mut plan = Plan::smooth(8);
+        plan.vanish[earlier..].fill(Moment::BeforeAdvert);
+        assert!(matches!(world.run(&plan), Outcome::Summed { .. }));
+        world.attempt.round.round = 2;
+        world.attempt.round.subject = Digest([50; 32]);
+        world.sites.iter_mut().for_each(|s| s.client = None);
+        let mut hub = world.hub();
+        plan.vanish[6..].fill(Moment::BeforeAdvert);
+        world.steps(&mut hub, &plan, Moment::BeforeAgree).unwrap();
+        let statement = hub.statement().unwrap().clone();
+        assert_eq!((hub.session().unwrap().thresholds().n(), statement.survivors.len()), (6, 6));
+        let (key, history) = (world.sites[VICTIM].key.clone(), world.sites[VICTIM].history.clone());
+        // Also when the study has been made smaller since, as far as its spec says.
+        let rule = history.default_rule(&world.attempt.round, hospitals);
+        let error = client(&mut world, VICTIM).survivors(&statement, &key, &history, rule).unwrap_err();
+        let ClientError::History(HistoryError::DiffersByOne { site, .. }) = error else { panic!("{error}") };
+        assert_eq!(site, site_id(6), "study of {hospitals}");
+    }
 }
 
 #[test]
@@ -84,10 +110,11 @@ fn a_survivor_set_one_hospital_smaller_than_the_last_is_refused() {
     let all = hub.statement().unwrap().clone();
     let smaller = SurvivorStatement { survivors: (0..6).map(Party).collect(), ..all };
     let (key, history) = (world.sites[VICTIM].key.clone(), world.sites[VICTIM].history.clone());
-    let error = client(&mut world, VICTIM).survivors(&smaller, &key, &history, None).unwrap_err();
+    let rule = history.default_rule(&world.attempt.round, 7);
+    let error = client(&mut world, VICTIM).survivors(&smaller, &key, &history, rule).unwrap_err();
     let ClientError::History(HistoryError::DiffersByOne { site, .. }) = error else { panic!("{error}") };
     assert_eq!(site, site_id(6));
-    client(&mut world, VICTIM).survivors(&smaller, &key, &history, Some(DifferenceRule::Allow)).unwrap();
+    client(&mut world, VICTIM).survivors(&smaller, &key, &history, DifferenceRule::Allow).unwrap();
 }
 
 #[test]
@@ -160,7 +187,7 @@ fn messages_out_of_order_are_refused_and_change_nothing() {
     refused(client.bind_update(vec![Digest([0; 32]); 2]).unwrap_err());
     refused(client.masker().unwrap_err());
     refused(client.finish_upload(vec![Digest([0; 32]); 2], &site.key).unwrap_err());
-    refused(client.survivors(&statement, &site.key, &site.history, None).unwrap_err());
+    refused(client.survivors(&statement, &site.key, &site.history, DifferenceRule::Allow).unwrap_err());
     refused(client.proof(&proof, &site.key, &site.history).unwrap_err());
     assert_eq!(*client, fresh);
     client.burn("vetoed").unwrap();

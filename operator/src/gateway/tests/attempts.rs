@@ -93,7 +93,7 @@ impl Hospital {
             }
             ProtocolStep::Agree => {
                 let statement = Message::from_bytes(input).unwrap();
-                let rule = Some(DifferenceRule::Allow);
+                let rule = DifferenceRule::Allow;
                 client.survivors(&statement, &self.key, &self.history, rule).unwrap().to_bytes()
             }
             ProtocolStep::Unmask => {

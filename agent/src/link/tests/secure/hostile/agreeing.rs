@@ -154,8 +154,9 @@ async fn survivor_sets_that_are_too_small_or_leave_the_signer_out_are_refused() 
 }
 
 /// Sums of two rounds, in the second of which the hub leaves out one hospital that did upload.
-async fn one_fewer(attack: &Attack, rule: &str) -> String {
-    let policy = Arc::new(secure_policy_with(&[("/aggregation/survivorDifference", json!(rule))]));
+async fn one_fewer(attack: &Attack, rule: Option<&str>) -> String {
+    let says = rule.map(|rule| ("/aggregation/survivorDifference", json!(rule)));
+    let policy = Arc::new(secure_policy_with(says.as_slice()));
     attack.hospitals.iter().for_each(|h| drop(h.policy.send_replace(Some(policy.clone()))));
     attack.run_to(TaskKind::Train, 1, ProtocolStep::Unmask).await;
     let first = attack.machine(|hub| hub.session().unwrap().sid());
@@ -172,8 +173,20 @@ async fn one_fewer(attack: &Attack, rule: &str) -> String {
 #[tokio::test]
 async fn a_survivor_set_one_hospital_smaller_than_the_last_is_refused_where_the_policy_says_so() {
     attack(async |attack| {
-        let words = one_fewer(attack, "Refuse").await;
+        let words = one_fewer(attack, Some("Refuse")).await;
         assert!(words.contains("damson alone"));
+        attack.refuses(0, 2, &words).await;
+        assert_eq!(attack.hub.times("alder", 2, "Agree"), 0);
+    })
+    .await;
+}
+
+/// The policy says nothing, and the hub opens rounds among so few that one more could not be spared: the study has
+/// eight hospitals, by the spec that this one approved, and that is what counts.
+#[tokio::test]
+async fn a_survivor_set_one_hospital_smaller_is_refused_by_default_in_a_study_that_could_spare_two() {
+    attack(async |attack| {
+        let words = one_fewer(attack, None).await;
         attack.refuses(0, 2, &words).await;
         assert_eq!(attack.hub.times("alder", 2, "Agree"), 0);
     })
@@ -184,7 +197,7 @@ async fn a_survivor_set_one_hospital_smaller_than_the_last_is_refused_where_the_
 #[tokio::test]
 async fn a_survivor_set_one_hospital_smaller_is_signed_where_the_policy_allows_it() {
     attack(async |attack| {
-        one_fewer(attack, "Allow").await;
+        one_fewer(attack, Some("Allow")).await;
         until("a signature", attack.hub.heard.subscribe(), |_| attack.hub.times("alder", 2, "Agree") == 1).await;
         let told = attack.hub.told("alder");
         assert!(told.is_empty(), "{told:?}");
