@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rand::rngs::SysRng;
 use rand::{TryCryptoRng, TryRng};
 
 /// A clock. Tests give their own.
@@ -37,9 +38,12 @@ pub struct Entropy(Arc<Fill>);
 type Fill = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Entropy {
-    /// The operating system's generator, through a generator seeded from it.
+    /// The operating system's generator, asked for every draw: one seeded from it and kept in memory would repeat
+    /// itself in each machine that is resumed from one snapshot.
     pub fn system() -> Self {
-        Self(Arc::new(|bytes| rand::Rng::fill_bytes(&mut rand::rng(), bytes)))
+        // Safety: it fails on no system that we run on once that is up; a key made without it would be worse.
+        #[allow(clippy::expect_used)]
+        Self(Arc::new(|bytes| SysRng.try_fill_bytes(bytes).expect("the operating system gives no randomness")))
     }
 
     /// A source that a test controls.
