@@ -5,7 +5,7 @@
 //! that merely disappears is an orphan that runs to its deadline. A lower
 //! revision in one epoch is refused; a new epoch burns open attempts.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::approval::Approval;
@@ -14,6 +14,12 @@ use crate::ids::StudyKey;
 use crate::ladder::Stage;
 use crate::round::ProtocolStep;
 use crate::task::TaskKind;
+
+/// Items of one assignment, and those that a hospital keeps in all: what the hub names and forgets must not fill a volume.
+pub const MAX_ITEMS: usize = 10_000;
+
+/// How long an orphan lives, whatever deadline the hub gave it.
+const ORPHANED: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// What one hospital is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,7 +138,8 @@ pub fn acceptance(known: Option<&Assignment>, offered: &Assignment) -> Acceptanc
 
 /// The items after an accepted assignment: those offered, and orphans that it no longer mentions.
 ///
-/// An orphan is kept until its deadline; a tombstone that is no longer mentioned has been acknowledged and goes.
+/// An orphan is kept until its deadline, 30 days at most; a model in use, as long as there is room: the hub being away
+/// takes none out of use. A tombstone that is no longer mentioned has been acknowledged and goes.
 pub fn merge(known: Option<&Assignment>, offered: Assignment, now: Timestamp) -> Assignment {
     let mut merged = offered;
     let gone = known.into_iter().flat_map(|k| &k.items).filter(|old| {
@@ -143,9 +150,19 @@ pub fn merge(known: Option<&Assignment>, offered: Assignment, now: Timestamp) ->
         };
         !mentioned && alive && old.state != ItemState::Cancelled
     });
-    let orphans: Vec<Item> = gone.map(|old| Item { state: ItemState::Orphaned, ..old.clone() }).collect();
+    let mut orphans: Vec<Item> = gone.map(|old| orphaned(old, now)).collect();
+    orphans.sort_by_key(|orphan| matches!(orphan.work, Work::Round(_)));
+    orphans.truncate(MAX_ITEMS.saturating_sub(merged.items.len()));
     merged.items.extend(orphans);
     merged
+}
+
+fn orphaned(old: &Item, now: Timestamp) -> Item {
+    let mut orphan = Item { state: ItemState::Orphaned, ..old.clone() };
+    if let (Work::Round(work), ItemState::Active) = (&mut orphan.work, old.state) {
+        work.deadline = work.deadline.min(now.checked_add(ORPHANED).unwrap_or(Timestamp::MAX));
+    }
+    orphan
 }
 
 #[cfg(test)]
@@ -205,5 +222,33 @@ mod tests {
         let merged = merge(Some(&known), assignment("e", 2, vec![item("kept", ItemState::Cancelled, late)]), now);
         let seen: Vec<_> = merged.items.iter().map(|i| (i.uid.as_str(), i.state)).collect();
         assert_eq!(seen, [("kept", ItemState::Cancelled), ("gone", ItemState::Orphaned)]);
+    }
+
+    /// A hub that names rounds and forgets them, with deadlines in another age, must not fill the hospital's volume; nor
+    /// may it push models out of use with them.
+    #[test]
+    fn orphans_are_bounded_in_time_and_number() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let known = assignment("e", 1, vec![item("far", ItemState::Active, "9999-01-01T00:00:00Z")]);
+        let merged = merge(Some(&known), assignment("e", 2, vec![]), now);
+        let Work::Round(work) = &merged.items[0].work else { unreachable!() };
+        assert_eq!(work.deadline, "2026-02-01T00:00:00Z".parse().unwrap());
+        let next = merge(Some(&merged), assignment("e", 3, vec![]), work.deadline - SignedDuration::from_secs(1));
+        assert_eq!(next.items, merged.items, "and not anew with every assignment");
+        assert!(merge(Some(&next), assignment("e", 4, vec![]), work.deadline).items.is_empty());
+
+        let late = "2026-01-03T00:00:00Z";
+        let mut items: Vec<Item> = (0..MAX_ITEMS).map(|n| item(&n.to_string(), ItemState::Active, late)).collect();
+        let model = DeployWork {
+            release: "r".into(),
+            release_digest: Digest::of(b"r"),
+            model: Digest::of(b"m"),
+            stage: Stage::Shadow,
+            approvals: vec![],
+        };
+        items.push(Item { uid: "model".into(), state: ItemState::Active, work: Work::Deploy(model) });
+        let merged = merge(Some(&assignment("e", 1, items)), assignment("e", 2, vec![]), now);
+        assert_eq!(merged.items.len(), MAX_ITEMS);
+        assert!(merged.items.iter().any(|item| item.uid == "model"));
     }
 }

@@ -2,7 +2,7 @@
 
 use consilium_federation::Digest;
 use consilium_federation::approval::Approval;
-use consilium_federation::assignment::{Assignment, DeployWork, Item, RoundWork, Work};
+use consilium_federation::assignment::{Assignment, DeployWork, Item, MAX_ITEMS, RoundWork, Work};
 
 use crate::text::{WireError, digests, read, spell};
 use crate::v1;
@@ -69,6 +69,9 @@ impl From<&DeployWork> for v1::DeployWork {
 impl TryFrom<v1::Assignment> for Assignment {
     type Error = WireError;
     fn try_from(a: v1::Assignment) -> Result<Self, WireError> {
+        if a.items.len() > MAX_ITEMS {
+            return Err(WireError::new("items", a.items.len(), format!("at most {MAX_ITEMS} items")));
+        }
         let items = a.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
         Ok(Self { hub_epoch: a.hub_epoch, revision: a.revision, rosters: digests("rosters", &a.rosters)?, items })
     }

@@ -1,5 +1,5 @@
 use consilium_federation::approval::Approval;
-use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, RoundWork, Work};
+use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, MAX_ITEMS, RoundWork, Work};
 use consilium_federation::gate::{CaseSums, Vote};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
@@ -106,6 +106,9 @@ fn nonsense_is_refused_and_the_field_is_named() {
     let mut wire = v1::Assignment::from(&assignment());
     wire.items[0].uid = "../../x".into();
     assert_eq!(Assignment::try_from(wire).unwrap_err().field, "items.uid");
+    let mut wire = v1::Assignment::from(&assignment());
+    wire.items = vec![wire.items[0].clone(); MAX_ITEMS + 1];
+    assert_eq!(Assignment::try_from(wire).unwrap_err().field, "items");
     let sums =
         v1::Evaluation { vote: "Pass".into(), sums: Some(v1::Sums { cases: 1, dice: f64::NAN }), published: None };
     assert_eq!(Evaluation::try_from(sums).unwrap_err().field, "sums.dice");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_federation::Digest;
-use consilium_federation::assignment::{Acceptance, Assignment, Item};
+use consilium_federation::assignment::{Acceptance, Assignment, Item, MAX_ITEMS};
 use consilium_proto::v1::{self, WatchRequest};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -185,6 +185,13 @@ fn read(message: v1::Assignment) -> Option<Assignment> {
         tracing::error!(
             length = hub_epoch.len(),
             "the hub's epoch is not 1 to 63 characters long; the assignment is not used"
+        );
+        return None;
+    }
+    if items.len() > MAX_ITEMS {
+        tracing::error!(
+            items = items.len(),
+            "the hub asks for more than {MAX_ITEMS} things at once; the assignment is not used"
         );
         return None;
     }
