@@ -152,14 +152,19 @@ pub struct StudyOptIn {
     /// Publish the numbers of the evaluation beside the vote.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub publish_metrics: bool,
-    /// Example counts are rounded to multiples of this before they weigh. Default 1.
-    #[serde(default = "one")]
+    /// Example counts are rounded to multiples of this before they weigh: two sums that differ by this hospital alone
+    /// tell its count no more exactly. Default 10.
+    #[serde(default = "ten")]
     #[schemars(range(min = 1, max = 100_000))]
     pub weight_bucket: u32,
 }
 
 const fn one() -> u32 {
     1
+}
+
+const fn ten() -> u32 {
+    10
 }
 
 /// How a study is approved.

@@ -275,3 +275,16 @@ fn every_example_is_valid() {
     }
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
+
+/// Two sums that differ by one hospital tell how much it weighs: without a word from it, that must not be its exact
+/// number of examples.
+#[test]
+fn example_counts_are_rounded_unless_the_hospital_says_otherwise() {
+    let claim = "claim";
+    let opt_in: crate::site_policy::StudyOptIn = serde_json::from_value(serde_json::json!({
+        "study": "research/hippocampus", "uid": "u", "specDigest": format!("sha256:{}", "b".repeat(64)),
+        "approval": "Automatic", "dataset": {"trainClaim": claim, "evaluateClaim": claim, "labelsClaim": claim}
+    }))
+    .unwrap();
+    assert_eq!(opt_in.weight_bucket, 10);
+}
