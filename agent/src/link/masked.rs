@@ -50,7 +50,7 @@ impl Turner {
                 Acted::Done(done) => done,
                 Acted::Ended(turn) => return Ok(turn),
             };
-            match self.show(asked, &recalled, done.head).await {
+            match self.show(asked, &recalled, done.head).await? {
                 Shown::Yes => return self.deliver(asked, done.said).await,
                 Shown::Again => {}
                 Shown::No(turn) => return Ok(turn),

@@ -146,17 +146,28 @@ impl Turner {
     }
 
     /// Shows an act on the RoundTask, over the version that was recalled.
-    pub(super) async fn show(&self, asked: &Asked<'_>, recalled: &Recalled, ledger_head: Digest) -> Shown {
+    ///
+    /// What is shown only moves forward: an older act is asked for again at the hub's will, and shown in place of a
+    /// newer one it would hide from a copy of the volume all that came between.
+    pub(super) async fn show(
+        &self,
+        asked: &Asked<'_>,
+        recalled: &Recalled,
+        ledger_head: Digest,
+    ) -> Result<Shown, StateError> {
+        let number = |head| self.ctx.state.head_number(head);
+        if let Some(act) = &recalled.act
+            && number(act.ledger_head)? >= number(ledger_head)?
+        {
+            return Ok(Shown::Yes);
+        }
         let (attempt, step) = (asked.key.attempt.attempt, asked.key.step_name());
         let act = Irreversible { attempt, step, ledger_head };
-        if recalled.act.as_ref() == Some(&act) {
-            return Shown::Yes;
-        }
-        match self.announce.announce(&asked.update.meta.task_name, &act, &recalled.version).await {
+        Ok(match self.announce.announce(&asked.update.meta.task_name, &act, &recalled.version).await {
             Ok(()) => Shown::Yes,
             Err(AnnounceError::Changed(_)) => Shown::Again,
             Err(error) => Shown::No(Turn::Retry(error.to_string())),
-        }
+        })
     }
 
     /// The upload without masks: the stored chunks as they are.
@@ -181,7 +192,7 @@ impl Turner {
                 None => self.begin(asked)?,
             };
             begun = Some(head);
-            match self.show(asked, &recalled, head).await {
+            match self.show(asked, &recalled, head).await? {
                 Shown::Yes => return self.send(asked, &upload).await,
                 Shown::Again => {}
                 Shown::No(turn) => return Ok(turn),

@@ -322,9 +322,16 @@ impl State {
 
     /// Whether this ledger ever had this head. If not, the volume was restored from before it.
     pub fn had_head(&self, head: Digest) -> Result<bool, StateError> {
+        Ok(self.head_number(head)?.is_some())
+    }
+
+    /// How many entries this ledger had when this was its head; none if it never was.
+    pub fn head_number(&self, head: Digest) -> Result<Option<u64>, StateError> {
+        if head == genesis() {
+            return Ok(Some(0));
+        }
         let read = self.0.db.begin_read()?;
-        let known = read.open_table(HEADS)?.get(head.to_string().as_str())?.is_some();
-        Ok(known || head == genesis())
+        Ok(read.open_table(HEADS)?.get(head.to_string().as_str())?.map(|number| number.value()))
     }
 
     /// Entries from number `from` on, at most `limit`.

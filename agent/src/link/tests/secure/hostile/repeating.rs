@@ -186,6 +186,8 @@ async fn an_older_revision_step_or_attempt_gets_nothing_new() {
         attack.publish(&["alder"], &attack.ask(TaskKind::Train, 2, ProtocolStep::Advertise, None));
         until("it again", attack.hub.heard.subscribe(), |_| attack.hub.times("alder", 2, "Advertise") > times).await;
         assert_eq!(said(attack), before);
+        let act = attack.hospitals[0].shown.act.lock().unwrap().clone().unwrap();
+        assert_eq!((act.attempt, act.step.as_str()), (2, "Share"), "what is shown never moves back");
 
         // The attempt before: it was given up when this one was opened.
         let sent = attack.sent("alder", 1);
