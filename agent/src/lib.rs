@@ -108,6 +108,9 @@ impl Context {
         barrier: Barrier,
     ) -> Result<Decision, StateError> {
         let policy = self.site_policy();
+        if let Some(policy) = &policy {
+            site::check_volume(self, policy)?;
+        }
         let enforcement = self.enforcement.borrow().clone();
         let secure = match (&policy, spec) {
             (Some(policy), Some(spec)) if spec.is_masked() => self.secure_facts(uid, work, &policy.spec)?,
@@ -143,7 +146,7 @@ impl Context {
             rosters,
             roster_trouble: self.facts.roster_trouble(),
             released: self.released_elsewhere(uid, work)?,
-            restored_through: restored.and_then(|r| r.through(&work.study, &work.study_uid)),
+            closed: restored.and_then(|r| r.closed(&work.study, &work.study_uid).cloned()),
         })
     }
 

@@ -157,6 +157,12 @@ pub struct StudyOptIn {
     #[serde(default = "ten")]
     #[schemars(range(min = 1, max = 100_000))]
     pub weight_bucket: u32,
+    /// No masked sum is given for rounds up to this one. After the agent's volume was restored or lost (condition
+    /// StateRolledBack): the last round that this hospital may have taken part in; none is given for any round until
+    /// this is set higher than it was then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub resume_after_round: Option<u32>,
 }
 
 const fn one() -> u32 {

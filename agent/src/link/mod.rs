@@ -100,7 +100,9 @@ impl Link {
 
     /// Runs until shutdown.
     pub async fn run(self, ctx: Arc<Context>, announce: Arc<dyn Announce>) -> anyhow::Result<()> {
-        crate::site::check_volume(&ctx)?;
+        if let Some(policy) = ctx.site_policy() {
+            crate::site::check_volume(&ctx, &policy)?;
+        }
         let reports = report::run(ctx.clone(), self.channel.subscribe());
         let rosters = rosters::run(ctx.clone(), self.channel.subscribe());
         let turns = turns::run(ctx.clone(), self.channel.subscribe(), announce);

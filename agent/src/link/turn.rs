@@ -16,7 +16,7 @@ use super::send::{Sender, Sent, Upload};
 use super::{Announce, AnnounceError, Recalled};
 use crate::facts::UploadFact;
 use crate::policy::{Barrier, Decision};
-use crate::state::{Entry, Refused, Restored, StoredUpdate, UploadProgress, UploadRecord, vector_of};
+use crate::state::{Entry, Refused, StoredUpdate, UploadProgress, UploadRecord, vector_of};
 use crate::{Context, StateError};
 
 /// How one turn ended.
@@ -137,9 +137,8 @@ impl Turner {
         let state = &self.ctx.state;
         let known = recalled.act.as_ref().map(|act| state.had_head(act.ledger_head)).transpose()?.unwrap_or(true);
         let Some(why) = rolled_back(recalled.act.as_ref(), known) else { return Ok(Ok(recalled)) };
-        let (work, attempt) = (asked.work, &asked.key.attempt);
-        let round = Restored { study: work.study.clone(), uid: work.study_uid.clone(), through: work.round };
-        state.roll_back(&why, vec![round], self.ctx.now())?;
+        let attempt = &asked.key.attempt;
+        crate::site::set_back(&self.ctx, self.ctx.site_policy().as_deref(), &why)?;
         state.burn(&attempt.round_uid, attempt.attempt)?;
         tracing::error!(round = attempt.round_uid, why, "the volume was restored or copied");
         Ok(Err(Turn::Waiting(why)))

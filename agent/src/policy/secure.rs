@@ -10,8 +10,9 @@ use consilium_secagg::client::Floors;
 use consilium_secagg::history::DifferenceRule;
 use consilium_secagg::roster::Governance;
 
-use super::Decision;
 use super::rungs::{Rung, deny};
+use super::{Decision, opt_in};
+use crate::state::Closed;
 
 /// What this hospital knows itself about masked sums.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +23,8 @@ pub struct SecureFacts {
     pub roster_trouble: Option<String>,
     /// The session in which shares for this study, purpose and model were released, in another attempt than this.
     pub released: Option<String>,
-    /// The volume was restored from a backup: the study's rounds up to this one may have been summed already.
-    pub restored_through: Option<u32>,
+    /// The volume was restored from a backup, and the study closed until the policy says from which round on.
+    pub closed: Option<Closed>,
 }
 
 /// A roster that holds here.
@@ -85,13 +86,7 @@ pub(super) fn masked(work: &RoundWork, secure: &Secure, policy: &SitePolicySpec,
             secure.colluders
         )));
     }
-    if let Some(through) = facts.restored_through.filter(|through| work.round <= *through) {
-        return Err(deny(format!(
-            "StateRolledBack: the agent's volume was restored from a backup, and rounds up to {through} of {} may have been summed with this hospital's update already; it takes part from round {} on",
-            work.study,
-            through.saturating_add(1)
-        )));
-    }
+    resumed(work, policy, facts.closed.as_ref())?;
     if let Some(session) = &facts.released {
         return Err(deny(format!(
             "this hospital released its part of a sum for {} on model {} in session {session}; a second sum on the same model would give differences between hospitals, so there is none",
@@ -99,6 +94,27 @@ pub(super) fn masked(work: &RoundWork, secure: &Secure, policy: &SitePolicySpec,
         )));
     }
     Ok(())
+}
+
+/// What a volume that was set back or lost has forgotten, the hospital's people have to know.
+fn resumed(work: &RoundWork, policy: &SitePolicySpec, closed: Option<&Closed>) -> Rung {
+    let says = opt_in(policy, &work.study).and_then(|study| study.resume_after_round);
+    if let Some(closed) = closed.filter(|closed| closed.through(says).is_none()) {
+        let higher = closed.resumed.map(|round| format!(" (higher than {round}, which was said before that)"));
+        return Err(deny(format!(
+            "StateRolledBack: the agent's volume was restored from a backup, or is another one, and does not know which sums of {0} hold this hospital's update; set SitePolicy spec.studies[{0}].resumeAfterRound to the last round that it may have taken part in{1}, to take part in later ones",
+            work.study,
+            higher.unwrap_or_default()
+        )));
+    }
+    match says {
+        Some(through) if work.round <= through => Err(deny(format!(
+            "SitePolicy spec.studies[{}].resumeAfterRound is {through}: rounds up to it may have been summed with this hospital's update already; it takes part from round {} on",
+            work.study,
+            through.saturating_add(1)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A roster that lists this hospital holds here; of an open attempt, the one that it names.

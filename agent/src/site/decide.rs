@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use consilium_crds::SitePolicy;
 use consilium_crds::conditions::{Conditions, READY};
-use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, Participation, SitePolicyStatus};
+use consilium_crds::site_policy::{
+    AcceptedRoster, LedgerHead, OfferedStudy, Participation, SitePolicySpec, SitePolicyStatus,
+};
 use consilium_federation::StudyKey;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
 use consilium_federation::round::SiteReason;
@@ -14,7 +16,7 @@ use jiff::Timestamp;
 use crate::Enforcement;
 use crate::link::LinkStatus;
 use crate::policy::reason_name;
-use crate::state::RolledBack;
+use crate::state::{HubClaim, RolledBack};
 
 /// Studies that the status lists at most, the most that the schema takes.
 const MAX_STUDIES: usize = 200;
@@ -58,6 +60,8 @@ pub struct Standing {
     pub ledger: LedgerHead,
     /// What was seen of a volume that was set back.
     pub rolled_back: Option<RolledBack>,
+    /// What the hub says of its ledger and the volume does not know.
+    pub hub_claim: Option<HubClaim>,
 }
 
 /// The status as it should be.
@@ -68,7 +72,7 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     let connected = connected(&mut conditions, inputs.link);
     let enforced = enforced(&mut conditions, inputs.enforcement);
     roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
-    rolled_back(&mut conditions, inputs.standing.rolled_back.as_ref());
+    rolled_back(&mut conditions, &inputs.policy.spec, inputs.standing);
     let participation = inputs.policy.spec.participation;
     match (participation, connected, enforced) {
         (Participation::Disabled, ..) => {
@@ -149,25 +153,43 @@ fn roster_accepted(conditions: &mut Conditions, pinned: bool, standing: &Standin
     conditions.set("RosterAccepted", good, reason, message);
 }
 
-fn rolled_back(conditions: &mut Conditions, seen: Option<&RolledBack>) {
-    match seen {
-        None => conditions.set(
-            "StateRolledBack",
-            false,
-            "Continuous",
-            "the volume has forgotten nothing that was seen of it",
-        ),
-        Some(seen) => {
-            let rounds: Vec<_> = seen.rounds.iter().map(|r| format!("{} up to round {}", r.study, r.through)).collect();
-            let message = format!(
-                "{} (noticed {}); open attempts were burned, and no masked sum is given for: {}",
+fn rolled_back(conditions: &mut Conditions, policy: &SitePolicySpec, standing: &Standing) {
+    let shut = |seen: &RolledBack| -> Vec<String> {
+        let studies = policy.studies.iter().filter(|study| {
+            let closed = seen.closed(&study.study, &study.uid);
+            closed.is_some_and(|closed| closed.through(study.resume_after_round).is_none())
+        });
+        studies.map(|study| study.study.to_string()).collect()
+    };
+    let seen = standing.rolled_back.as_ref().map(|seen| (seen, shut(seen)));
+    let claim = standing.hub_claim.as_ref().filter(|claim| claim.stands);
+    let (set_back, reason, message) = match (seen, claim) {
+        (Some((seen, shut)), _) if !shut.is_empty() => (
+            true,
+            "Restored",
+            format!(
+                "{} (noticed {}); open attempts were burned. No masked sum is given until spec.studies[].resumeAfterRound says which round is the last that this hospital may have taken part in, for: {}",
                 seen.why,
                 seen.at,
-                if rounds.is_empty() { "no round".to_owned() } else { rounds.join(", ") }
-            );
-            conditions.set("StateRolledBack", true, "Restored", message.chars().take(1000).collect::<String>())
-        }
+                shut.join(", ")
+            ),
+        ),
+        (_, Some(claim)) => (
+            true,
+            "HubRemembersMore",
+            format!(
+                "{} (noticed {}); open attempts were burned. On the hub's word alone nothing else follows; if the volume was not restored, ask the hub's administrators",
+                claim.why, claim.at
+            ),
+        ),
+        (Some((seen, _)), None) => (
+            false,
+            "Resumed",
+            format!("{} (noticed {}); no study of this policy is closed for it any more", seen.why, seen.at),
+        ),
+        (None, None) => (false, "Continuous", "the volume has forgotten nothing that was seen of it".to_owned()),
     };
+    conditions.set("StateRolledBack", set_back, reason, message);
 }
 
 /// The newest round of each study that the hub offers, with all that an opt-in needs.
@@ -241,12 +263,13 @@ mod tests {
             trouble: None,
             ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
             rolled_back: None,
+            hub_claim: None,
         }
     }
 
     /// An administrator must read from the policy alone what stands between the hospital and its first masked round.
     #[test]
-    fn roster_and_roll_back_are_told_with_what_to_do() {
+    fn the_roster_is_told_with_what_to_do() {
         let told = |governance: bool, standing: Standing| {
             let mut policy = policy("Enabled");
             if governance {
@@ -280,11 +303,44 @@ mod tests {
         let none = Standing { rosters: vec![], trouble: Some("1 valid signature".into()), ..standing() };
         let (roster, ..) = told(true, none);
         assert!(roster.1 == "NoneAccepted" && roster.2.contains("1 valid signature"), "{roster:?}");
-        let study = crate::state::Restored { study: StudyKey::new("research", "lung"), uid: "u".into(), through: 4 };
-        let at = "2026-01-01T00:00:00Z".parse().unwrap();
-        let seen = RolledBack { why: "a head that it never had".into(), at, rounds: vec![study] };
-        let (_, back, _) = told(true, Standing { rolled_back: Some(seen), ..standing() });
-        assert!(back.0 && back.2.contains("research/lung up to round 4"), "{back:?}");
+    }
+
+    /// What keeps the hospital out must be told with the way back in, and end where that was taken.
+    #[test]
+    fn a_roll_back_is_told_until_the_policy_resumes_and_a_claim_while_the_hub_makes_it() {
+        let told = |resume: Option<u32>, seen: bool, claim: Option<bool>| {
+            let mut policy = policy("Enabled");
+            policy.spec.studies = crate::policy::tests::policy(&[]).studies;
+            policy.spec.studies[0].resume_after_round = resume;
+            let at = "2026-01-01T00:00:00Z".parse().unwrap();
+            let study = &policy.spec.studies[0];
+            let closed =
+                vec![crate::state::Closed { study: study.study.clone(), uid: study.uid.clone(), resumed: Some(2) }];
+            let standing = Standing {
+                rolled_back: seen.then(|| RolledBack { why: "a head that it never had".into(), at, closed }),
+                hub_claim: claim.map(|stands| HubClaim { why: "the hub says more".into(), at, stands }),
+                ..standing()
+            };
+            let mut conditions = Conditions::from_status(&[], None, at);
+            rolled_back(&mut conditions, &policy.spec, &standing);
+            let found = conditions.into_list().pop().unwrap();
+            (found.status == "True", found.reason, found.message)
+        };
+        for resume in [None, Some(2)] {
+            let (back, reason, message) = told(resume, true, None);
+            assert!(back && reason == "Restored", "{message}");
+            assert!(message.contains("resumeAfterRound") && message.contains("research/hippocampus"), "{message}");
+        }
+        assert_eq!(told(Some(3), true, None).1, "Resumed");
+        for (seen, claim, back, reason) in [
+            (false, None, false, "Continuous"),
+            (false, Some(true), true, "HubRemembersMore"),
+            (false, Some(false), false, "Continuous"),
+            (true, Some(true), true, "HubRemembersMore"),
+        ] {
+            let (found, found_reason, message) = told(Some(3), seen, claim);
+            assert_eq!((found, found_reason.as_str()), (back, reason), "{message}");
+        }
     }
 
     fn status(participation: &str, link: LinkStatus, enforcement: Enforcement, items: Vec<Item>) -> SitePolicyStatus {

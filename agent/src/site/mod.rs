@@ -9,7 +9,7 @@ mod watch;
 pub use announce::KubeAnnounce;
 pub use decide::{Standing, StatusInputs, decide};
 pub use status::run;
-pub use volume::{check_end, check_volume};
+pub use volume::{check_hub, check_volume, set_back};
 pub use watch::{Synced, watch};
 
 /// Name of the one SitePolicy.

@@ -20,6 +20,8 @@ use crate::{Context, StateError};
 
 /// Changes that come closer together share one write.
 const FOLD: Duration = Duration::from_secs(1);
+/// How often it is looked at without a change: a ledger's end and a roll-back wake nobody.
+const LOOK: Duration = Duration::from_secs(60);
 const MANAGER: &str = "consilium-agent";
 
 /// Runs until shutdown.
@@ -35,14 +37,14 @@ pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> an
         facts.mark_unchanged();
         enforcement.mark_unchanged();
         let status_of_link = link.borrow_and_update().clone();
-        let mut retry = None;
+        let mut again = LOOK;
         match turn(&ctx, &api, &recorder, &status_of_link).await {
             Ok(()) => backoff.reset(),
             Err(error) => {
                 let wait = backoff.wait(ctx.entropy.fraction());
                 tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "the SitePolicy's status could not be written; it is tried again");
                 ctx.metrics.reconcile_errors.with_label_values(&["sitepolicy", "transient"]).inc();
-                retry = Some(wait);
+                again = wait;
             }
         }
         tokio::select! {
@@ -52,7 +54,7 @@ pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> an
             _ = facts.changed() => {}
             _ = enforcement.changed() => {}
             _ = link.changed() => {}
-            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            () = tokio::time::sleep(again) => {}
         }
         tokio::select! {
             () = ctx.shutdown.cancelled() => return Ok(()),
@@ -63,6 +65,8 @@ pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> an
 
 async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &LinkStatus) -> Result<(), kube::Error> {
     let Some(policy) = ctx.site_policy() else { return Ok(()) };
+    // What is written below would take the place of what shows that the volume was set back.
+    super::check_volume(ctx, &policy).map_err(|error| kube::Error::Service(error.into()))?;
     let desired = ctx.desired.borrow().clone();
     let enforcement = ctx.enforcement.borrow().clone();
     let standing = standing(ctx, &policy).map_err(|error| kube::Error::Service(error.into()))?;
@@ -116,6 +120,7 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         trouble: ctx.facts.roster_trouble(),
         ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
         rolled_back,
+        hub_claim: ctx.state.hub_claim()?,
     })
 }
 

@@ -27,7 +27,7 @@ pub use attempts::{AttemptKey, Done, Memory, Refused};
 pub use error::StateError;
 pub use grants::{Grant, Granted};
 pub use ledger::{Entry, Record};
-pub use rollback::{Restored, RolledBack};
+pub use rollback::{Closed, HubClaim, RolledBack};
 pub use rosters::hub_digest;
 pub use update::{StoredScore, StoredUpdate, UpdateMeta, UpdateWriter, evaluate_vector, vector_of};
 pub use uploads::{UploadProgress, UploadRecord};

@@ -18,7 +18,8 @@ fn policy() -> SitePolicySpec {
             labels_claim: "hippocampus-labels".into(),
         },
         publish_metrics: false,
-        weight_bucket: 1,
+        weight_bucket: 10,
+        resume_after_round: None,
     };
     let v100 = |memory: &str, product: &str| Hardware {
         product: product.into(),

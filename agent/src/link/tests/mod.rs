@@ -383,14 +383,25 @@ async fn a_hub_that_remembers_more_of_the_ledger_shows_that_the_volume_was_set_b
     let world = World::new().await;
     let agent = world.agent(None);
     until("the first report", world.hub.reports.subscribe(), |r| r.last().is_some_and(|r| r.ledger.is_some())).await;
-    assert!(agent.ctx.state.rolled_back().unwrap().is_none());
+    assert!(agent.ctx.state.hub_claim().unwrap().is_none());
     let ahead = consilium_proto::v1::LedgerEnd { entries: 99, head: Digest::of(b"from after the backup").to_string() };
     *world.hub.ledger.lock().unwrap() = Some(ahead);
     world.ready(&agent);
-    while agent.ctx.state.rolled_back().unwrap().is_none() {
+    let claim = || agent.ctx.state.hub_claim().unwrap();
+    while claim().is_none() {
         tokio::task::yield_now().await;
     }
-    assert!(agent.ctx.state.rolled_back().unwrap().unwrap().why.contains("99 entries"));
+    assert!(claim().is_some_and(|claim| claim.stands && claim.why.contains("99 entries")));
+    assert_eq!(agent.ctx.state.rolled_back().unwrap(), None, "on the hub's word alone no study is closed");
+
+    // It was mistaken, and says so: nothing of it stays in the hospital's way.
+    let (entries, head) = agent.ctx.state.ledger_end().unwrap();
+    let known = consilium_proto::v1::LedgerEnd { entries, head: head.to_string() };
+    *world.hub.ledger.lock().unwrap() = Some(known);
+    agent.ctx.facts.drop_round("round", TaskKind::Train);
+    while claim().is_some_and(|claim| claim.stands) {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Whoever has to prove what the hub was shown finds its signature over the ledger's end; one over another end proves

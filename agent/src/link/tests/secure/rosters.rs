@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::policy::{RosterSeen, SecureFacts};
+use crate::state::Closed;
 
 /// Whose keys hold is not the hub's to say.
 #[tokio::test]
@@ -45,6 +46,10 @@ async fn rosters_that_governance_did_not_sign_or_has_replaced_do_not_hold() {
     until("nothing holds", agent.ctx.facts.changed(), move |_: &u64| facts.rosters().is_empty()).await;
 }
 
+fn closed(resumed: Option<u32>) -> Option<Closed> {
+    Some(Closed { study: secure_work().study, uid: "uid-1".into(), resumed })
+}
+
 /// The rungs of a masked study, each with the words that its people need.
 #[test]
 fn the_rungs_of_masked_studies_refuse_and_say_what_would_help() {
@@ -70,12 +75,36 @@ fn the_rungs_of_masked_studies_refuse_and_say_what_would_help() {
     assert_eq!(ask(&|_, _, _| {}).0, "Allowed");
     assert_eq!(ask(&|_, _, work| work.roster = Some(roster)).0, "Allowed");
     type Edit = dyn Fn(&mut SitePolicy, &mut SecureFacts, &mut RoundWork);
-    let rows: [(&Edit, &str, &[&str]); 10] = [
+    assert_eq!(
+        ask(&|p, f, _| {
+            p.spec.studies[0].resume_after_round = Some(2);
+            f.closed = closed(Some(1));
+        })
+        .0,
+        "Allowed"
+    );
+    let rows: [(&Edit, &str, &[&str]); 12] = [
         (&|p, _, _| p.spec.governance = None, "DeniedByPolicy", &["spec.governance", "out of band"]),
         (&|p, _, _| p.spec.governance.as_mut().unwrap().keys[0].public_key = "x".into(), "DeniedByPolicy", &["chair"]),
         (&|p, _, _| p.spec.aggregation.colluders = 2, "DeniedByPolicy", &["colluders is 2", "withstands 1"]),
         (&|p, _, _| p.spec.aggregation.min_contributors = 4, "DeniedByPolicy", &["minContributors is 4"]),
-        (&|_, f, _| f.restored_through = Some(3), "DeniedByPolicy", &["StateRolledBack", "from round 4 on"]),
+        (&|_, f, _| f.closed = closed(None), "DeniedByPolicy", &["StateRolledBack", "resumeAfterRound"]),
+        (
+            &|p, f, _| {
+                p.spec.studies[0].resume_after_round = Some(2);
+                f.closed = closed(Some(2));
+            },
+            "DeniedByPolicy",
+            &["StateRolledBack", "higher than 2"],
+        ),
+        (
+            &|p, f, _| {
+                p.spec.studies[0].resume_after_round = Some(3);
+                f.closed = closed(None);
+            },
+            "DeniedByPolicy",
+            &["resumeAfterRound is 3", "from round 4 on"],
+        ),
         (&|_, f, _| f.released = Some("5e55".into()), "DeniedByPolicy", &["session 5e55", "second sum"]),
         (&|_, f, _| f.rosters.clear(), "AwaitingRoster", &["no roster", "status.signingKey"]),
         (&|_, f, _| f.rosters[0].lists_us = false, "AwaitingRoster", &["version 3 does not list"]),
