@@ -98,7 +98,7 @@ impl Link {
         Arc::new(objects::HubObjects::new(self.channel.subscribe()))
     }
 
-    /// Runs until shutdown.
+    /// Runs until shutdown, or until one of its loops fails.
     pub async fn run(self, ctx: Arc<Context>, announce: Arc<dyn Announce>) -> anyhow::Result<()> {
         if let Some(policy) = ctx.site_policy() {
             crate::site::check_volume(&ctx, &policy)?;
@@ -107,11 +107,16 @@ impl Link {
         let rosters = rosters::run(ctx.clone(), self.channel.subscribe());
         let turns = turns::run(ctx.clone(), self.channel.subscribe(), announce);
         let follow = follow::run(ctx, self);
-        let (followed, (), accepted, turned) = tokio::join!(follow, reports, rosters, turns);
-        followed?;
-        accepted?;
-        turned
+        // One that fails ends them all, and the agent with them: alone, the others would look alive and do nothing.
+        tokio::try_join!(follow, reports, rosters, turns)?;
+        Ok(())
     }
+}
+
+/// What a loop follows is gone: fine at shutdown, and otherwise a reason to start the agent anew.
+fn gone(ctx: &Context, what: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(ctx.shutdown.is_cancelled(), "{what} ended; restarting the agent starts it again");
+    Ok(())
 }
 
 /// A client of the hub on a channel.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use super::{Backoff, CALL_TIMEOUT, client, connected};
+use super::{Backoff, CALL_TIMEOUT, client, connected, gone};
 use crate::Context;
 
 /// Changes that come closer together share one report.
@@ -42,18 +42,18 @@ async fn first_look(ctx: &Context) {
     }
 }
 
-/// Runs until shutdown.
-pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) {
+/// Runs until shutdown. Fails when what it follows ends.
+pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) -> anyhow::Result<()> {
     let mut facts = ctx.facts.changed();
     let mut desired = ctx.desired.clone();
     let mut backoff = Backoff::default();
     first_look(&ctx).await;
     loop {
         let Some(open) = (tokio::select! {
-            () = ctx.shutdown.cancelled() => return,
+            () = ctx.shutdown.cancelled() => return Ok(()),
             open = connected(&mut channel) => open,
         }) else {
-            return;
+            return gone(&ctx, "the connection that reports go by");
         };
         channel.mark_unchanged();
         facts.mark_unchanged();
@@ -71,18 +71,21 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
         }
         let changed = async {
             tokio::select! {
-                _ = facts.changed() => {}
-                _ = desired.changed() => {}
-                _ = channel.changed() => {}
-                () = tokio::time::sleep(retry) => {}
+                changed = facts.changed() => changed,
+                changed = desired.changed() => changed,
+                changed = channel.changed() => changed,
+                () = tokio::time::sleep(retry) => Ok(()),
             }
         };
-        tokio::select! {
-            () = ctx.shutdown.cancelled() => return,
-            () = changed => {}
+        let changed = tokio::select! {
+            () = ctx.shutdown.cancelled() => return Ok(()),
+            changed = changed => changed,
+        };
+        if changed.is_err() {
+            return gone(&ctx, "what reports follow");
         }
         tokio::select! {
-            () = ctx.shutdown.cancelled() => return,
+            () = ctx.shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep_until(sent + pause) => {}
         }
     }

@@ -10,7 +10,7 @@ use consilium_secagg::wire::Message as _;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::{Backoff, ObjectError};
+use super::{Backoff, ObjectError, gone};
 use crate::{Context, StateError, policy};
 
 /// Longest reason that is kept.
@@ -24,7 +24,7 @@ struct Rosters {
     trouble: Option<String>,
 }
 
-/// Runs until shutdown. Fails only when the volume does.
+/// Runs until shutdown. Fails when the volume does, or what it follows ends.
 pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) -> anyhow::Result<()> {
     let (mut desired, mut pinned) = (ctx.desired.clone(), ctx.policy.clone());
     let mut rosters = Rosters { ctx: ctx.clone(), governance: None, seen: BTreeSet::new(), trouble: None };
@@ -44,12 +44,15 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
         } else {
             Some(backoff.wait(ctx.entropy.fraction()))
         };
-        tokio::select! {
+        let changed = tokio::select! {
             () = ctx.shutdown.cancelled() => return Ok(()),
-            _ = desired.changed() => {}
-            _ = pinned.changed() => {}
-            _ = channel.changed() => {}
-            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX / 4)), if wait.is_some() => {}
+            changed = desired.changed() => changed,
+            changed = pinned.changed() => changed,
+            changed = channel.changed() => changed,
+            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX / 4)), if wait.is_some() => Ok(()),
+        };
+        if changed.is_err() {
+            return gone(&ctx, "what rosters follow");
         }
     }
 }

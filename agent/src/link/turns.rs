@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 
 use super::plan::{TurnKey, outdated, unnamed, wanted};
 use super::turn::{Turn, Turner};
-use super::{Announce, Backoff};
+use super::{Announce, Backoff, gone};
 use crate::facts::UploadFact;
 use crate::state::{AttemptKey, UploadProgress, vector_of};
 use crate::{Context, StateError};
@@ -52,7 +52,7 @@ struct Running {
     began: u64,
 }
 
-/// Runs until shutdown. Fails only when the volume does.
+/// Runs until shutdown. Fails when the volume does, or what it follows ends.
 pub(super) async fn run(
     ctx: Arc<Context>,
     mut channel: watch::Receiver<Option<Channel>>,
@@ -60,49 +60,56 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     restore(&ctx)?;
     let (mut desired, mut policy, mut facts) = (ctx.desired.clone(), ctx.policy.clone(), ctx.facts.changed());
-    let mut turns = Turns {
-        ctx: ctx.clone(),
-        announce,
-        running: BTreeMap::new(),
-        tasks: JoinSet::new(),
-        quiet: BTreeSet::new(),
-        waiting: BTreeSet::new(),
-        retries: BTreeMap::new(),
-        unnamed: BTreeMap::new(),
-        changes: 0,
-    };
+    let mut turns = Turns::new(ctx.clone(), announce);
     turns.tidy()?;
     let mut tidy = tokio::time::interval(TIDY);
+    let mut allowed = policy.borrow_and_update().clone();
     loop {
         let open = channel.borrow_and_update().clone();
         turns.turn(open);
         let retry_at = turns.retry_at();
+        let mut followed = Ok(());
         tokio::select! {
-            () = ctx.shutdown.cancelled() => {
-                turns.running.values().for_each(|running| running.stop.cancel());
-                let rest = async { while turns.tasks.join_next().await.is_some() {} };
-                // What does not stop in time is ended like a kill would, and resumed like after one.
-                let _ = tokio::time::timeout(STOP_WITHIN, rest).await;
-                return Ok(());
-            }
-            _ = channel.changed() => {
+            () = ctx.shutdown.cancelled() => break,
+            changed = channel.changed() => {
+                followed = changed;
                 turns.quiet.clear();
                 turns.retries.clear();
             }
-            _ = desired.changed() => {
+            changed = desired.changed() => {
+                followed = changed;
                 turns.changed();
                 turns.tidy()?;
             }
             _ = tidy.tick() => turns.tidy()?,
-            _ = policy.changed() => turns.changed(),
-            _ = facts.changed() => turns.changed(),
+            changed = policy.changed() => {
+                followed = changed;
+                let before = std::mem::replace(&mut allowed, policy.borrow_and_update().clone());
+                if before.as_deref().map(|policy| &policy.spec) != allowed.as_deref().map(|policy| &policy.spec) {
+                    // What may still be done is taken up again by the next look, and what may not is not.
+                    turns.stop();
+                }
+                turns.changed();
+            }
+            changed = facts.changed() => {
+                followed = changed;
+                turns.changed();
+            }
             Some(ended) = turns.tasks.join_next() => {
                 turns.ended(ended)?;
                 turns.tidy()?;
             }
             () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
         }
+        if followed.is_err() {
+            break;
+        }
     }
+    turns.stop();
+    let rest = async { while turns.tasks.join_next().await.is_some() {} };
+    // What does not stop in time is ended like a kill would, and resumed like after one.
+    let _ = tokio::time::timeout(STOP_WITHIN, rest).await;
+    gone(&ctx, "what turns follow")
 }
 
 /// Shows what is known from before the restart, until the hub has been asked.
@@ -123,6 +130,25 @@ fn restore(ctx: &Context) -> Result<(), StateError> {
 }
 
 impl Turns {
+    fn new(ctx: Arc<Context>, announce: Arc<dyn Announce>) -> Self {
+        Self {
+            ctx,
+            announce,
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            quiet: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            retries: BTreeMap::new(),
+            unnamed: BTreeMap::new(),
+            changes: 0,
+        }
+    }
+
+    /// Has what runs end between two chunks.
+    fn stop(&self) {
+        self.running.values().for_each(|running| running.stop.cancel());
+    }
+
     /// Something that a turn depends on is different now.
     fn changed(&mut self) {
         self.changes += 1;

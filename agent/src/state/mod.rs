@@ -106,6 +106,12 @@ impl State {
         Ok(found)
     }
 
+    /// Makes what is stored under a key unreadable, as a failing disk could.
+    #[cfg(test)]
+    pub(crate) fn damage(&self, table: &str, key: &str) {
+        self.write(TableDefinition::new(table), key, b"{").unwrap();
+    }
+
     /// How many parts hold this state, for tests that kill agents.
     #[cfg(test)]
     pub(crate) fn handles(&self) -> usize {
