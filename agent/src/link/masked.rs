@@ -35,7 +35,7 @@ enum Acted {
 }
 
 impl Turner {
-    /// A step of an attempt with masks. Always: check, transaction, RoundTask, and then bytes.
+    /// A step of an attempt with masks. Always: check, transaction, policy, RoundTask, and then bytes.
     pub(super) async fn masked(&self, asked: &Asked<'_>, spec: &FederatedStudySpec) -> Result<Turn, StateError> {
         let ask = match self.ask(asked, spec).await? {
             Ok(ask) => Arc::new(ask),
@@ -50,6 +50,10 @@ impl Turner {
                 Acted::Done(done) => done,
                 Acted::Ended(turn) => return Ok(turn),
             };
+            // The policy's word at this moment counts: to mask a large vector takes a while.
+            if let Err(turn) = self.allowed(asked.key, asked.work).await? {
+                return Ok(turn);
+            }
             match self.show(asked, &recalled, done.head).await? {
                 Shown::Yes => return self.deliver(asked, done.said).await,
                 Shown::Again => {}

@@ -110,7 +110,7 @@ impl Turner {
     }
 
     /// The policy's last word before anything leaves.
-    async fn allowed(
+    pub(super) async fn allowed(
         &self,
         key: &TurnKey,
         work: &RoundWork,

@@ -39,11 +39,16 @@ struct Shown {
     act: Mutex<Option<Irreversible>>,
     version: AtomicU64,
     events: Arc<Mutex<Vec<String>>>,
+    /// What happens at the hospital whenever the agent looks at what is shown.
+    meanwhile: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
 }
 
 impl Announce for Shown {
     fn recall<'a>(&'a self, _: &'a str) -> Answer<'a, Result<Recalled, AnnounceError>> {
         Box::pin(async {
+            if let Some(happens) = &*self.meanwhile.lock().unwrap() {
+                happens();
+            }
             let act = self.act.lock().unwrap();
             Ok(Recalled { act: act.clone(), version: self.version.load(Ordering::SeqCst).to_string() })
         })

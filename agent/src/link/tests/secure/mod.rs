@@ -104,6 +104,27 @@ async fn a_killed_agent_says_the_same_again_at_every_step() {
     assert_sum(&federation, TaskKind::Train, 1);
 }
 
+/// The hospital says no while a large vector is being masked: nothing of it has left, so nothing may. Taken back, the
+/// upload goes on with what was masked.
+#[tokio::test]
+async fn a_veto_while_the_vector_is_masked_comes_before_the_first_byte() {
+    let (federation, agents) = started().await;
+    federation.run_to(TaskKind::Train, 1, ProtocolStep::Share).await;
+    let Hospital { shown, policy, .. } = &federation.hospitals[0];
+    let disabled = Arc::new(secure_policy_with(&[("/participation", json!("Disabled"))]));
+    let veto = policy.clone();
+    // The RoundTask is looked at after the policy was asked, and before the masking begins.
+    *shown.meanwhile.lock().unwrap() = Some(Box::new(move || drop(veto.send_replace(Some(disabled.clone())))));
+    federation.ask_all(TaskKind::Train, 1, ProtocolStep::Upload);
+    let denied = |entry: &Entry| matches!(entry, Entry::Decision { allowed: false, message, .. } if message.contains("Disabled"));
+    until_entry(&agents[0], "the veto", denied).await;
+    assert_eq!(federation.hub.times("alder", 1, "Upload"), 0);
+    assert_eq!(shown.act.lock().unwrap().clone().unwrap().step, "Share", "the point of no return is not passed");
+    *shown.meanwhile.lock().unwrap() = None;
+    policy.send_replace(Some(Arc::new(secure_policy())));
+    federation.all_done(1, ProtocolStep::Upload, SITES.len()).await;
+}
+
 /// A drop-out in the middle of the round must not leave seeds behind, and no hospital is in two attempts.
 #[tokio::test]
 async fn another_attempt_burns_the_one_before() {
