@@ -63,7 +63,9 @@ fn a_drop_out_at_any_step_is_survived_or_burns_the_attempt() {
 fn a_restarted_hospital_is_still_counted() {
     let mut world = World::new(4, 50, 3);
     let mut plan = Plan::smooth(4);
-    plan.trouble = vec![Trouble::KilledAfterStore, Trouble::KilledBeforeStore, Trouble::Repeated, Trouble::Nothing];
+    plan.trouble = [Trouble::KilledAfterStore, Trouble::KilledBeforeStore, Trouble::Repeated, Trouble::Nothing]
+        .map(|t| [t; 7])
+        .into();
     let Outcome::Summed { survivors, sum } = world.run(&plan) else { panic!("all four were there") };
     assert_eq!(survivors, [0, 1, 2, 3]);
     check_sum(&world, &survivors, &sum);
@@ -188,7 +190,7 @@ prop_compose! {
         colluders in 0u16..3,
         weights in prop::collection::vec(1..=WEIGHT_ONE, n),
         vanish in prop::collection::vec(moment(), n),
-        trouble in prop::collection::vec(trouble(), n),
+        trouble in prop::collection::vec([(); 7].map(|()| trouble()), n),
     ) -> Scenario {
         Scenario { n, d, seed, clip, colluders, weights, plan: Plan { vanish, trouble } }
     }

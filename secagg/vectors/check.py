@@ -9,6 +9,7 @@ signatures, survivors, seeds, sum and mean. It needs the `cryptography` package 
 
 import json
 import pathlib
+import struct
 import sys
 from itertools import combinations
 
@@ -176,8 +177,8 @@ class Case:
 
     def layout(self):
         head = -(-(1 + len(self.spec["statistics"])) // 16) * 16
-        assert self.spec["body"] <= CHUNK, "these vectors have one body chunk"
-        return head, [(0, head), (head, self.spec["body"])]
+        body = [(head + at, min(CHUNK, self.spec["body"] - at)) for at in range(0, self.spec["body"], CHUNK)]
+        return head, [(0, head), *body]
 
     def pair_key(self, i, j):
         low, high = min(i, j), max(i, j)
@@ -196,7 +197,8 @@ class Case:
             i = names[self.case["sites"][upload["party"]]["site"]]
             me, spec = self.parties[i], self.spec
             plain = [encode_head(me["weight"], me["statistics"], spec["statistics"], spec["capacity"], head)]
-            plain.append(encode(me["update"], me["weight"], spec["capacity"], spec["clip"]))
+            body = encode(me["update"], me["weight"], spec["capacity"], spec["clip"])
+            plain += [body[offset - head : offset - head + count] for offset, count in chunks[1:]]
             self.equal(plain, [words(c) for c in me["encoded"]], "encoding")
             masks = [(1, derive(me["secret"]["self_seed"], self.sid, "self", (i,)))]
             masks += [(1 if j > i else -1, self.pair_key(i, j)) for j in self.dealt if j != i]
@@ -215,8 +217,12 @@ class Case:
     def survivors(self):
         self.statement = bytes.fromhex(self.messages["statement"])
         self.equal(read_statement(self.statement), (self.sid, self.view(), sorted(self.masked)), "survivors")
+        signers = []
         for text in self.messages["agreements"]:
-            self.equal(signed(bytes.fromhex(text))[0], self.statement, "agreement")
+            body, signature = signed(bytes.fromhex(text))
+            self.equal(body, self.statement, "agreement")
+            signers.append(self.signer(body, signature))
+        self.equal(signers, sorted(set(signers) & set(self.masked)), "who agreed")
         if self.messages["proof"] is None:
             return
         body, signatures = read_proof(bytes.fromhex(self.messages["proof"]))
@@ -225,6 +231,16 @@ class Case:
             verify(self.parties[party]["key"], body, signature)
             assert party in self.masked
         assert len({party for party, _ in signatures}) >= self.t
+
+    def signer(self, body, signature):
+        """The party whose key a signature fits: an agreement does not name it."""
+        for i, party in enumerate(self.parties):
+            try:
+                verify(party["key"], body, signature)
+                return i
+            except InvalidSignature:
+                continue
+        raise AssertionError("an agreement that no party signed")
 
     def replies(self):
         self.released = {}
@@ -269,9 +285,16 @@ class Case:
         self.equal((total[0][0], outcome["weight_sum"]), (weights, weights), "sum of weights")
         top = largest(self.spec["capacity"])
         step = self.spec["clip"] / top / (weights / 2**20)
-        mean = [f32(signed32(q) * step) for q in total[1]]
+        mean = [f32(signed32(q) * step) for chunk in total[1:] for q in chunk]
         self.equal(mean, [f32(m) for m in outcome["mean"]], "mean")
+        names = [self.case["sites"][i]["site"] for i in outcome["survivors"]]
+        self.equal(names, [p["site"] for p in contributors], "survivors")
+        scales = [top / struct.unpack("<d", raw)[0] if kind == 0 else 1.0 for kind, raw in self.spec["statistics"]]
+        sums = [signed32(q) / scale for q, scale in zip(total[0][1:], scales)]
+        self.equal(sums, outcome["statistics"], "statistics")
         bound = len(contributors) * self.spec["clip"] / (2 * top) / (weights / 2**20)
+        # The published one has room for float64 roundings.
+        assert 1 <= outcome["error_bound"] / bound <= 1 + 2e-9, "error bound"
         for k, got in enumerate(mean):
             exact = sum(p["weight"] * f32(p["update"][k]) for p in contributors) / weights
             assert abs(got - exact) <= bound * (1 + 1e-9) + abs(exact) * 2**-23, f"coordinate {k} beyond the bound"

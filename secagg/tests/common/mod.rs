@@ -100,7 +100,7 @@ pub enum Moment {
     Never,
 }
 
-/// What else goes wrong for one hospital at every step it takes.
+/// What else goes wrong for one hospital at one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     Nothing,
@@ -112,20 +112,38 @@ pub enum Trouble {
     Repeated,
 }
 
+/// The steps at which something may go wrong.
+#[derive(Debug, Clone, Copy)]
+pub enum At {
+    Share,
+    Bundle,
+    Bind,
+    Mask,
+    Finish,
+    Agree,
+    Unmask,
+}
+
+/// Trouble of one hospital, by step. In the masking, any trouble is a kill after the first chunk.
+pub type Troubles = [Trouble; 7];
+
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub vanish: Vec<Moment>,
-    pub trouble: Vec<Trouble>,
+    pub trouble: Vec<Troubles>,
 }
 
 impl Plan {
     pub fn smooth(n: usize) -> Self {
-        Self { vanish: vec![Moment::Never; n], trouble: vec![Trouble::Nothing; n] }
+        Self { vanish: vec![Moment::Never; n], trouble: vec![[Trouble::Nothing; 7]; n] }
     }
     pub fn losing(n: usize, site: usize, when: Moment) -> Self {
         let mut plan = Self::smooth(n);
         plan.vanish[site] = when;
         plan
+    }
+    fn trouble(&self, site: usize, at: At) -> Trouble {
+        self.trouble[site][at as usize]
     }
     fn there(&self, site: usize, when: Moment) -> bool {
         self.vanish[site] > when
@@ -252,20 +270,31 @@ impl World {
     }
 
     /// Masks and stores all chunks, and signs the manifest.
-    pub fn upload(&mut self, i: usize, trouble: Trouble, hub: &mut Hub) {
+    pub fn upload(&mut self, i: usize, plan: &Plan, hub: &mut Hub) {
         let chunks = self.encoded(i);
         let plain: Vec<_> = chunks.iter().map(|c| elements_digest(c)).collect();
-        self.act(i, trouble, |client, _, _| client.bind_update(plain.clone())).unwrap();
-        let masker = self.sites[i].client.as_ref().unwrap().masker().unwrap();
-        let (mut uploads, mut digests) = (Vec::new(), Vec::new());
-        for (k, chunk) in chunks.iter().enumerate() {
-            let mut bytes = sum::to_bytes(chunk);
-            digests.push(masker.mask(k as u32, &mut bytes).unwrap());
-            uploads.push(bytes);
+        self.act(i, plan.trouble(i, At::Bind), |client, _, _| client.bind_update(plain.clone())).unwrap();
+        let mask = |client: &Client, chunk: usize| {
+            let mut bytes = sum::to_bytes(&chunks[chunk]);
+            let digest = client.masker().unwrap().mask(chunk as u32, &mut bytes).unwrap();
+            (bytes, digest)
+        };
+        if plan.trouble(i, At::Mask) != Trouble::Nothing {
+            // Killed between two chunks: the first one is on the disk, and made once more from what was stored.
+            let client = self.sites[i].client.take().unwrap();
+            let first = mask(&client, 0);
+            let client = serde_json::from_str(&serde_json::to_string(&client).unwrap()).unwrap();
+            assert_eq!(mask(&client, 0), first, "a chunk that is made again must be the same");
+            self.sites[i].client = Some(client);
         }
+        let client = self.sites[i].client.as_ref().unwrap();
+        let (uploads, digests): (_, Vec<_>) = (0..chunks.len()).map(|chunk| mask(client, chunk)).unzip();
         self.sites[i].uploads = uploads;
-        let manifest =
-            self.act(i, trouble, |client, site, _| client.finish_upload(digests.clone(), &site.key.clone())).unwrap();
+        let manifest = self
+            .act(i, plan.trouble(i, At::Finish), |client, site, _| {
+                client.finish_upload(digests.clone(), &site.key.clone())
+            })
+            .unwrap();
         assert_eq!(hub.manifest(&self.sites[i].id, manifest.clone()).unwrap(), Receipt::New);
         assert_eq!(hub.manifest(&self.sites[i].id, manifest).unwrap(), Receipt::Repeated);
     }
@@ -321,7 +350,7 @@ impl World {
             return Ok(());
         }
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeShares)) {
-            let shares = self.act(i, plan.trouble[i], |client, site, roster| {
+            let shares = self.act(i, plan.trouble(i, At::Share), |client, site, roster| {
                 let (key, history) = (site.key.clone(), site.history.clone());
                 let guard = Guard { roster, floors: &FLOORS, history: &history };
                 client.adverts(&list, &key, guard, &mut site.rng)
@@ -375,8 +404,8 @@ impl World {
         let mut complete = BTreeSet::new();
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeUpload)) {
             let bundle = hub.bundle_for(&self.sites[i].id).unwrap();
-            self.act(i, plan.trouble[i], |client, _, _| client.bundle(&bundle)).unwrap();
-            self.upload(i, plan.trouble[i], hub);
+            self.act(i, plan.trouble(i, At::Bundle), |client, _, _| client.bundle(&bundle)).unwrap();
+            self.upload(i, plan, hub);
             complete.insert(self.sites[i].id.clone());
         }
         let statement = hub.close_uploads(&complete)?;
@@ -385,7 +414,7 @@ impl World {
         }
         let round = self.attempt.round.clone();
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeAgree)) {
-            let signed = self.act(i, plan.trouble[i], |client, site, _| {
+            let signed = self.act(i, plan.trouble(i, At::Agree), |client, site, _| {
                 let rule = site.history.default_rule(&round, n);
                 client.survivors(&statement, &site.key, &site.history, rule)
             });
@@ -399,8 +428,9 @@ impl World {
             return Ok(());
         }
         for i in (0..n).filter(|i| plan.there(*i, Moment::BeforeUnmask)) {
-            let reply =
-                self.act(i, plan.trouble[i], |client, site, _| client.proof(&proof, &site.key, &site.history)).unwrap();
+            let reply = self
+                .act(i, plan.trouble(i, At::Unmask), |client, site, _| client.proof(&proof, &site.key, &site.history))
+                .unwrap();
             self.sites[i].history.record_released(&self.attempt.round, reply.body.sid);
             hub.unmask(&self.sites[i].id, reply)?;
         }

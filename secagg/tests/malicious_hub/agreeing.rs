@@ -1,5 +1,5 @@
 //! Attacks on who survived and on taking the masks off.
-use crate::common::{Moment, ONE, Outcome, Plan, TestRng, World, site_id};
+use crate::common::{Moment, ONE, Outcome, Plan, World, site_id};
 use crate::{VICTIM, attack, client, view};
 use consilium_secagg::client::ClientError;
 use consilium_secagg::history::DifferenceRule;
@@ -190,16 +190,25 @@ fn fewer_than_t_shares_reconstruct_nothing() {
     plan.vanish[4] = Moment::BeforeUnmask;
     let Outcome::Burned { error, .. } = world.run(&plan) else { panic!("t is 4") };
     assert_eq!(error, HubError::TooFew { step: "Unmask", got: 3, needed: 4 });
+    // By force, of the shares of the victim's own seed that a finished attempt released: the fourth gives the very seed
+    // behind its mask, three of them another one.
     let mut world = World::new(5, 40, 4);
     let mut hub = world.hub();
-    world.advance(&mut hub, Moment::Never);
-    let seeds = hub.close_unmasking();
-    assert!(matches!(seeds, Err(HubError::OutOfOrder { .. })));
-    let secret = Secret::new([3; 32]);
-    let shares = shamir::split(&secret, 4, 5, &mut TestRng::new(1)).unwrap();
-    let few: Vec<_> = (0..3u8).map(|i| (Party(i), &shares[usize::from(i)])).collect();
-    assert_eq!(shamir::combine(&few, 4), Err(ShamirError::TooFew { got: 3, needed: 4 }));
-    assert_ne!(shamir::combine(&few, 3).unwrap(), secret);
+    world.advance(&mut hub, Moment::BeforeUnmask);
+    let (session, proof) = (hub.session().unwrap().clone(), hub.survivor_proof().unwrap().clone());
+    let shares: Vec<_> = (0..5)
+        .map(|i| {
+            let (key, history) = (world.sites[i].key.clone(), world.sites[i].history.clone());
+            let reply = client(&mut world, i).proof(&proof, &key, &history).unwrap();
+            (Party(i as u8), reply.body.shares[VICTIM].share.share.clone())
+        })
+        .collect();
+    let of = |n: usize| shares[..n].iter().map(|(party, share)| (*party, share)).collect::<Vec<_>>();
+    assert_eq!(shamir::combine(&of(3), 4), Err(ShamirError::TooFew { got: 3, needed: 4 }));
+    let (forced, seed) = (shamir::combine(&of(3), 3).unwrap(), shamir::combine(&of(4), 4).unwrap());
+    assert_eq!(seed, shamir::combine(&of(5), 4).unwrap());
+    let (sid, victim) = (session.sid(), Party(VICTIM as u8));
+    assert_ne!(keys::self_mask_key(&forced, &sid, victim), keys::self_mask_key(&seed, &sid, victim));
 }
 
 /// A hospital that releases a wrong share is named, and the rest still finish.

@@ -1,5 +1,8 @@
 //! The hub is the attacker. Every test is one attack of the literature or of practice; it ends in a refusal with a
 //! reason, and what the hub saw up to then is the same whatever the victim's update was.
+//!
+//! In `opening` no update is bound yet when most attacks end, so what the hub saw cannot depend on it: there the refusal
+//! is all that is shown.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 #[path = "../common/mod.rs"]
 mod common;

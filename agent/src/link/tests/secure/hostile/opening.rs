@@ -164,10 +164,10 @@ async fn low_order_and_repeated_keys_of_a_colluder_are_refused() {
     .await;
 }
 
-/// Static counts are summed once for a roster. A hub that opens such a sum on its own, twice even, is answered with
-/// adverts for what the hospitals know of: they open no session of its sum, and nothing else leaves.
+/// No hospital knows of a sum of static counts. A hub that opens one on its own, however often, is answered with adverts
+/// for what the hospitals know of: they open no session of its sum, and nothing else leaves.
 #[tokio::test]
-async fn static_counts_asked_for_twice_get_no_session() {
+async fn static_counts_that_the_hub_asks_for_by_itself_get_no_session() {
     attack(async |attack| {
         for attempt in [1, 2] {
             let mut counts = attack.attempt_spec(TaskKind::Train, attempt);
