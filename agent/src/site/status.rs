@@ -111,8 +111,10 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         sites: roster.roster().entries.len() as u32,
     });
     let (entries, head) = ctx.state.ledger_end()?;
-    let rolled_back = ctx.state.rolled_back()?;
-    ctx.metrics.rolled_back.set(rolled_back.as_ref().map_or(0.0, |record| record.at.as_second() as f64));
+    let (rolled_back, hub_claim) = (ctx.state.rolled_back()?, ctx.state.hub_claim()?);
+    let noticed = [rolled_back.as_ref().map(|seen| seen.at), hub_claim.as_ref().map(|claim| claim.at)];
+    let latest = noticed.into_iter().flatten().max();
+    ctx.metrics.rolled_back.set(latest.map_or(0.0, |at| at.as_second() as f64));
     Ok(Standing {
         signing_key: key_text(&ctx.state.site_key(&ctx.entropy)?.public()),
         rosters: rosters.collect(),
@@ -120,7 +122,7 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         trouble: ctx.facts.roster_trouble(),
         ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
         rolled_back,
-        hub_claim: ctx.state.hub_claim()?,
+        hub_claim,
     })
 }
 
