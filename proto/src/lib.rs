@@ -19,6 +19,9 @@ pub use text::WireError;
 
 /// The largest message that either side accepts: a full chunk and its envelope.
 pub const MAX_MESSAGE_BYTES: usize = 5 << 20;
+/// Chunks that a hospital has on their way at a time. The gateway reads no more of one hospital at once, and its windows are
+/// made for this many: were more sent, those that wait would fill the connection and hold up those that are read.
+pub const CHUNKS_IN_FLIGHT: usize = 2;
 /// Bytes of a file sent in one part.
 pub const FILE_PART_BYTES: usize = 1 << 20;
 

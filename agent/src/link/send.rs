@@ -1,8 +1,10 @@
 //! The bytes of one upload: what the hub lacks, a few chunks at a time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use consilium_proto::CHUNKS_IN_FLIGHT;
 use consilium_proto::v1::{BeginUploadRequest, PutChunkRequest, PutMessageRequest};
 use consilium_secagg::ids::Digest;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -15,8 +17,8 @@ use super::{CALL_TIMEOUT, client};
 use crate::Metrics;
 use crate::state::{AttemptKey, State, StateError};
 
-/// Chunks on their way at a time: enough to fill a long line, and 16 MiB of memory at most.
-const IN_FLIGHT: usize = 4;
+/// A chunk that takes longer has lost its connection. On a slow line, or while the hub takes others' chunks, one takes a while.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What has left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +116,7 @@ impl Sender<'_> {
         let complete = AtomicBool::new(false);
         futures::stream::iter(missing)
             .map(|index| self.chunk(upload, index, &complete, count))
-            .buffer_unordered(IN_FLIGHT)
+            .buffer_unordered(CHUNKS_IN_FLIGHT)
             .try_collect::<()>()
             .await?;
         if complete.into_inner() { Ok(()) } else { Err(SendError::Unfinished) }
@@ -146,7 +148,7 @@ impl Sender<'_> {
         count(size);
         let (round_uid, attempt) = (upload.key.round_uid.clone(), upload.key.attempt);
         let mut put = Request::new(PutChunkRequest { round_uid, attempt, index, content });
-        put.set_timeout(CALL_TIMEOUT);
+        put.set_timeout(CHUNK_TIMEOUT);
         if client(self.channel.clone()).put_chunk(put).await?.into_inner().complete {
             complete.store(true, Ordering::Relaxed);
         }

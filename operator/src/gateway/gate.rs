@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use consilium_federation::SiteName;
+use consilium_proto::CHUNKS_IN_FLIGHT;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
@@ -23,10 +24,8 @@ use crate::metrics::{Metrics, Refusal};
 
 /// Chunk bodies that are read at a time; each holds at most one message.
 const BODIES: usize = 8;
-/// Of them of one hospital: one that stalls must not hold up the others.
-const BODIES_OF_ONE: usize = 2;
-/// A body that takes longer loses its place.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A body that takes longer loses its place: two at a time, on a line of one megabit a second, just fit.
+const BODY_TIMEOUT: Duration = Duration::from_secs(90);
 const PUT_CHUNK: &str = "/consilium.v1.Hub/PutChunk";
 
 /// The layer; all connections share it.
@@ -64,9 +63,9 @@ impl Places {
     async fn take(&self, site: &SiteName) -> [Option<OwnedSemaphorePermit>; 2] {
         let own = {
             let mut known = self.of_one.lock().unwrap_or_else(PoisonError::into_inner);
-            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(BODIES_OF_ONE))).clone()
+            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT))).clone()
         };
-        // Its own first: who waits for that holds nobody up.
+        // Its own first, so that one hospital that stalls holds nobody else up.
         let own = own.acquire_owned().await.ok();
         [own, self.all.clone().acquire_owned().await.ok()]
     }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_federation::SiteName;
-use consilium_proto::MAX_MESSAGE_BYTES;
 use consilium_proto::v1::hub_server::HubServer;
+use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES};
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -35,8 +35,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that a hospital may send ahead of being read, in a connection: bounds memory with 200 hospitals sending.
-const WINDOW_BYTES: u32 = 128 << 10;
+/// Bytes that a hospital may send ahead of being read, in one call: bounds memory with 200 hospitals sending.
+const CALL_WINDOW: u32 = 128 << 10;
+/// The same, in a connection. Chunks that wait for their place leave room in it for one that is being read, or nobody's
+/// chunks would move until calls time out.
+const CONNECTION_WINDOW: u32 = CALL_WINDOW * (CHUNKS_IN_FLIGHT as u32 + 1);
 /// Calls that one hospital may have open at a time.
 const MAX_STREAMS: u32 = 32;
 
@@ -123,8 +126,8 @@ pub async fn serve(
         .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .tcp_nodelay(true)
         .layer(gate)

@@ -363,6 +363,16 @@ impl Planner<'_> {
             self.conditions.unknown(SUCCEEDED, "Running", format!("{number} of {max} rounds begun; {counted}"));
             return;
         }
+        // Whoever waits for the end promotes the newest release then: it must be there.
+        let cut = |act: &Act| if let Act::Release { round } = act { Some(*round) } else { None };
+        if let Some(round) = self.acts.iter().filter_map(cut).max() {
+            self.conditions.unknown(
+                SUCCEEDED,
+                "Releasing",
+                format!("the release of round {round} is being cut; {counted}"),
+            );
+            return;
+        }
         let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, SUCCEEDED));
         if carry.succeeded > 0 {
             if before != Some("True") {

@@ -252,8 +252,15 @@ fn the_end_is_told_by_succeeded_and_not_by_ready() {
     }
     let mut last = ended(2, Outcome::Completed);
     last.annotations_mut().insert(ANNOTATION.into(), Carry { succeeded: 1, ..Carry::default() }.to_text());
-    let plan = decide(&facts(vec![last], past()), at(0));
+    let mut over = facts(vec![last], past());
+    // A pipeline that waits for the end promotes the newest release then, which must not be one of an earlier round.
+    assert_eq!(condition(&decide(&over, at(0)), SUCCEEDED), Some("Unknown"));
+    let mut newest = release("hippocampus-r2", &SigningKey::from_bytes(&[1; 32]));
+    newest.spec.round = 2;
+    over.releases = vec![Arc::new(newest)];
+    let plan = decide(&over, at(0));
     assert_eq!((condition(&plan, SUCCEEDED), plan.status.rounds_succeeded), (Some("True"), Some(2)));
+    assert_eq!(plan.status.latest_release.as_deref(), Some("hippocampus-r2"));
 }
 
 /// A reconcile that finds nothing new must not write, or every write would bring the next one.

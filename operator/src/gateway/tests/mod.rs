@@ -3,10 +3,16 @@
 mod attempts;
 mod rig;
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use consilium_federation::assignment::ItemState;
+use consilium_federation::model::CHUNK_BYTES;
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::{Digest, SiteName};
-use consilium_proto::v1;
+use consilium_proto::{CHUNKS_IN_FLIGHT, v1};
+use consilium_secagg::upload::chunk_digest;
+use futures::StreamExt as _;
 use rig::{Pki, Rig, items, round_item};
 use tonic::Code;
 
@@ -242,6 +248,43 @@ async fn an_upload_goes_on_after_the_hub_restarts() {
     assert_eq!(changes.recv().await.unwrap(), name("alder"), "the round is told");
     assert!(alder.begin_upload(begin).await.unwrap().into_inner().missing.is_empty());
     assert!(rig.hub.store().upload_complete(&rig::key("alder", "r-1", 1)).await.unwrap());
+}
+
+/// More hospitals than places, each with as many chunks on their way as it may have: none may wait for another's time-out,
+/// or every round of a large model takes minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_of_many_hospitals_do_not_hold_each_other_up() {
+    const SITES: [&str; 6] = ["alder", "birch", "cedar", "damson", "elm", "fir"];
+    const BODY_CHUNKS: usize = 4;
+    let rig = Rig::start().await;
+    rig.accept(&SITES);
+    let model = rig.large_model(BODY_CHUNKS).await;
+    let content = Bytes::from(vec![7; CHUNK_BYTES]);
+    let head = Bytes::from(vec![7; 64]);
+    let bodies = (0..BODY_CHUNKS).map(|_| content.clone());
+    let chunks: Vec<Bytes> = std::iter::once(head).chain(bodies).collect();
+    let uploads = SITES.map(|site| {
+        rig.hub.publish(&name(site), items(&[round_item("r-1", model, Some(ProtocolStep::Upload))]));
+        let (client, chunks) = (rig.site(site), chunks.clone());
+        async move {
+            let digests = chunks.iter().map(|chunk| Bytes::copy_from_slice(&chunk_digest(chunk).0)).collect();
+            let (round_uid, manifest) = ("r-1".to_owned(), Bytes::new());
+            let begin = v1::BeginUploadRequest { round_uid: round_uid.clone(), attempt: 1, chunks: digests, manifest };
+            client.clone().begin_upload(begin).await.unwrap();
+            let put = |(index, content)| {
+                let put = v1::PutChunkRequest { round_uid: round_uid.clone(), attempt: 1, index, content };
+                let mut client = client.clone();
+                async move { client.put_chunk(put).await.unwrap() }
+            };
+            let sent = futures::stream::iter((0..).zip(chunks)).map(put).buffer_unordered(CHUNKS_IN_FLIGHT);
+            sent.collect::<Vec<_>>().await;
+        }
+    });
+    // Half of what a call may take: whoever waited for a time-out is later than that.
+    tokio::time::timeout(Duration::from_secs(45), futures::future::join_all(uploads)).await.unwrap();
+    for site in SITES {
+        assert!(rig.hub.store().upload_complete(&rig::key(site, "r-1", 1)).await.unwrap(), "{site}");
+    }
 }
 
 /// An upload is taken only from a hospital that is asked for it, and lands under the name in its certificate.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
-use consilium_federation::model::{ModelManifest, Tensor, TensorSchema};
+use consilium_federation::model::{CHUNK_ELEMENTS, ModelManifest, Tensor, TensorSchema};
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, StudyKey};
@@ -133,6 +133,14 @@ impl Rig {
             }
         });
         (address, silence)
+    }
+
+    /// Stores the manifest of a model of so many full chunks, and none of them; its digest.
+    pub(super) async fn large_model(&self, chunks: usize) -> Digest {
+        let digests = (0..chunks).map(|n| Digest::of(&n.to_le_bytes())).collect();
+        let schema = TensorSchema(vec![Tensor { name: "w".into(), shape: vec![(chunks * CHUNK_ELEMENTS) as u64] }]);
+        let manifest = ModelManifest::new(schema, digests).unwrap();
+        self.hub.store().put_object(manifest.to_bytes().into()).await.unwrap()
     }
 
     /// Stores a model of ten parameters; its digest.
