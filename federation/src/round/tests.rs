@@ -403,6 +403,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (site(), 1u32..3, protocol_step).prop_map(|(site, attempt, step)| Event::StepDone { site, attempt, step }),
         1 => (1u32..3).prop_map(|attempt| Event::Aggregated { attempt, sum: Summed::Model(Digest::of(b"m")) }),
         1 => (1u32..3).prop_map(|attempt| Event::AggregationFailed { attempt, message: "torn".into() }),
+        1 => (1u32..3).prop_map(|attempt| Event::AttemptFailed { attempt, message: "a lie".into() }),
         1 => site().prop_map(|site| Event::Voted { site, vote: Vote::Pass, sums: None, published: None }),
         2 => Just(Event::Tick),
     ]
@@ -426,12 +427,12 @@ proptest! {
             let before = state.clone();
             // The state is borrowed, so that what is rejected cannot change it.
             if let Ok(next) = step(&state, event.clone(), at(clock), &policy) {
-                    prop_assert!(!before.is_over());
-                    // Replay of what was just applied converges.
-                    if let Ok(again) = step(&next, Event::Tick, at(clock), &policy) {
-                        prop_assert_eq!(&again, &next);
-                    }
-                    state = next;
+                prop_assert!(!before.is_over());
+                // Replay of what was just applied converges.
+                if let Ok(again) = step(&next, Event::Tick, at(clock), &policy) {
+                    prop_assert_eq!(&again, &next);
+                }
+                state = next;
             }
             prop_assert!(state.attempt - state.model_attempt <= policy.max_attempts);
             prop_assert_eq!(state.sites.len(), 4);
