@@ -122,8 +122,11 @@ fn batch<T>(
     (batch, None)
 }
 
+/// What segments volumes together.
+type Network<'a, M, E> = dyn Fn(&[&Volume]) -> Result<Vec<M>, E> + 'a;
+
 /// Segments volumes together; where that fails, each by itself, so that only the one at fault fails.
-fn segment<M, E>(network: &dyn Fn(&[&Volume]) -> Result<Vec<M>, E>, volumes: &[&Volume]) -> Vec<Result<M, E>> {
+fn segment<M, E>(network: &Network<'_, M, E>, volumes: &[&Volume]) -> Vec<Result<M, E>> {
     match network(volumes) {
         Ok(masks) => masks.into_iter().map(Ok).collect(),
         Err(e) if volumes.len() == 1 => vec![Err(e)],

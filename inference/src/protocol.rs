@@ -178,7 +178,7 @@ fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> 
         return bad(format!("shape {shape:?}: a volume has from 1 to {} voxels here", bounds.max_voxels));
     }
     let padded = [0, 1, 2].map(|axis| found[axis].max(bounds.tile[axis]));
-    if !voxels(padded).is_some_and(|n| n <= bounds.canvas_voxels) {
+    if voxels(padded).is_none_or(|n| n > bounds.canvas_voxels) {
         let [x, y, z] = bounds.tile;
         return bad(format!(
             "shape {shape:?}: padded to the model's tile of {:?} it has more than the {} voxels that fit in memory here",

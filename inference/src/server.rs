@@ -154,7 +154,7 @@ async fn answer(served: &Served, headers: &HeaderMap, body: Body) -> Response {
             served.metrics.seconds.observe(seconds);
             (Ending::Ok, response)
         }
-        Err(failure) => failure,
+        Err(failure) => *failure,
     };
     served.metrics.ended(ending);
     tracing::info!(result = ?ending, status = response.status().as_u16(), seconds, "infer");
@@ -168,10 +168,10 @@ struct Received {
     held: Held,
 }
 
-type Failure = (Ending, Response);
+type Failure = Box<(Ending, Response)>;
 
 fn invalid(status: StatusCode, message: &str) -> Failure {
-    (Ending::Invalid, error(status, message))
+    Box::new((Ending::Invalid, error(status, message)))
 }
 
 fn refused(refused: &Refused) -> Failure {
@@ -179,9 +179,11 @@ fn refused(refused: &Refused) -> Failure {
         Refused::Overloaded(_) | Refused::NoRoom => {
             let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-            (Ending::Overloaded, response)
+            Box::new((Ending::Overloaded, response))
         }
-        Refused::Failed(_) => (Ending::Failed, error(StatusCode::INTERNAL_SERVER_ERROR, &refused.to_string())),
+        Refused::Failed(_) => {
+            Box::new((Ending::Failed, error(StatusCode::INTERNAL_SERVER_ERROR, &refused.to_string())))
+        }
     }
 }
 

@@ -37,7 +37,11 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("unit", "unit, property and in-process API tests of every package", unit),
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
     ("charts", "lint, render and judge the charts", |_| charts::test()),
-    ("apiserver", "every rule of the API, and the hub's controllers, against a real API server", apiserver),
+    (
+        "apiserver",
+        "every rule of the API, and the controllers of hub and hospital, against a real API server",
+        apiserver,
+    ),
     ("clusters", "the wall around a cluster, its GPUs and volumes, and the way down after any kill", clusters),
     ("e2e", "a hub and four hospital clusters on phantoms", e2e),
 ];
@@ -87,9 +91,9 @@ fn unit(arguments: &Arguments) -> Result<()> {
 }
 
 fn apiserver(_: &Arguments) -> Result<()> {
-    ["api", "hub"].iter().try_for_each(|suite| {
-        // Each its own server: the cases of the first leave objects that the hub of the second would act on. Which of
-        // the two programs runs is said by a variable, for another selection of packages would be another build.
+    ["api", "hub", "hospital"].iter().try_for_each(|suite| {
+        // Each its own server: the cases of the first leave objects that the others would act on. Which of the programs
+        // runs is said by a variable, for another selection of packages would be another build.
         let server = ApiServer::start()?;
         let variables = [
             ("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string()),
