@@ -144,7 +144,13 @@ impl World {
     fn policy(&self, opt_ins: &[Value]) -> Result<Value, Box<dyn Error>> {
         let keys = json!([self.signer.trusted_key()?]);
         let pins = study::Pins { governance: self.governance.pinned()?, keys };
-        Ok(study::policy(&self.federation, opt_ins, &pins)?)
+        // A handful of phantoms rounded to tens would not add up to what the hospitals publish.
+        let exact = |opt_in: &Value| {
+            let mut opt_in = opt_in.clone();
+            opt_in["weightBucket"] = json!(1);
+            opt_in
+        };
+        Ok(study::policy(&self.federation, &opt_ins.iter().map(exact).collect::<Vec<_>>(), &pins)?)
     }
 
     fn apply(&self, sites: &[&str], policy: &Value) -> Outcome {

@@ -10,7 +10,7 @@ use crate::error::TrainerError;
 pub struct Shard {
     /// The hospital.
     pub name: String,
-    /// The acquisition regime its scans have.
+    /// The acquisition regime its scans have; empty where the data set names none.
     pub regime: String,
     /// To train on.
     pub train: Vec<Case>,
@@ -18,7 +18,8 @@ pub struct Shard {
     pub held_back: Vec<Case>,
 }
 
-/// Cuts cases into four hospitals: regime F in two runs of persons, U, H; in this order for `names`.
+/// Cuts cases into four hospitals: regime F in two runs of persons, U, H; in this order for `names`. Where no regime is known,
+/// as in the folder that the Decathlon publishes, into four runs of persons.
 ///
 /// Every `every`-th person of the *whole* set is held back first, so that a model trained on all of it (`fit`) and one
 /// trained by the hospitals are judged on the same persons.
@@ -27,14 +28,19 @@ pub fn by_regime(cases: &[Case], names: &[String; 4], every: usize) -> Result<Ve
     let of_regime = |from: &[Case], regime: &str| -> Vec<Case> {
         from.iter().filter(|case| case.regime.as_deref() == Some(regime)).cloned().collect()
     };
+    let known = cases.iter().any(|case| case.regime.is_some());
+    let regimes = if known { ["F", "F", "U", "H"] } else { [""; 4] };
     let halves = |from: &[Case]| -> Vec<Vec<Case>> {
+        if !known {
+            return runs(from, 4);
+        }
         let mut parts = runs(&of_regime(from, "F"), 2);
         parts.extend([of_regime(from, "U"), of_regime(from, "H")]);
         parts
     };
     let shards: Vec<Shard> = names
         .iter()
-        .zip(["F", "F", "U", "H"])
+        .zip(regimes)
         .zip(halves(&train).into_iter().zip(halves(&held_back)))
         .map(|((name, regime), (train, held_back))| Shard {
             name: name.clone(),
@@ -46,8 +52,8 @@ pub fn by_regime(cases: &[Case], names: &[String; 4], every: usize) -> Result<Ve
     for shard in &shards {
         if shard.train.is_empty() || shard.held_back.is_empty() {
             return Err(TrainerError::Config(format!(
-                "hospital {} would get {} scans to train on and {} to evaluate: both must be at least 1; \
-                 the folder's cases.csv needs a column regime with F, U and H",
+                "hospital {} would get {} scans to train on and {} to evaluate: both must be at least 1; give more scans, \
+                 and in a cases.csv with a column regime some of each of F, U and H",
                 shard.name,
                 shard.train.len(),
                 shard.held_back.len()
@@ -92,8 +98,20 @@ mod tests {
         assert_eq!(count, cases.len());
     }
 
+    /// Whoever downloads the public data set has no table beside it, and wants to see the demo all the same.
     #[test]
-    fn a_folder_without_regimes_is_refused_with_the_way_out() {
+    fn without_regimes_persons_are_dealt_out() {
+        let unknown = |i| Case { regime: None, ..case(i, i / 2, "") };
+        let cases: Vec<Case> = (0..120).map(unknown).collect();
+        let shards = by_regime(&cases, &names(), 5).unwrap();
+        let sizes: Vec<usize> = shards.iter().map(|s| s.train.len() + s.held_back.len()).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 120);
+        assert!(sizes.iter().all(|size| *size >= 24), "{sizes:?}");
+        assert!(shards.iter().all(|shard| shard.regime.is_empty()));
+    }
+
+    #[test]
+    fn a_folder_that_lacks_a_regime_is_refused_with_the_way_out() {
         let cases: Vec<Case> = (0..20).map(|i| case(i, i, "F")).collect();
         let message = by_regime(&cases, &names(), 5).unwrap_err().to_string();
         assert!(message.contains("cedar") && message.contains("cases.csv"), "{message}");

@@ -18,7 +18,8 @@ use crate::{
 /// What the demo can be told.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Medical Segmentation Decathlon folder (imagesTr, labelsTr, cases.csv); without it, phantoms.
+    /// Medical Segmentation Decathlon folder (imagesTr, labelsTr; with a cases.csv of persons and regimes, cut by those);
+    /// without it, phantoms.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Simulate scanners that differ between hospitals (needs --data).

@@ -15,7 +15,7 @@ use crate::{
 /// Where the scans come from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A Medical Segmentation Decathlon folder, cut by acquisition regime.
+    /// A Medical Segmentation Decathlon folder, cut by acquisition regime, or by person where none is known.
     Decathlon {
         /// The folder.
         folder: PathBuf,
@@ -35,7 +35,8 @@ impl Source {
         match self {
             Self::Decathlon { folder, shift } => {
                 let shifted = if *shift { ", with simulated differences between scanners" } else { "" };
-                format!("simulated hospitals: shards of {} by acquisition regime{shifted}", folder.display())
+                let by = if folder.join("cases.csv").exists() { "acquisition regime" } else { "person" };
+                format!("simulated hospitals: shards of {} by {by}{shifted}", folder.display())
             }
             Self::Phantoms { cases } => format!("simulated hospitals: {cases} phantoms each"),
         }
