@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use sha2::{Digest, Sha256};
@@ -70,10 +71,13 @@ impl Stamp {
     }
 }
 
-/// Writes a file such that a reader, or a kill, sees the old content or the new and nothing in between.
+/// Writes a file such that a reader, or a kill, sees the old content or the new and nothing in between. Several may write the
+/// same file at once, as clusters do that start side by side.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}.{writer}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
     fs::write(&temporary, content).at("write", &temporary)?;
     fs::rename(&temporary, path).at("write", path)
@@ -127,6 +131,20 @@ mod tests {
     #[test]
     fn fingerprint_tells_where_a_part_ends() {
         assert_ne!(fingerprint([b"ab".as_slice(), b"c"]), fingerprint([b"a".as_slice(), b"bc"]));
+    }
+
+    /// Clusters start side by side and write what they share; with one draft for all, one took it from under another.
+    #[test]
+    fn many_may_write_one_file_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("shared");
+        std::thread::scope(|scope| {
+            let write = || (0..200).try_for_each(|_| write_atomically(&file, b"the same"));
+            let writers: Vec<_> = (0..5).map(|_| scope.spawn(write)).collect();
+            writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
+        });
+        assert_eq!(fs::read(&file).unwrap(), b"the same");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
     }
 
     /// A changed version must lead to a new build, an unchanged one must not.
