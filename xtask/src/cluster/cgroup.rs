@@ -36,36 +36,48 @@ pub(super) fn hierarchies() -> Result<Hierarchies> {
 /// With version 2 our group stands at the root, since a group that holds processes (a login session's) cannot hand
 /// controllers on. With version 1 it stands below the caller's group in each hierarchy, so that limits set on us hold.
 fn parse(mountinfo: &str, own: &str) -> Hierarchies {
-    let mounts: Vec<(PathBuf, &str, &str)> = mountinfo.lines().filter_map(parse_mount).collect();
-    let all = mounts.iter().filter(|(_, kind, _)| kind.starts_with("cgroup")).map(|(path, ..)| path.clone()).collect();
-    if let Some((root, ..)) =
-        mounts.iter().find(|(path, kind, _)| *kind == "cgroup2" && path == Path::new("/sys/fs/cgroup"))
-    {
-        return Hierarchies { parents: vec![root.clone()], mounts: vec![root.clone()], all };
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let of_kind = |kind: &'static str| mounts.iter().filter(move |mount| mount.kind == kind);
+    let all = mounts.iter().filter(|mount| mount.kind.starts_with("cgroup")).map(|mount| mount.path.clone()).collect();
+    if let Some(Mount { path, .. }) = of_kind("cgroup2").find(|mount| mount.path == Path::new("/sys/fs/cgroup")) {
+        return Hierarchies { parents: vec![path.clone()], mounts: vec![path.clone()], all };
     }
-    let v1: Vec<_> = mounts.into_iter().filter(|(_, kind, _)| *kind == "cgroup").collect();
-    let parents = v1.iter().map(|(path, _, options)| path.join(own_group(own, options))).collect();
-    Hierarchies { parents, mounts: v1.into_iter().map(|(path, ..)| path).collect(), all }
+    let parents = of_kind("cgroup").map(|mount| mount.path.join(own_group(own, mount))).collect();
+    Hierarchies { parents, mounts: of_kind("cgroup").map(|mount| mount.path.clone()).collect(), all }
 }
 
-/// Mount point, file system and its options (the controllers, for version 1) of a line of mountinfo.
-fn parse_mount(line: &str) -> Option<(PathBuf, &str, &str)> {
-    let (before, after) = line.split_once(" - ")?;
-    let mut after = after.split(' ');
-    Some((before.split(' ').nth(4)?.into(), after.next()?, after.nth(1)?))
+/// What a line of mountinfo says.
+struct Mount<'a> {
+    /// The group that is seen at the mount point: not `/` in a container.
+    root: &'a Path,
+    path: PathBuf,
+    kind: &'a str,
+    /// The controllers, for version 1.
+    options: &'a str,
 }
 
-/// The group of this process in the version 1 hierarchy with these mount options, relative to its mount point.
-fn own_group<'a>(own: &'a str, options: &str) -> &'a str {
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let (mut before, mut after) = (before.split(' ').skip(3), after.split(' '));
+        let (root, path) = (Path::new(before.next()?), before.next()?.into());
+        Some(Self { root, path, kind: after.next()?, options: after.nth(1)? })
+    }
+}
+
+/// The group of this process in a version 1 hierarchy, relative to its mount point.
+fn own_group<'a>(own: &'a str, mount: &Mount) -> &'a Path {
     let here = own.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let controllers = fields.next()?;
-        let known = controllers.split(',').all(|controller| options.split(',').any(|option| option == controller));
+        let known = controllers.split(',').all(|name| mount.options.split(',').any(|option| option == name));
         (known && !controllers.is_empty()).then(|| fields.next()).flatten()
     });
     // The group of an earlier `up` is not ours to nest in.
-    let here = here.unwrap_or("/").trim_start_matches('/');
-    here.split_once("consilium/").map_or(here, |(above, _)| above.trim_end_matches('/'))
+    let here = here.unwrap_or("/");
+    let here = Path::new(here.split_once("/consilium/").map_or(here, |(above, _)| above));
+    // If the mount does not show the group, the top of what it shows must do.
+    here.strip_prefix(mount.root).unwrap_or(Path::new(""))
 }
 
 /// Makes the group of a cluster's own components in each hierarchy and returns the files to write a process id to.
@@ -102,7 +114,25 @@ fn hand_on_controllers(mount: &Path, folders: &[PathBuf]) -> Result<()> {
     let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
     for folder in folders {
         let file = folder.join("cgroup.subtree_control");
-        fs::write(&file, all.join(" ")).at("hand controllers on in", &file)?;
+        let mut handed_on = fs::write(&file, all.join(" "));
+        // Only the machine's own root may hold processes and hand controllers on. What a container takes for the root
+        // is not that one, so what runs in it goes to a group beside ours.
+        if handed_on.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) && folder == mount {
+            move_aside(mount)?;
+            handed_on = fs::write(&file, all.join(" "));
+        }
+        handed_on.at("hand controllers on in", &file)?;
+    }
+    Ok(())
+}
+
+/// Moves the processes of a group into a child of it.
+fn move_aside(group: &Path) -> Result<()> {
+    let aside = group.join("init");
+    fs::create_dir_all(&aside).at("make cgroup", &aside)?;
+    for process in processes(&[group.to_owned()]) {
+        // One that has ended since, or a thread of the kernel, cannot be moved, and is not in the way either.
+        fs::write(aside.join("cgroup.procs"), process.to_string()).ok();
     }
     Ok(())
 }
@@ -227,6 +257,15 @@ mod tests {
         let found = parse(V1, "4:memory:/session/a/consilium/alder/system\n1:cpu,cpuacct:/consilium/hub/system\n");
         assert_eq!(found.parents[0], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(found.parents[1], Path::new("/sys/fs/cgroup/memory/session/a"));
+    }
+
+    /// A container sees its own group at the mount point; its name from outside leads nowhere in there.
+    #[test]
+    fn version_1_in_a_container_nests_below_what_is_mounted() {
+        let mounts = "35 31 0:32 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let parents = |own| parse(mounts, own).parents;
+        assert_eq!(parents("4:memory:/docker/abc/job\n"), [PathBuf::from("/sys/fs/cgroup/memory/job")]);
+        assert_eq!(parents("4:memory:/docker/abc\n"), [PathBuf::from("/sys/fs/cgroup/memory/")]);
     }
 
     /// On a systemd machine the caller's own scope holds processes and could not hand controllers to containers.
