@@ -24,8 +24,8 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -128,7 +128,7 @@ pub async fn serve(
         TaskPortServer::new(InitPort { context }).max_decoding_message_size(consilium_proto::MAX_MESSAGE_BYTES);
     let server = Server::builder().tls_config(tls).map_err(PortError::Serve)?.add_service(service);
     server
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown.cancelled_owned())
         .await
         .map_err(PortError::Serve)
 }
