@@ -13,8 +13,8 @@ use tonic::transport::Channel;
 use super::{Backoff, CALL_TIMEOUT, client, connected, gone};
 use crate::Context;
 
-/// Changes that come closer together share one report.
-const AT_MOST_EVERY: Duration = Duration::from_millis(200);
+/// Changes that come closer together share one report. Short, since a round's next step waits for it.
+const AT_MOST_EVERY: Duration = Duration::from_millis(25);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
 /// Bytes of an Ed25519 signature (RFC 8032).
