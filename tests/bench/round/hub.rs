@@ -71,7 +71,14 @@ pub(crate) fn start(folder: &Path, kubeconfig: &str) -> (Process, u16) {
     let log = fs::File::create(folder.join("hub.log")).expect("a log");
     let child = Command::new(program)
         .args(["--gateway-listen", &at(gateway), "--tasks-listen", &at(tasks), "--admin-listen", &at(admin)])
-        .args(["--task-address", &format!("https://{}", at(tasks)), "--courier-image", IMAGE, "--log", &std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())])
+        .args([
+            "--task-address",
+            &format!("https://{}", at(tasks)),
+            "--courier-image",
+            IMAGE,
+            "--log",
+            &std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()),
+        ])
         .arg("--store")
         .arg(folder.join("store"))
         .arg("--gateway-tls")
