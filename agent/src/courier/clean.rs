@@ -8,13 +8,14 @@ use std::path::Path;
 use super::files::safe;
 use super::{CleanArgs, CourierError};
 
-/// Removes the folders, which may be absent.
+/// Removes the folders, which may be absent. One that cannot be removed does not keep the others.
 pub(super) fn run(args: &CleanArgs) -> Result<(), CourierError> {
-    for name in &args.folders {
+    let one = |name: &String| {
         let folder = safe(&args.claim, name)?;
-        remove(&folder).map_err(|e| CourierError::file("removed", &folder, e))?;
-    }
-    Ok(())
+        remove(&folder).map_err(|e| CourierError::file("removed", &folder, e))
+    };
+    let results: Vec<Result<(), CourierError>> = args.folders.iter().map(one).collect();
+    results.into_iter().collect()
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
@@ -59,10 +60,9 @@ mod tests {
         fs::write(claim.path().join("kept/model"), b"model").unwrap();
         std::os::unix::fs::symlink(claim.path().join("kept"), claim.path().join("gone/link")).unwrap();
         fs::set_permissions(&predictions, fs::Permissions::from_mode(0o000)).unwrap();
-        let folders = ["gone", "gone-score"].map(String::from).to_vec();
-        run(&CleanArgs { claim: claim.path().into(), folders }).unwrap();
+        // The first cannot be removed; the others go all the same.
+        let folders = ["../x", "gone", "gone-score"].map(String::from).to_vec();
+        assert!(run(&CleanArgs { claim: claim.path().into(), folders }).is_err());
         assert!(!claim.path().join("gone").exists() && claim.path().join("kept/model").exists());
-        let outside = CleanArgs { claim: claim.path().into(), folders: vec!["../x".into()] };
-        assert!(run(&outside).is_err());
     }
 }

@@ -114,6 +114,9 @@ pub fn see<J: AsRef<Job>>(jobs: &[J]) -> Option<CleanSeen> {
     })
 }
 
+/// Longest that one Job may take: its claim may be gone, or its image, and others wait behind it.
+const SECONDS: i64 = 3600;
+
 /// Arguments before the folders.
 const OPTIONS: usize = 3;
 
@@ -141,6 +144,7 @@ pub fn build(namespace: &str, image: &str, queue: Option<&str>, due: &[Folder]) 
         },
         spec: Some(JobSpec {
             backoff_limit: Some(RESTARTS),
+            active_deadline_seconds: Some(SECONDS),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
                 spec: Some(PodSpec {

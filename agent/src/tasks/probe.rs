@@ -51,8 +51,17 @@ pub(super) fn restore(ctx: &Context) -> Result<(), ControlError> {
     let Some(bytes) = ctx.state.blob(BLOB)? else { return Ok(()) };
     // One that cannot be read is made anew in a moment.
     let Ok(finding) = serde_json::from_slice::<Finding>(&bytes) else { return Ok(()) };
-    if finding.is_fresh(ctx.now()) && finding.reached.is_none() {
+    if finding.is_fresh(ctx.now()) {
         publish(ctx, finding.enforcement());
+    }
+    Ok(())
+}
+
+/// What was found holds for its day; after it nothing is known, and no task starts.
+fn expire(ctx: &Context) -> Result<(), ControlError> {
+    let found = ctx.state.blob(BLOB)?.and_then(|bytes| serde_json::from_slice::<Finding>(&bytes).ok());
+    if found.is_none_or(|finding| !finding.is_fresh(ctx.now())) {
+        publish(ctx, Enforcement::Unknown);
     }
     Ok(())
 }
@@ -60,21 +69,23 @@ pub(super) fn restore(ctx: &Context) -> Result<(), ControlError> {
 /// Probes at the start and every day, and more often while it fails.
 pub(super) async fn run(ctx: Arc<Context>) {
     loop {
-        let wait = match once(&ctx).await {
-            Ok(Some(finding)) => {
+        let found = once(&ctx).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, class = error.class(), "the network could not be probed; it is tried again");
+            ctx.metrics.reconcile_errors.with_label_values(&["probe", error.class()]).inc();
+            None
+        });
+        let told = match &found {
+            Some(finding) => {
                 publish(&ctx, finding.enforcement());
-                if let Err(error) = keep(&ctx, &finding) {
-                    tracing::error!(%error, "the probe's finding could not be kept");
-                }
-                if finding.reached.is_none() { Duration::from_secs(24 * 3600) } else { AGAIN }
+                keep(&ctx, finding)
             }
-            Ok(None) => AGAIN,
-            Err(error) => {
-                tracing::warn!(%error, class = error.class(), "the network could not be probed; it is tried again");
-                ctx.metrics.reconcile_errors.with_label_values(&["probe", error.class()]).inc();
-                AGAIN
-            }
+            None => expire(&ctx),
         };
+        if let Err(error) = told {
+            tracing::error!(%error, "the probe's finding could not be kept, or the last one not be read");
+        }
+        let holds = found.is_some_and(|finding| finding.reached.is_none());
+        let wait = if holds { Duration::from_secs(24 * 3600) } else { AGAIN };
         tokio::select! {
             () = ctx.shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
