@@ -124,7 +124,17 @@ impl Context {
             secure: &secure,
             barrier,
         };
-        let decision = policy::ladder(&inputs);
+        let decision = match policy::ladder(&inputs) {
+            Decision::Allowed if !self.state.is_round(uid, work)? => Decision::refused(
+                SiteReason::DeniedByPolicy,
+                format!(
+                    "the hub offers round {} of study {} under the UID of another round ({uid}), whose task or result \
+                     is still here; nothing is done for either until the hub withdraws that UID",
+                    work.round, work.study
+                ),
+            ),
+            decision => decision,
+        };
         self.record(uid, work, barrier, &decision)?;
         Ok(decision)
     }
@@ -231,10 +241,24 @@ impl Context {
         let policy = self.site_policy();
         let policy = policy.as_deref().map(|p| &p.spec);
         let decision = policy::release(&policy::ReleaseInputs { work, state: item, release, policy, now: self.now() });
-        if self.facts.release_decision(uid).as_ref() == Some(&decision) {
-            return Ok(decision);
+        self.record_release(uid, work, &decision)?;
+        Ok(decision)
+    }
+
+    /// Runs the rungs of the release ladder for which the release need not be at hand; only a refusal is a decision.
+    pub fn judge_stage(&self, uid: &str, work: &DeployWork) -> Result<Option<ReleaseDecision>, StateError> {
+        let decision = policy::of_stage(work, self.site_policy().as_deref().map(|p| &p.spec));
+        if let Some(decision) = &decision {
+            self.record_release(uid, work, decision)?;
         }
-        let (allowed, message) = match &decision {
+        Ok(decision)
+    }
+
+    fn record_release(&self, uid: &str, work: &DeployWork, decision: &ReleaseDecision) -> Result<(), StateError> {
+        if self.facts.release_decision(uid).as_ref() == Some(decision) {
+            return Ok(());
+        }
+        let (allowed, message) = match decision {
             ReleaseDecision::Allowed => (true, String::new()),
             ReleaseDecision::Withdrawn => (false, "the hub withdrew the promotion".to_owned()),
             ReleaseDecision::Refused { message, .. } => (false, message.clone()),
@@ -243,7 +267,7 @@ impl Context {
         let (subject, release, stage) = (uid.to_owned(), work.release.clone(), work.stage.to_string());
         self.state.append(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, self.now())?;
         self.facts.set_release_decision(uid, decision.clone());
-        Ok(decision)
+        Ok(())
     }
 }
 

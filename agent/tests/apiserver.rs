@@ -3,6 +3,7 @@
 //!
 //! Needs a server: `cargo xtask apiserver -- cargo test -p consilium-agent --test apiserver`. There are no kubelets
 //! behind it, so the test plays the pods.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -278,6 +279,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     bad_data_is_reported_once(&cluster, &mut agent).await;
     a_veto_stops_and_an_approval_goes_on(&cluster, &mut agent).await;
     a_removed_job_and_a_stored_update(&cluster, &agent).await;
+    another_round_under_a_known_uid_is_refused(&cluster, &mut agent).await;
     an_admission_policy_is_heard(&cluster, &mut agent).await;
     a_straggler_is_stopped_when_the_round_evaluates(&cluster, &mut agent).await;
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
@@ -454,6 +456,18 @@ async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
     assert_eq!(status.update_digest, Some(stored.digest()));
     assert!(status.conditions.iter().all(|c| c.status == "True"), "{:?}", status.conditions);
     assert_eq!(agent.fact("round-2"), Some(SiteReason::Ready));
+}
+
+/// The task and its result go by the UID: another study's image would run on this one's scans.
+async fn another_round_under_a_known_uid_is_refused(cluster: &Cluster, agent: &mut Agent) {
+    let (clock, uid) = (agent.ctx.clock.clone(), "round-2");
+    agent.want(vec![item(uid, 4, ItemState::Active, &clock)]);
+    until("the refusal", || async { (agent.fact(uid) == Some(SiteReason::DeniedByPolicy)).then_some(()) }).await;
+    let words = agent.ctx.facts.refusal(uid, TaskKind::Train, SiteReason::DeniedByPolicy).unwrap();
+    assert!(words.contains("round 4") && words.contains(uid), "{words}");
+    assert!(cluster.tasks().await.iter().all(|task| task.spec.round != 4));
+    agent.want(vec![item(uid, 2, ItemState::Active, &clock)]);
+    until("its own round goes on", || async { (agent.fact(uid) == Some(SiteReason::Ready)).then_some(()) }).await;
 }
 
 async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {

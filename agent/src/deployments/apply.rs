@@ -18,7 +18,7 @@ use super::status::Note;
 use crate::Context;
 use crate::state::Grant;
 use crate::tasks::pod::labels;
-use crate::tasks::{ControlError, MANAGER, gone, made};
+use crate::tasks::{ControlError, MANAGER, gone, made, was_made};
 
 /// Clients for what the controller writes.
 #[derive(Clone)]
@@ -69,8 +69,11 @@ impl Writer {
         let plan = self.plan(model, &own, &certificate);
         let token = hex::encode(self.ctx.entropy.bytes32());
         let grant = Grant::Deployment { uid: own.uid.clone(), name: own.name.clone() };
-        self.ctx.state.put_token(Digest::of(token.as_bytes()), &grant)?;
-        made(self.secrets.create(&params(), &objects::credential(&plan, &token)).await)?;
+        let hash = Digest::of(token.as_bytes());
+        self.ctx.state.put_token(hash, &grant)?;
+        if !was_made(self.secrets.create(&params(), &objects::credential(&plan, &token)).await)? {
+            self.ctx.state.delete_token(hash)?;
+        }
         self.services.patch(&own.name, &apply(), &Patch::Apply(objects::service(&plan))).await?;
         self.deployments.patch(&own.name, &apply(), &Patch::Apply(objects::deployment(&plan))).await?;
         Ok(())

@@ -12,6 +12,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use consilium_crds::{ModelDeployment, ModelReleaseSpec};
@@ -25,7 +26,7 @@ use tokio::sync::Notify;
 
 use crate::Context;
 use crate::policy::ReleaseDecision;
-use crate::tasks::{ControlError, DeployEntry, follow};
+use crate::tasks::{ControlError, DeployEntry, follow, in_turn};
 use apply::Writer;
 use decide::{Act, Inputs, Plan, decide, own, report, strays};
 pub(crate) use status::rollout_name;
@@ -43,7 +44,8 @@ pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
     let deployments = follow(Api::namespaced(client.clone(), namespace), objects::LABEL, signal(), shutdown());
     let pods = follow(Api::namespaced(client, namespace), objects::LABEL, signal(), shutdown());
     let writer = Writer::new(Arc::clone(&ctx));
-    let controller = Controller { ctx: Arc::clone(&ctx), models, deployments, pods, writer };
+    let controller =
+        Controller { ctx: Arc::clone(&ctx), models, deployments, pods, writer, turns: AtomicUsize::new(0) };
     tokio::select! {
         () = ctx.shutdown.cancelled() => return Ok(()),
         ready = controller.ready() => ready?,
@@ -67,6 +69,8 @@ struct Controller {
     deployments: Store<Deployment>,
     pods: Store<Pod>,
     writer: Writer,
+    /// How many there have been.
+    turns: AtomicUsize,
 }
 
 impl Controller {
@@ -88,8 +92,14 @@ impl Controller {
             }
         }
         let mut entries = BTreeMap::new();
-        for item in &desired.items {
+        let here = |item: &Item| models.iter().any(|model| model.spec.promotion_uid == item.uid);
+        let (here, new) = in_turn(&desired.items, here, self.turns.fetch_add(1, Ordering::Relaxed));
+        let known = here.len();
+        for (n, item) in here.into_iter().chain(new).enumerate() {
             let Work::Deploy(work) = &item.work else { continue };
+            if n >= known && begun.elapsed() > TURN {
+                break;
+            }
             if let Some(uid) = own(&models, item, work).and_then(|m| m.uid()) {
                 let entry = DeployEntry { promotion_uid: item.uid.clone(), state: item.state, work: work.clone() };
                 entries.insert(uid, entry);
@@ -145,6 +155,9 @@ impl Controller {
     async fn judge(&self, item: &Item, work: &DeployWork) -> Result<Option<ReleaseDecision>, ControlError> {
         if item.state == ItemState::Cancelled {
             return Ok(Some(ReleaseDecision::Withdrawn));
+        }
+        if let Some(refused) = self.ctx.judge_stage(&item.uid, work)? {
+            return Ok(Some(refused));
         }
         match self.ctx.objects.release(work.release_digest).await {
             Ok((release, _)) => self.word(item, work, &release).map(Some),

@@ -17,7 +17,7 @@ use consilium_federation::round::SiteReason;
 
 use crate::Enforcement;
 
-pub use release::{ReleaseDecision, ReleaseInputs, release};
+pub use release::{ReleaseDecision, ReleaseInputs, of_stage, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
 
 /// Where the ladder is asked.

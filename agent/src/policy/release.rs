@@ -5,7 +5,7 @@
 //! trained, and stops serving by `maxStage` or by taking a requirement away.
 
 use consilium_crds::ModelReleaseSpec;
-use consilium_crds::site_policy::SitePolicySpec;
+use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
 use consilium_federation::approval;
 use consilium_federation::assignment::{DeployWork, ItemState};
 use consilium_federation::report::RolloutReason;
@@ -70,10 +70,26 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
             format!("release {:?} is of model {}, the promotion names {}", work.release, release.model, work.model);
         return Err(unverified(message));
     }
-    let policy = inputs.policy.map(|p| &p.releases).ok_or_else(|| {
+    let policy = stage(work, inputs.policy)?;
+    let evidence = release.evidence_digest();
+    approval::decide(work.model, evidence, work.stage, &work.approvals, &policy.keys, &policy.require, now)
+        .map_err(|refusal| denied(refusal.to_string()))
+}
+
+/// The rungs that need no release: a hub that keeps it back does not keep a model in service by that.
+pub fn of_stage(work: &DeployWork, policy: Option<&SitePolicySpec>) -> Option<ReleaseDecision> {
+    stage(work, policy).err().map(|(reason, message)| ReleaseDecision::Refused { reason, message })
+}
+
+fn stage<'a>(
+    work: &DeployWork,
+    policy: Option<&'a SitePolicySpec>,
+) -> Result<&'a ReleasePolicy, (RolloutReason, String)> {
+    let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
+    let releases = policy.map(|p| &p.releases).ok_or_else(|| {
         denied("there is no SitePolicy \"default\" in the agent's namespace, so no model is served; create one".into())
     })?;
-    let top = policy.max_stage.ok_or_else(|| {
+    let top = releases.max_stage.ok_or_else(|| {
         denied(format!(
             "SitePolicy spec.releases.maxStage is not set, so no model is served; set it to {} or higher",
             work.stage
@@ -86,7 +102,5 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
         );
         return Err(denied(message));
     }
-    let evidence = release.evidence_digest();
-    approval::decide(work.model, evidence, work.stage, &work.approvals, &policy.keys, &policy.require, now)
-        .map_err(|refusal| denied(refusal.to_string()))
+    Ok(releases)
 }

@@ -82,6 +82,11 @@ impl State {
         Ok(Some(Granted { grant, newest }))
     }
 
+    /// Forgets a token that nothing shows.
+    pub fn delete_token(&self, hash: Digest) -> Result<(), StateError> {
+        self.remove(TOKENS, &hash.to_string())
+    }
+
     /// Forgets every token of a task or deployment.
     pub fn delete_tokens(&self, owner_uid: &str) -> Result<(), StateError> {
         let write = self.0.db.begin_write()?;

@@ -36,6 +36,8 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const BLOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("blobs");
 const UPDATES: TableDefinition<&str, &[u8]> = TableDefinition::new("updates");
 const SCORES: TableDefinition<&str, &[u8]> = TableDefinition::new("scores");
+/// By round UID, which round of which study it is.
+const ROUNDS: TableDefinition<&str, &[u8]> = TableDefinition::new("rounds");
 /// Memory for pages of the database; it holds little.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -187,7 +189,7 @@ fn prepare(db: &Database, fresh_secret: [u8; 32]) -> Result<[u8; 32], StateError
             }
         }
     };
-    for table in [BLOBS, UPDATES, SCORES] {
+    for table in [BLOBS, UPDATES, SCORES, ROUNDS] {
         write.open_table(table)?;
     }
     grants::prepare(&write)?;

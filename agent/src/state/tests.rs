@@ -188,6 +188,43 @@ fn a_score_is_kept_and_the_first_counts() {
     assert_eq!(state.score("round").unwrap(), None);
 }
 
+/// A hub that gives a round's UID to another study would have that study's image run on the first one's scans, or the
+/// first one's score go out under the second one's permissions.
+#[test]
+fn a_uid_stays_that_of_its_round_until_all_of_it_is_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let state = open(&dir);
+    let work = |study: &str, spec: &[u8], round| RoundWork {
+        study: study.parse().unwrap(),
+        study_uid: "s".into(),
+        spec_digest: Digest::of(spec),
+        round,
+        kind: TaskKind::Train,
+        model: Digest::of(b"model"),
+        schema: Digest::of(b"schema"),
+        roster_size: 4,
+        attempt: 0,
+        step: None,
+        roster: None,
+        inputs: None,
+        deadline: now(),
+    };
+    let mine = work("research/a", b"spec", 3);
+    assert!(!state.holds("u").unwrap());
+    assert!(state.is_round("u", &mine).unwrap());
+    drop(state);
+    let state = open(&dir);
+    // The evaluation of the same round, of the model that came of it.
+    let evaluated = RoundWork { kind: TaskKind::Evaluate, model: Digest::of(b"new"), ..mine.clone() };
+    assert!(state.is_round("u", &mine).unwrap() && state.is_round("u", &evaluated).unwrap());
+    for other in [work("research/b", b"spec", 3), work("research/a", b"other", 3), work("research/a", b"spec", 4)] {
+        assert!(!state.is_round("u", &other).unwrap(), "{other:?}");
+    }
+    assert!(state.holds("u").unwrap());
+    state.forget_round("u").unwrap();
+    assert!(state.is_round("u", &work("research/b", b"spec", 3)).unwrap());
+}
+
 /// An old pod that comes back from a network cut must not deliver over a newer one.
 #[test]
 fn only_the_newest_try_is_newest() {

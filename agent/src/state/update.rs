@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use bytes::Bytes;
+use consilium_federation::assignment::RoundWork;
 use consilium_federation::task::{ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
 use consilium_secagg::ids::Digest as ChunkDigest;
@@ -19,7 +20,7 @@ use jiff::Timestamp;
 use redb::{ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
-use super::{SCORES, State, StateError, UPDATES, check_name};
+use super::{ROUNDS, SCORES, State, StateError, UPDATES, check_name, to_json};
 
 /// What stands behind a round's UID in the name of its evaluation.
 const EVALUATE: &str = ".evaluate";
@@ -237,10 +238,11 @@ impl State {
     /// history of what was released stays.
     pub fn delete_update(&self, round_uid: &str) -> Result<(), StateError> {
         check_name("round UID", round_uid)?;
-        self.delete_vector(round_uid)?;
-        self.delete_vector(&evaluate_vector(round_uid))?;
+        // First: what is left of masked vectors after a kill is swept up only if no attempt is known to need it.
+        self.forget_attempts(round_uid)?;
         self.delete_masked(round_uid)?;
-        self.forget_attempts(round_uid)
+        self.delete_vector(round_uid)?;
+        self.delete_vector(&evaluate_vector(round_uid))
     }
 
     /// Removes one stored vector.
@@ -255,7 +257,25 @@ impl State {
     pub fn holds(&self, round_uid: &str) -> Result<bool, StateError> {
         let vectors = self.update(round_uid)?.is_some() || self.update(&evaluate_vector(round_uid))?.is_some();
         let uploads = self.upload(round_uid)?.is_some() || self.upload(&evaluate_vector(round_uid))?.is_some();
-        Ok(vectors || uploads || self.score(round_uid)?.is_some())
+        Ok(vectors || uploads || self.score(round_uid)?.is_some() || self.read(ROUNDS, round_uid)?.is_some())
+    }
+
+    /// Whether a UID is that of this round of this study, which it is from now on if it was of none. What a round's task
+    /// read and what is stored for it go by the UID alone, so a hub that gave it to another study would get one study's
+    /// results under the permissions of the other.
+    pub fn is_round(&self, uid: &str, work: &RoundWork) -> Result<bool, StateError> {
+        let RoundWork { study, study_uid, spec_digest, round, .. } = work;
+        let offered = to_json("round", &(study, study_uid, spec_digest, round))?;
+        if let Some(known) = self.read(ROUNDS, uid)? {
+            return Ok(known == offered);
+        }
+        self.write(ROUNDS, uid, &offered)?;
+        Ok(true)
+    }
+
+    /// Forgets a round of which nothing is left.
+    pub fn forget_round(&self, uid: &str) -> Result<(), StateError> {
+        self.remove(ROUNDS, uid)
     }
 
     /// Stores a score. The first one for a round wins, as with updates.

@@ -162,6 +162,8 @@ impl Writer {
             if state.holds(&round)? {
                 state.delete_update(&round)?;
                 state.delete_score(&round)?;
+                // Last: as long as anything is left, it belongs to this round.
+                state.forget_round(&round)?;
             }
             tasks.iter().try_for_each(|uid| state.delete_tokens(uid))
         })

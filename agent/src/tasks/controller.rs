@@ -21,7 +21,7 @@ use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
 use super::read::{Started, StartedTries, holds, see, task_name, task_of, tasks_left};
 use super::refusals::Refusals;
-use super::{Stores, TaskEntry};
+use super::{Stores, TURN, TaskEntry, in_turn};
 use crate::policy::{Barrier, Decision};
 use crate::state::AttemptKey;
 use crate::{Context, Enforcement};
@@ -39,6 +39,8 @@ pub(super) struct Controller {
     refusals: Refusals,
     /// Tries whose end has been counted.
     counted: BTreeSet<String>,
+    /// How many there have been.
+    turns: usize,
 }
 
 /// What one turn works from.
@@ -53,7 +55,17 @@ impl Controller {
     pub(super) fn new(ctx: Arc<Context>, stores: Stores) -> Self {
         let writer = Writer::new(Arc::clone(&ctx));
         let (specs, started, tokens) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { ctx, stores, writer, specs, started, tokens, refusals: Refusals::default(), counted: BTreeSet::new() }
+        Self {
+            ctx,
+            stores,
+            writer,
+            specs,
+            started,
+            tokens,
+            refusals: Refusals::default(),
+            counted: BTreeSet::new(),
+            turns: 0,
+        }
     }
 
     /// Looks at everything once. A part that fails does not keep the others waiting.
@@ -66,8 +78,15 @@ impl Controller {
             self.failed(&error, clean::CLEAN);
         }
         let mut entries = BTreeMap::new();
-        for item in &desired.items {
+        let here = |item: &Item| world.tasks.iter().any(|task| task.spec.round_uid == item.uid);
+        let (here, new) = in_turn(&desired.items, here, self.turns);
+        let known = here.len();
+        self.turns += 1;
+        for (n, item) in here.into_iter().chain(new).enumerate() {
             let Work::Round(work) = &item.work else { continue };
+            if n >= known && begun.elapsed() > TURN {
+                break;
+            }
             match self.reconcile(&world, item, work).await {
                 Ok(entry) => entries.extend(entry),
                 Err(error) => {
@@ -294,6 +313,7 @@ fn end_label(end: &End) -> &'static str {
 
 /// A task that the hub no longer mentions and whose time is over. Without an assignment nothing is judged by absence.
 fn is_stray(task: &RoundTask, items: &[Item], assigned: bool, now: Timestamp) -> bool {
-    let mentioned = items.iter().any(|item| item.uid == task.spec.round_uid);
+    let of_round = |item: &Item| matches!(item.work, Work::Round(_)) && item.uid == task.spec.round_uid;
+    let mentioned = items.iter().any(of_round);
     assigned && !mentioned && task.spec.deadline <= now && task.metadata.deletion_timestamp.is_none()
 }

@@ -48,9 +48,14 @@ impl ControlError {
 
 /// Success also when the object is already there.
 pub fn made<T>(result: Result<T, kube::Error>) -> Result<(), ControlError> {
+    was_made(result).map(|_| ())
+}
+
+/// Whether the object was made now; not if it is already there.
+pub fn was_made<T>(result: Result<T, kube::Error>) -> Result<bool, ControlError> {
     match result {
-        Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(()),
-        other => Ok(other.map(|_| ())?),
+        Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(false),
+        other => Ok(other.map(|_| true)?),
     }
 }
 

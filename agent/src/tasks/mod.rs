@@ -34,7 +34,7 @@ use tokio::sync::Notify;
 
 pub(crate) use apply::MANAGER;
 pub use desk::{DeployEntry, Desk, TaskEntry};
-pub(crate) use error::{ControlError, gone, made};
+pub(crate) use error::{ControlError, gone, made, was_made};
 pub(crate) use stores::follow;
 
 use crate::Context;
@@ -96,5 +96,32 @@ impl Stores {
         self.jobs.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;
         Ok(())
+    }
+}
+
+/// Items in the order of one turn: those of which something is here, and then the others, beginning elsewhere each time.
+///
+/// What is new may have to be fetched, which a hub can let take its time. A veto must not wait for that, so a turn leaves
+/// the second part when its time is over; the next one begins behind.
+pub(crate) fn in_turn<T>(items: &[T], here: impl Fn(&T) -> bool, turn: usize) -> (Vec<&T>, Vec<&T>) {
+    let (first, mut others): (Vec<&T>, Vec<&T>) = items.iter().partition(|item| here(item));
+    let begin = turn % others.len().max(1);
+    others.rotate_left(begin);
+    (first, others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hundred offers whose specs never come must not keep a running task from being stopped, nor the last of them
+    /// from ever being looked at.
+    #[test]
+    fn what_is_here_comes_first_and_every_other_once_at_the_front() {
+        let of = |turn| in_turn(&[1, 2, 10, 3], |n| *n >= 10, turn);
+        assert_eq!(of(0), (vec![&10], vec![&1, &2, &3]));
+        assert_eq!(of(1), (vec![&10], vec![&2, &3, &1]));
+        assert_eq!(of(5), (vec![&10], vec![&3, &1, &2]));
+        assert_eq!(in_turn(&[7], |_| true, 4), (vec![&7], vec![]));
     }
 }
