@@ -5,20 +5,20 @@
 //! behind it, so the test plays the pods.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
+mod cluster;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
-use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser as _;
+use cluster::{Cluster, until};
 use consilium_agent::link::{Announce as _, AnnounceError, ObjectError, ObjectSource};
 use consilium_agent::site::KubeAnnounce;
 use consilium_agent::{Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, tasks};
 use consilium_crds::round_task::Irreversible;
-use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy, schema};
+use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy};
 use consilium_federation::Digest;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
 use consilium_federation::digest::canonical_json;
@@ -26,12 +26,10 @@ use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt as _};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -96,105 +94,6 @@ fn item(uid: &str, round: u32, state: ItemState, clock: &Clock) -> Item {
         deadline: clock.now() + jiff::SignedDuration::from_hours(1),
     };
     Item { uid: uid.into(), state, work: Work::Round(work) }
-}
-
-/// Looks until there is an answer; the server has no other way to say so.
-async fn until<T: Debug, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    for _ in 0..600 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("not within a minute: {what}");
-}
-
-struct Cluster {
-    client: Client,
-}
-
-impl Cluster {
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), NAMESPACE)
-    }
-
-    async fn install(&self) {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE,
-            "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
-        namespaces.create(&PostParams::default(), &namespace.unwrap()).await.unwrap();
-        let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        for definition in schema::all() {
-            definitions.create(&PostParams::default(), &definition).await.unwrap();
-        }
-        until("RoundTasks are served", || async {
-            self.api::<RoundTask>().list(&kube::api::ListParams::default()).await.ok().map(|_| ())
-        })
-        .await;
-    }
-
-    async fn tasks(&self) -> Vec<RoundTask> {
-        self.api::<RoundTask>().list(&kube::api::ListParams::default()).await.unwrap().items
-    }
-
-    async fn get<K>(&self, name: &str) -> Option<K>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        self.api::<K>().get_opt(name).await.unwrap()
-    }
-
-    /// Plays the kubelet: the pod of a Job with its trainer in this state.
-    async fn pod(&self, job: &Job, phase: &str, trainer: Value) {
-        let name = format!("{}-pod", job.name_any());
-        let pods: Api<Pod> = self.api();
-        if self.get::<Pod>(&name).await.is_none() {
-            let template = job.spec.clone().unwrap().template;
-            let mut pod = Pod { metadata: template.metadata.unwrap_or_default(), spec: template.spec, status: None };
-            pod.metadata.name = Some(name.clone());
-            let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": job.name_any(), "uid": job.uid()});
-            pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).unwrap()]);
-            pods.create(&PostParams::default(), &pod).await.unwrap();
-        }
-        let status = json!({"name": "trainer", "state": trainer, "image": "i", "imageID": "i", "ready": false, "restartCount": 0});
-        let patch = json!({"status": {"phase": phase, "containerStatuses": [status]}});
-        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-    }
-
-    /// Plays the garbage collector, which ends a Job's pods before the Job goes.
-    async fn collect(&self, job: &str) {
-        let pods: Api<Pod> = self.api();
-        let now = DeleteParams::default().grace_period(0);
-        let _ = pods.delete(&format!("{job}-pod"), &now).await;
-        let patch = json!({"metadata": {"finalizers": null}});
-        self.api::<Job>().patch(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-    }
-
-    /// Plays the Job controller: a Job that came to a good end.
-    async fn complete(&self, job: &str) {
-        let condition =
-            |type_: &str| json!({"type": type_, "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"});
-        let patch = json!({"status": {
-            "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1,
-            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
-        }});
-        self.api::<Job>().patch_status(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-    }
-
-    /// Waits until a task's status has this reason.
-    async fn reason(&self, task: &str, reason: SiteReason) -> RoundTask {
-        until(&format!("{task} is {reason:?}"), || async {
-            let task: Option<RoundTask> = self.get(task).await;
-            task.filter(|t| t.status.as_ref().and_then(|s| s.reason) == Some(reason))
-        })
-        .await
-    }
 }
 
 /// A context whose desired state and policy the test sets.
