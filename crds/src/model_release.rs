@@ -81,9 +81,9 @@ pub struct SiteEvidence {
     /// Cases, if it publishes its numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases: Option<u32>,
-    /// Mean Dice for each class, if it publishes its numbers.
+    /// Mean Dice for each class, if it publishes its numbers; `-` for a class that none of its cases has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), inner(length(max = 8), regex(pattern = values::FRACTION_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 8), inner(length(max = 8), regex(pattern = values::CLASS_DICE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub dice: Vec<String>,
 }
 

@@ -18,6 +18,8 @@ pub struct ValueError {
 pub const POSITIVE_DECIMAL_PATTERN: &str = "^([1-9][0-9]{0,8}(\\.[0-9]{1,9})?|0\\.0{0,8}[1-9][0-9]{0,8})$";
 /// Pattern of a number from 0 to 1.
 pub const FRACTION_PATTERN: &str = "^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
+/// Pattern of a class's Dice; `-` stands for a class that no case has.
+pub const CLASS_DICE_PATTERN: &str = "^(-|0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
 /// Pattern of a duration of hours, minutes and seconds; parts that would be 0 are left out, so that no duration is 0.
 pub const DURATION_PATTERN: &str = "^([1-9][0-9]{0,4}h)?([1-9][0-9]{0,4}m)?([1-9][0-9]{0,4}s)?$";
 /// Pattern of a public key: base64 of 32 bytes.

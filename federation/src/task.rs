@@ -203,6 +203,8 @@ mod tests {
         assert_eq!(score(&[]).mean_dice(), None);
         // In a status its place stays its label's, or the other structure's figure would be read as its own.
         assert_eq!(published_decimals(&score(&[(2, 0.875)])), ["-", "0.8750"]);
+        // It passes for a fraction, and as text for none: no release could be cut with it.
+        assert_eq!(published_decimals(&score(&[(1, -0.0)])), ["0.0000"]);
     }
 
     /// A hospital's numbers become a list in the hub's status: a label of four billion would make one as long.

@@ -339,7 +339,8 @@ pub struct SiteFact {
 pub fn published_decimals(score: &ScoreFile) -> Vec<String> {
     let highest = score.classes.last().map_or(0, |class| class.label);
     let dice =
-        |label| score.classes.iter().find(|class| class.label == label).map(|class| format!("{:.4}", class.dice));
+        // What a hospital sends may be -0.0, which no pattern of a fraction takes.
+        |label| score.classes.iter().find(|class| class.label == label).map(|class| format!("{:.4}", class.dice + 0.0));
     (1..=highest).map(|label| dice(label).unwrap_or_else(|| "-".into())).collect()
 }
 

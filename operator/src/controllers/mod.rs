@@ -151,6 +151,8 @@ impl Controllers {
             () = shutdown.cancelled() => return Ok(()),
         };
         ready?;
+        // Without any TrustSite nothing has called it yet, and every hospital would hear that the hub is starting.
+        trust_site::admit(&context);
         rosters::refresh(&context).await;
         publish_all(&context).await?;
         fanout::sweep(&context);

@@ -1,5 +1,5 @@
-//! Before any body is read: who calls, from the connection's certificate, and whether it may; and for chunks a place, so
-//! that a few bodies are in memory at a time and the others wait at their senders.
+//! Before any body is read: who calls, from the connection's certificate, and whether it may; and for chunks and reports a
+//! place, so that a few bodies are in memory at a time and the others wait at their senders.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use consilium_federation::SiteName;
 use consilium_proto::CHUNKS_IN_FLIGHT;
+use http_body_util::Limited;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
@@ -27,6 +28,10 @@ const BODIES: usize = 8;
 /// A body that takes longer loses its place: two at a time, on a line of one megabit a second, just fit.
 const BODY_TIMEOUT: Duration = Duration::from_secs(90);
 const PUT_CHUNK: &str = "/consilium.v1.Hub/PutChunk";
+const REPORT: &str = "/consilium.v1.Hub/Report";
+/// Most bytes of a report, and one is read from a hospital at a time: decoded it may need ninety times as much, since an
+/// entry of two bytes becomes a whole one, and how many there are is only seen then.
+const REPORT_BYTES: usize = 1 << 20;
 
 /// The layer; all connections share it.
 #[derive(Clone)]
@@ -37,33 +42,35 @@ struct Shared {
     metrics: Metrics,
     clock: Clock,
     places: Places,
+    reports: Places,
 }
 
 impl Gate {
     pub(super) fn new(hub: Hub, metrics: Metrics, clock: Clock) -> Self {
-        Self(Arc::new(Shared { hub, metrics, clock, places: Places::default() }))
+        let (places, reports) = (Places::new(BODIES, CHUNKS_IN_FLIGHT), Places::new(Semaphore::MAX_PERMITS, 1));
+        Self(Arc::new(Shared { hub, metrics, clock, places, reports }))
     }
 }
 
-/// Places for chunk bodies.
+/// Places for bodies of one kind.
 struct Places {
     all: Arc<Semaphore>,
+    /// How many one hospital gets.
+    each: usize,
     /// By hospital; only accepted ones get here.
     of_one: Mutex<HashMap<SiteName, Arc<Semaphore>>>,
 }
 
-impl Default for Places {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(BODIES)), of_one: Mutex::default() }
-    }
-}
-
 impl Places {
+    fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), each, of_one: Mutex::default() }
+    }
+
     /// Waits for a place. The semaphores are never closed; without a place a call would be unbounded, not wrong.
     async fn take(&self, site: &SiteName) -> [Option<OwnedSemaphorePermit>; 2] {
         let own = {
             let mut known = self.of_one.lock().unwrap_or_else(PoisonError::into_inner);
-            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT))).clone()
+            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.each))).clone()
         };
         // Its own first, so that one hospital that stalls holds nobody else up.
         let own = own.acquire_owned().await.ok();
@@ -138,19 +145,25 @@ where
         };
         let site = caller.site.clone();
         request.extensions_mut().insert(caller);
-        if request.uri().path() != PUT_CHUNK {
-            return Box::pin(self.inner.call(request));
+        let is_report = match request.uri().path() {
+            PUT_CHUNK => false,
+            REPORT => true,
+            _ => return Box::pin(self.inner.call(request)),
+        };
+        if is_report {
+            request = request.map(|body| Body::new(Limited::new(body, REPORT_BYTES)));
         }
         // The instance that was polled ready must serve the call (tower's contract).
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
         Box::pin(async move {
-            let _place = gate.places.take(&site).await;
+            let places = if is_report { &gate.reports } else { &gate.places };
+            let _place = places.take(&site).await;
             match tokio::time::timeout(BODY_TIMEOUT, inner.call(request)).await {
                 Ok(answer) => answer,
                 Err(_) => Ok(Status::deadline_exceeded(format!(
-                    "the chunk took longer than {} s; send it again",
+                    "the call took longer than {} s; send it again",
                     BODY_TIMEOUT.as_secs()
                 ))
                 .into_http()),
@@ -168,7 +181,7 @@ mod tests {
     /// A hospital whose uploads stall must not stop the uploads of every study.
     #[tokio::test]
     async fn one_hospital_cannot_take_all_places() {
-        let places = Places::default();
+        let places = Places::new(BODIES, CHUNKS_IN_FLIGHT);
         let (alder, birch): (SiteName, SiteName) = ("alder".parse().unwrap(), "birch".parse().unwrap());
         let held = [places.take(&alder).await, places.take(&alder).await];
         assert!(places.take(&alder).now_or_never().is_none());

@@ -102,11 +102,14 @@ async fn sum(
     job: &SumJob,
     round: &ObjectRef<TrainingRound>,
 ) -> Result<Summed, String> {
-    // The semaphore is never closed; without a permit the sum would only be less polite.
-    let _permit = permits.acquire().await.ok();
     let mut failures = 0;
     loop {
-        match aggregate(context.hub.store(), job).await {
+        // The semaphore is never closed; without a permit the sum would only be less polite. It is not held while one waits
+        // to try again: a volume that is full for one round must not keep the sums of all others.
+        let permit = permits.acquire().await.ok();
+        let result = aggregate(context.hub.store(), job).await;
+        drop(permit);
+        match result {
             Ok(summed) => return Ok(summed),
             Err(error) if error.is_transient() => {
                 tracing::warn!(round = %round, attempt = job.attempt, %error, "the sum is tried again");

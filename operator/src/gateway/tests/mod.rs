@@ -122,6 +122,18 @@ async fn revoking_a_hospital_closes_its_open_watch_and_forgets_what_it_said() {
     assert_eq!(kept.message().await.unwrap().unwrap().items.len(), 1, "the other hospital notices nothing");
 }
 
+/// A report of a few megabytes can need hundreds once decoded: one hospital would end the hub for all.
+#[tokio::test]
+async fn a_report_that_is_too_large_is_refused_before_it_is_read() {
+    let rig = Rig::start().await;
+    rig.accept(&["alder"]);
+    let empty = |n| v1::ReportRequest { rounds: vec![v1::RoundReport::default(); n], ..Default::default() };
+    let status = rig.site("alder").report(empty(1 << 20)).await.unwrap_err();
+    assert!(!status.message().contains("entries"), "it was decoded: {status}");
+    assert!(rig.hub.report(&name("alder")).is_none());
+    rig.site("alder").report(v1::ReportRequest::default()).await.unwrap();
+}
+
 /// The controllers must hear of a hospital that went away without waiting for a deadline.
 #[tokio::test]
 async fn a_hospital_that_hangs_up_is_noticed() {
