@@ -1,5 +1,6 @@
 //! Every way in which a hospital's export can be broken gets its own message: the file, the value, the rule and the way
 //! out. If one of these slipped through, a model would be trained on rubbish, or a steward would face a stack trace.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

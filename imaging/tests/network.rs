@@ -1,4 +1,5 @@
 //! The network, its loss and the sliding window on libtorch.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 #![cfg(feature = "torch")]
 
 use consilium_imaging::phantom::{Profile, phantom};

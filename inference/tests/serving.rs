@@ -1,5 +1,6 @@
 //! A release on disk through to an answer, and every way in which it may not be served. If one of these slipped, a
 //! hospital would run a model that nobody signed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::fs;
 use std::path::Path;

@@ -7,7 +7,12 @@
 //!
 //! Run it by `cargo xtask bench round`; `--long` adds models and rosters that take minutes. The program itself, with
 //! `CONSILIUM_OPERATOR` naming the operator's, takes `--shape SITES,MILLIONS,ROUNDS` and the hospitals' `RUST_LOG`.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot run stops with what it met")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a bench that cannot run stops with what it met"
+)]
 
 mod federation;
 mod hospital;
