@@ -2,9 +2,8 @@
 //! Job controller.
 
 use std::fmt::Debug;
-use std::future::Future;
-use std::time::Duration;
 
+use consilium_crds::round_task::RoundTaskStatus;
 use consilium_crds::{RoundTask, schema};
 use consilium_federation::round::SiteReason;
 use k8s_openapi::api::batch::v1::Job;
@@ -16,17 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::NAMESPACE;
-
-/// Looks until there is an answer; the server has no other way to say so.
-pub(crate) async fn until<T: Debug, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    for _ in 0..600 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("not within a minute: {what}");
-}
+use crate::progress::until;
 
 pub(crate) struct Cluster {
     pub(crate) client: Client,
@@ -106,11 +95,22 @@ impl Cluster {
         self.api::<Job>().patch_status(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     }
 
-    /// Waits until a task's status has this reason.
+    /// Waits until a task's status has this reason. It must not have it before the step under test: where it may, wait for
+    /// [`Cluster::of_try`].
     pub(crate) async fn reason(&self, task: &str, reason: SiteReason) -> RoundTask {
-        until(&format!("{task} is {reason:?}"), || async {
+        self.status(task, &format!("is {reason:?}"), |status| status.reason == Some(reason)).await
+    }
+
+    /// Waits until a task's status speaks of this try and has this reason.
+    pub(crate) async fn of_try(&self, task: &str, number: u32, reason: SiteReason) -> RoundTask {
+        let what = format!("is {reason:?} in try {number}");
+        self.status(task, &what, |status| (status.r#try, status.reason) == (Some(number), Some(reason))).await
+    }
+
+    async fn status(&self, task: &str, what: &str, holds: impl Fn(&RoundTaskStatus) -> bool) -> RoundTask {
+        until(&format!("{task} {what}"), async || {
             let task: Option<RoundTask> = self.get(task).await;
-            task.filter(|t| t.status.as_ref().and_then(|s| s.reason) == Some(reason))
+            task.filter(|t| t.status.as_ref().is_some_and(&holds))
         })
         .await
     }

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 mod cluster;
+#[path = "../../../tests/support/progress.rs"]
+mod progress;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Parser as _;
-use cluster::{Cluster, until};
+use cluster::Cluster;
 use consilium_agent::link::{Announce as _, AnnounceError, ObjectError, ObjectSource};
 use consilium_agent::site::KubeAnnounce;
 use consilium_agent::{Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, tasks};
@@ -30,6 +32,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt as _};
+use progress::until;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -169,6 +172,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let cluster = Cluster { client: Client::try_from(config).unwrap() };
+    progress::beside(cluster.client.clone());
     cluster.install().await;
     let folder = tempfile::tempdir().unwrap();
     let mut agent = Agent::new(cluster.client.clone(), folder.path());
@@ -331,9 +335,9 @@ async fn a_straggler_is_stopped_when_the_round_evaluates(cluster: &Cluster, agen
 
 async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
     let name = "hippocampus-r2-train";
-    let task = cluster.reason(name, SiteReason::Queued).await;
-    let status = task.status.clone().unwrap();
-    assert_eq!((status.r#try, status.job_name.as_deref()), (Some(2), Some("hippocampus-r2-train-2")));
+    // It was queued with try 1 already.
+    let task = cluster.of_try(name, 2, SiteReason::Queued).await;
+    assert_eq!(task.status.clone().unwrap().job_name.as_deref(), Some("hippocampus-r2-train-2"));
     let mut writer = agent.ctx.state.begin_update("round-2").unwrap();
     writer.put_chunk(&[0; 64]).unwrap();
     let meta = consilium_agent::state::UpdateMeta {

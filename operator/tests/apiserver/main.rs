@@ -5,6 +5,8 @@
 
 mod hospital;
 mod pod;
+#[path = "../../../tests/support/progress.rs"]
+mod progress;
 mod world;
 
 use std::sync::Arc;
@@ -17,9 +19,10 @@ use hospital::{Hospital, Manner};
 use k8s_openapi::api::batch::v1::Job;
 use kube::Api;
 use kube::api::DeleteParams;
+use progress::until;
 use serde_json::json;
 use tokio::task::JoinHandle;
-use world::{Running, SITES, TASKS, apply, eventually, install, study};
+use world::{Running, SITES, TASKS, apply, install, study};
 
 fn hospitals(manners: [Manner; 4]) -> Vec<Arc<Hospital>> {
     SITES.into_iter().zip(manners).map(|(site, manner)| Hospital::new(site, manner)).collect()
@@ -27,6 +30,14 @@ fn hospitals(manners: [Manner; 4]) -> Vec<Arc<Hospital>> {
 
 fn start(running: &Running, hospitals: &[Arc<Hospital>]) -> Vec<JoinHandle<()>> {
     hospitals.iter().map(|hospital| hospital.start(&running.hub)).collect()
+}
+
+/// Ends hospitals, and waits until they have: one that still answers speaks for the hospital that comes after it.
+async fn leave(hospitals: Vec<JoinHandle<()>>) {
+    hospitals.iter().for_each(JoinHandle::abort);
+    for hospital in hospitals {
+        assert!(hospital.await.is_err_and(|ended| ended.is_cancelled()), "a hospital fell over");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +60,7 @@ async fn a_federation_runs_beside_a_real_api_server() {
     let mut running = Running::start(operator.clone(), folder.path()).await;
     // A study with a bad reference says so, and stands in nobody's way.
     apply(&admin, study("typo", 1, &["alder", "birch", "cedra"])).await;
-    eventually("the bad reference is told", async || {
+    until("the bad reference is told", async || {
         let status = studies.get("typo").await.ok()?.status?;
         let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted")?;
         (accepted.reason == "InvalidReference" && accepted.message.contains("\"cedra\"")).then_some(())
@@ -58,7 +69,7 @@ async fn a_federation_runs_beside_a_real_api_server() {
 
     // The first model is made by a Job, whose pod is played here.
     apply(&admin, study("hippocampus", 3, &SITES)).await;
-    eventually("without a roster no update can be masked, and the study says so", async || {
+    until("without a roster no update can be masked, and the study says so", async || {
         let status = studies.get("hippocampus").await.ok()?.status?;
         status.conditions.iter().any(|c| c.type_ == "Accepted" && c.reason == "NoRoster").then_some(())
     })
@@ -67,12 +78,12 @@ async fn a_federation_runs_beside_a_real_api_server() {
     pod::play_init(&admin, running.port).await;
     let all = hospitals([Manner::Willing, Manner::Willing, Manner::Willing, Manner::Refusing]);
     let mut people = start(&running, &all);
-    eventually("a hospital is connected", async || {
+    until("a hospital is connected", async || {
         let site = Api::<TrustSite>::all(admin.clone()).get("alder").await.ok()?;
         (status_of(&site.status?.conditions, "Connected") == Some("True")).then_some(())
     })
     .await;
-    let first = eventually("the first round is over", async || {
+    let first = until("the first round is over", async || {
         let state = rounds.get("hippocampus-1").await.ok()?.status?.round?;
         state.is_over().then_some(state)
     })
@@ -84,32 +95,34 @@ async fn a_federation_runs_beside_a_real_api_server() {
     assert!(first.evaluation.is_empty());
 
     // Killed and started again on the same store, at whatever point the second round has reached.
-    people.iter().for_each(JoinHandle::abort);
+    leave(people).await;
     running.stop().await;
     running = Running::start(operator.clone(), folder.path()).await;
     people = start(&running, &all);
-    let done = eventually("the study is finished", async || {
+    let done = until("the study is finished", async || {
         let status = studies.get("hippocampus").await.ok()?.status?;
         (status_of(&status.conditions, "Succeeded") == Some("True")).then_some(status)
     })
     .await;
     assert_eq!((done.current_round, done.rounds_succeeded), (Some(3), Some(3)));
     pod::check_model(&running.hub, done.model.unwrap(), 3.0 * hospital::STEP).await;
-    eventually("old rounds are archived", async || {
+    until("old rounds are archived", async || {
         let left = rounds.list(&Default::default()).await.ok()?.items.len();
         (left == 1).then_some(())
     })
     .await;
 
     promote(&admin).await;
+    delete_study(&admin).await;
+    // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
+    leave(people).await;
     delete_mid_round(&admin, &running).await;
-    people.iter().for_each(JoinHandle::abort);
     running.stop().await;
 }
 
 async fn promote(admin: &kube::Client) {
     let releases: Api<ModelRelease> = Api::namespaced(admin.clone(), "research");
-    let release = eventually("the release is attested", async || {
+    let release = until("the release is attested", async || {
         let release = releases.get("hippocampus-r3").await.ok()?;
         let attested = status_of(&release.status.as_ref()?.conditions, "Attested") == Some("True");
         attested.then_some(release)
@@ -124,45 +137,50 @@ async fn promote(admin: &kube::Client) {
     )
     .await;
     let promotions: Api<ModelPromotion> = Api::namespaced(admin.clone(), "research");
-    eventually("the promotion is rolled out", async || {
+    until("the promotion is rolled out", async || {
         let status = promotions.get("shadow").await.ok()?.status?;
         (status_of(&status.conditions, "RolledOut") == Some("True")).then_some(())
     })
     .await;
     promotions.delete("shadow", &DeleteParams::default()).await.unwrap();
-    eventually("the promotion is gone once hospitals acknowledged", async || {
+    until("the promotion is gone once hospitals acknowledged", async || {
         promotions.get_opt("shadow").await.ok()?.is_none().then_some(())
     })
     .await;
 }
 
 /// Without a garbage collector: the operator itself sees that the study is gone.
-async fn delete_mid_round(admin: &kube::Client, running: &Running) {
+async fn delete_study(admin: &kube::Client) {
     let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
     let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
     studies.delete("hippocampus", &DeleteParams::default()).await.unwrap();
-    eventually("the Init Job and the rounds of the study are gone", async || {
+    until("the Init Job and the rounds of the study are gone", async || {
         let jobs: Api<Job> = Api::namespaced(admin.clone(), TASKS);
         let gone = |job: &Job| job.metadata.deletion_timestamp.is_some();
         let jobs_gone = jobs.list(&Default::default()).await.ok()?.items.iter().all(gone);
         (jobs_gone && rounds.list(&Default::default()).await.ok()?.items.is_empty()).then_some(())
     })
     .await;
-    // One made anew under the same name is another study; it starts, and is deleted while hospitals train.
+}
+
+/// One made anew under the same name is another study; it starts, and is deleted while hospitals train.
+async fn delete_mid_round(admin: &kube::Client, running: &Running) {
+    let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
+    let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
     let slow = start(running, &hospitals([Manner::Slow; 4]));
     apply(admin, study("hippocampus", 3, &SITES)).await;
     pod::play_init(admin, running.port).await;
-    eventually("the new study's first round is offered", async || {
+    until("the new study's first round is offered", async || {
         let state = rounds.get("hippocampus-1").await.ok()?.status?.round?;
         (state.step == RoundStep::Training).then_some(())
     })
     .await;
     studies.delete("hippocampus", &DeleteParams::default()).await.unwrap();
-    eventually("its round is gone", async || rounds.get_opt("hippocampus-1").await.ok()?.is_none().then_some(())).await;
+    until("its round is gone", async || rounds.get_opt("hippocampus-1").await.ok()?.is_none().then_some(())).await;
     let alder: SiteName = "alder".parse().unwrap();
-    eventually("no hospital is asked for anything any more", async || {
+    until("no hospital is asked for anything any more", async || {
         running.hub.assignment(&alder)?.items.is_empty().then_some(())
     })
     .await;
-    slow.iter().for_each(JoinHandle::abort);
+    leave(slow).await;
 }

@@ -14,13 +14,14 @@ use tonic::Request;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::hospital::ELEMENTS;
-use crate::world::{TASKS, eventually};
+use crate::progress::until;
+use crate::world::TASKS;
 
 /// Waits for the Job and its credential, fetches, delivers zeros.
 pub async fn play_init(admin: &Client, port: u16) {
     let jobs: Api<Job> = Api::namespaced(admin.clone(), TASKS);
     let secrets: Api<Secret> = Api::namespaced(admin.clone(), TASKS);
-    let (job, secret) = eventually("the Init Job and its credential", async || {
+    let (job, secret) = until("the Init Job and its credential", async || {
         let all = jobs.list(&Default::default()).await.ok()?.items;
         let job = all.into_iter().find(|j| j.metadata.deletion_timestamp.is_none())?;
         let secret = secrets.get_opt(&job.name_any()).await.ok()??;
@@ -36,7 +37,7 @@ pub async fn play_init(admin: &Client, port: u16) {
     let mut fetched = Vec::new();
     // The operator's cache may not show the Job yet.
     let mut parts =
-        eventually("the token is known", async || client.clone().fetch(with_token(&token, FetchRequest {})).await.ok())
+        until("the token is known", async || client.clone().fetch(with_token(&token, FetchRequest {})).await.ok())
             .await
             .into_inner();
     while let Some(part) = parts.message().await.unwrap() {

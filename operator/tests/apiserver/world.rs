@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use consilium_crds::roster::{DATA_KEY, LABEL, RosterDocument, RosterSite, key_text};
 use consilium_crds::schema;
@@ -23,6 +22,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 
 use crate::hospital::key_of;
+use crate::progress::{self, until};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,7 @@ pub async fn clients(kubeconfig: &str) -> (Client, Client) {
     let file = Kubeconfig::read_from(kubeconfig).unwrap();
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
     let admin = Client::try_from(config.clone()).unwrap();
+    progress::beside(admin.clone());
     config.auth_info.impersonate = Some(OPERATOR.into());
     (admin, Client::try_from(config).unwrap())
 }
@@ -90,17 +91,6 @@ impl Running {
     }
 }
 
-/// Asks until there is an answer; 30 seconds are an outage.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..600 {
-        if let Some(answer) = ask().await {
-            return answer;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("within 30 s not: {what}");
-}
-
 /// Creates or changes an object.
 pub async fn apply(client: &Client, object: Value) {
     let dynamic: DynamicObject = serde_json::from_value(object).unwrap();
@@ -132,7 +122,7 @@ pub async fn install(client: &Client) {
         let object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "TrustSite",
             "metadata": {"name": site}, "spec": {"accepted": true, "studyNamespaces": ["research"]}});
         // The definition may not be served yet.
-        eventually("TrustSites are served", async || {
+        until("TrustSites are served", async || {
             let api: Api<consilium_crds::TrustSite> = Api::all(client.clone());
             api.list(&Default::default()).await.ok()
         })
