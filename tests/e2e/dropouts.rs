@@ -1,13 +1,11 @@
 //! Who vanishes in the middle of a masked sum, and what it costs: the others nothing, and nobody a second training.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use xtask::federation::{AGENT, study, view, wait};
 
 use crate::{
     faults::{kill_agent, on_a_slow_link, trained_once, unslow},
-    harness::{HOSPITALS, Outcome, ROUND, World, ensure},
+    harness::{HOSPITALS, Outcome, World, ensure},
     store::Upload,
 };
 
@@ -39,9 +37,9 @@ pub fn dropouts(world: &World) -> Outcome {
     on_a_slow_link(federation.site("alder")?, || killed_after_its_upload(world))?;
     let summed = trained_once(world, STUDY, 2, &HOSPITALS)?;
     ensure(World::contributors(&summed) == HOSPITALS, || view::describe(&summed))?;
-    view::follow(federation, STUDY, ROUND)?;
-    wait::rollout(damson, AGENT, "statefulset/consilium-agent", Duration::from_secs(120))?;
-    study::finished(federation, STUDY, Duration::from_secs(30))?;
+    view::follow(federation, STUDY, wait::STILL)?;
+    wait::rollout(damson, AGENT, "statefulset/consilium-agent")?;
+    study::finished(federation, STUDY)?;
     Ok(())
 }
 

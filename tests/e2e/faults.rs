@@ -1,6 +1,6 @@
 //! What a kill costs.
 
-use std::{error::Error, path::PathBuf, time::Duration};
+use std::{error::Error, path::PathBuf};
 
 use serde_json::Value;
 use xtask::{
@@ -9,7 +9,7 @@ use xtask::{
 };
 
 use crate::{
-    harness::{HOSPITALS, Outcome, ROUND, World, ensure},
+    harness::{HOSPITALS, Outcome, World, ensure},
     store::Upload,
 };
 
@@ -71,7 +71,7 @@ pub fn kills(world: &World) -> Outcome {
     on_a_slow_link(federation.site("alder")?, || kills_on_a_slow_link(world))?;
     let summed = trained_once(world, "kills", 1, &HOSPITALS)?;
     ensure(World::contributors(&summed) == HOSPITALS, || view::describe(&summed))?;
-    view::follow(federation, "kills", ROUND)?;
+    view::follow(federation, "kills", wait::STILL)?;
     Ok(())
 }
 
@@ -84,7 +84,7 @@ fn kills_on_a_slow_link(world: &World) -> Outcome {
     let accepted = study::apply(federation, &world.object(&plan)?)?;
     world.allow(&HOSPITALS, &[study::opt_in(&accepted)])?;
     let first = |what: &'static str, holds: fn(&Value) -> bool| {
-        wait::until(hub, what, ROUND, || {
+        wait::until(hub, what, || {
             let rounds = study::rounds(federation, "kills")?;
             let round = rounds.into_iter().next().unwrap_or_default();
             Ok(Answer::of(holds(&round).then(|| round.clone()), view::describe(&round)))
@@ -96,7 +96,7 @@ fn kills_on_a_slow_link(world: &World) -> Outcome {
     let round = first("alder uploads", |round| round["status"]["round"]["protocolStep"] == "Upload")?;
     // In the middle: some chunk has arrived, but not all. The store knows before any status does.
     let upload = Upload::of(world, &round, "alder")?;
-    wait::until(hub, "the first chunk of alder's upload", Duration::from_secs(120), || {
+    wait::until(hub, "the first chunk of alder's upload", || {
         Ok(Answer::of((upload.chunks() > 0).then_some(()), "none"))
     })?;
     kill_agent(alder)?;
@@ -113,7 +113,7 @@ pub fn deletion(world: &World) -> Outcome {
     let accepted = study::apply(federation, &world.object(&plan)?)?;
     world.allow(&HOSPITALS, &[study::opt_in(&accepted)])?;
     let alder = federation.site("alder")?;
-    wait::until(alder, "a running task", ROUND, || {
+    wait::until(alder, "a running task", || {
         let pods = wait::list(alder, TASKS, "pods")?;
         let running = pods.iter().any(|pod| {
             pod["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"))
@@ -126,26 +126,20 @@ pub fn deletion(world: &World) -> Outcome {
     federation.hub.kubectl(&["delete", "federatedstudy", "-n", RESEARCH, "deletion", "--timeout=60s"])?;
     for site in &federation.sites {
         for kind in ["roundtasks", "jobs", "pods", "secrets"] {
-            wait::until(
-                site,
-                &format!("no {kind} of the deleted study in {}", site.name),
-                Duration::from_secs(120),
-                || {
-                    let objects = wait::list(site, TASKS, kind)?;
-                    let name = |object: &&Value| {
-                        object["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"))
-                    };
-                    let left: Vec<&Value> = objects.iter().filter(name).collect();
-                    Ok(Answer::of(left.is_empty().then_some(()), format!("{} left", left.len())))
-                },
-            )?;
+            wait::until(site, &format!("no {kind} of the deleted study in {}", site.name), || {
+                let objects = wait::list(site, TASKS, kind)?;
+                let name =
+                    |object: &&Value| object["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("deletion-"));
+                let left: Vec<&Value> = objects.iter().filter(name).collect();
+                Ok(Answer::of(left.is_empty().then_some(()), format!("{} left", left.len())))
+            })?;
         }
     }
-    wait::until(alder, "no folder of a task of the deleted study", Duration::from_secs(180), || {
+    wait::until(alder, "no folder of a task of the deleted study", || {
         let left: Vec<_> = folders.iter().filter(|folder| folder.exists()).collect();
         Ok(Answer::of(left.is_empty().then_some(()), format!("{left:?} left")))
     })?;
-    wait::until(&federation.hub, "no round of the deleted study", Duration::from_secs(120), || {
+    wait::until(&federation.hub, "no round of the deleted study", || {
         let left = study::rounds(federation, "deletion")?.len();
         Ok(Answer::of((left == 0).then_some(()), format!("{left} left")))
     })?;

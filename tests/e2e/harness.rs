@@ -1,14 +1,12 @@
 //! Starts the federation once and runs the scenarios against it.
 
-use std::{
-    error::Error,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{error::Error, process::ExitCode, time::Instant};
 
 use serde_json::{Value, json};
 use xtask::{
-    cache, cluster,
+    cache,
+    cargo::Profile,
+    cluster,
     federation::{Federation, data, install, promote, roster, study, view, wait},
     images, plugin,
 };
@@ -30,15 +28,13 @@ pub struct World {
 
 /// Names of the hospitals.
 pub const HOSPITALS: [&str; 4] = ["alder", "birch", "cedar", "damson"];
-/// How long a round on phantoms may take on a loaded machine.
-pub const ROUND: Duration = Duration::from_secs(300);
 
 fn start() -> Result<World, Box<dyn Error>> {
     let hospitals: Vec<String> = HOSPITALS.map(str::to_owned).to_vec();
     cluster::check(&hospitals)?;
     cluster::down()?;
-    let images = images::build(&images::Variant::Cpu, &[])?;
-    let plugin = plugin::build()?;
+    let images = images::build(&images::Variant::Cpu, Profile::Dev, &[])?;
+    let plugin = plugin::build(Profile::Dev)?;
     let data = data::make(&data::Source::Phantoms { cases: 10 }, &hospitals)?;
     let clusters = cluster::up(&cluster::Spec { hospitals })?;
     images::load_all(&clusters, &images)?;
@@ -174,7 +170,7 @@ impl World {
         what: &str,
         holds: impl Fn(&Value) -> bool,
     ) -> Result<Value, Box<dyn Error>> {
-        let seen = wait::until(&self.federation.hub, what, ROUND, || {
+        let seen = wait::until(&self.federation.hub, what, || {
             let seen = self.round(study, number)?;
             let over = holds(&seen) || seen["status"]["round"]["step"] == "Failed";
             Ok(wait::Answer::of(over.then(|| seen.clone()), view::describe(&seen)))

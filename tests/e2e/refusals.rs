@@ -1,6 +1,6 @@
 //! What is refused, and in which words.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use serde_json::{Value, json};
 use xtask::{
@@ -10,7 +10,7 @@ use xtask::{
 
 use crate::{
     faults::trained_once,
-    harness::{HOSPITALS, Outcome, ROUND, World, ensure},
+    harness::{HOSPITALS, Outcome, World, ensure},
 };
 
 /// A typing error in a study must be told in its status, not found in a log.
@@ -19,12 +19,7 @@ pub fn bad_reference(world: &World) -> Outcome {
     let mut plan = world.plan("bad-reference", 1);
     plan.sites.push("ghost".into());
     hub.apply(&[world.object(&plan)?])?;
-    let study = wait::for_condition(
-        hub,
-        (RESEARCH, "federatedstudy", &plan.name),
-        ("Accepted", "False"),
-        Duration::from_secs(60),
-    )?;
+    let study = wait::for_condition(hub, (RESEARCH, "federatedstudy", &plan.name), ("Accepted", "False"))?;
     let (_, reason, message) = wait::condition(&study, "Accepted").unwrap_or_default();
     ensure(reason == "InvalidReference" && message.contains("ghost") && message.contains("spec.sites"), || {
         format!("{reason}: {message}")
@@ -34,7 +29,7 @@ pub fn bad_reference(world: &World) -> Outcome {
 }
 
 fn reason_of(world: &World, study: &str, round: usize, site: &str, wanted: &str) -> Result<Value, xtask::error::Error> {
-    wait::until(&world.federation.hub, &format!("{site} {wanted} in round {round} of {study}"), ROUND, || {
+    wait::until(&world.federation.hub, &format!("{site} {wanted} in round {round} of {study}"), || {
         let rounds = study::rounds(&world.federation, study)?;
         let Some(found) = rounds.get(round - 1) else { return Ok(Answer::NotYet("no such round".into())) };
         let entry = World::site_entry(found, site).clone();
@@ -53,7 +48,7 @@ pub fn refusal_and_edit(world: &World) -> Outcome {
     let old = study::opt_in(&first);
     plan.rounds = 2;
     let edited = study::apply(federation, &world.object(&plan)?)?;
-    let edited = wait::until(&federation.hub, "the edited digest", Duration::from_secs(30), || {
+    let edited = wait::until(&federation.hub, "the edited digest", || {
         let now = study::accepted(federation, &plan.name)?;
         let changed =
             now["status"]["specDigest"] != edited["metadata"]["x"] && now["status"]["specDigest"] != old["specDigest"];
@@ -71,7 +66,7 @@ pub fn refusal_and_edit(world: &World) -> Outcome {
     // Approved again: the same round goes on, at quorum, without damson.
     let others: Vec<&str> = HOSPITALS.into_iter().filter(|site| *site != "damson").collect();
     world.allow(&others, std::slice::from_ref(fresh))?;
-    let done = wait::until(&federation.hub, "round 1 without damson", ROUND, || {
+    let done = wait::until(&federation.hub, "round 1 without damson", || {
         let rounds = study::rounds(federation, &plan.name)?;
         let state = rounds.first().map(|r| r["status"]["round"].clone()).unwrap_or_default();
         Ok(Answer::of((state["step"] == "Succeeded").then_some(state.clone()), state["step"].clone()))
@@ -100,7 +95,7 @@ pub fn plaintext(world: &World) -> Outcome {
     ensure(says, || format!("damson's administrator is told {told:?}"))?;
     world.allow_plaintext(&["alder", "birch", "cedar"], &opt_ins)?;
     reason_of(world, &plan.name, 1, "damson", "DeniedByPolicy")?;
-    study::finished(federation, &plan.name, ROUND)?;
+    study::finished(federation, &plan.name)?;
     let rounds = study::rounds(federation, &plan.name)?;
     let round = rounds.first().ok_or("no round")?;
     ensure(World::contributors(round) == ["alder", "birch", "cedar"], || view::describe(round))?;
@@ -113,7 +108,7 @@ pub fn plaintext(world: &World) -> Outcome {
 
 /// Waits until a hospital's policy shows this decision on a study.
 fn decided(site: &Cluster, study: &str, wanted: &str) -> Result<Value, Box<dyn std::error::Error>> {
-    let shown = wait::until(site, &format!("{wanted} on {study} in {}", site.name), ROUND, || {
+    let shown = wait::until(site, &format!("{wanted} on {study} in {}", site.name), || {
         let policy = wait::get(site, AGENT, "sitepolicy", "default")?;
         let studies = policy["status"]["studies"].as_array().cloned().unwrap_or_default();
         let entry = studies.into_iter().find(|entry| entry["study"] == format!("{RESEARCH}/{study}"));
@@ -136,7 +131,7 @@ pub fn wrong_digest(world: &World) -> Outcome {
             "stage": "Shadow", "sites": ["alder"], "approvals": []},
     })])?;
     let object = (RESEARCH, "modelpromotion", "wrong-digest");
-    let promotion = wait::for_condition(hub, object, ("Accepted", "False"), Duration::from_secs(60))?;
+    let promotion = wait::for_condition(hub, object, ("Accepted", "False"))?;
     let (_, reason, message) = wait::condition(&promotion, "Accepted").unwrap_or_default();
     ensure(message.contains("digest"), || format!("{reason}: {message}"))
 }
@@ -165,7 +160,7 @@ pub fn broken_data(world: &World) -> Outcome {
     };
     let tries: Vec<&Value> = tasks.iter().filter(of_round).map(|task| &task["status"]["try"]).collect();
     ensure(tries == [&Value::from(1)], || format!("tries of data that cannot be read: {tries:?}"))?;
-    study::finished(federation, &plan.name, ROUND)?;
+    study::finished(federation, &plan.name)?;
     let rounds = study::rounds(federation, &plan.name)?;
     let contributors = rounds.first().map(|r| r["status"]["round"]["contributors"].clone()).unwrap_or_default();
     ensure(contributors == 3, || format!("contributors: {contributors}"))

@@ -2,7 +2,7 @@
 
 use xtask::federation::{AGENT, SYSTEM, roster, study, view, wait};
 
-use crate::harness::{HOSPITALS, Outcome, ROUND, World, ensure};
+use crate::harness::{HOSPITALS, Outcome, World, ensure};
 
 /// A hospital that the governance takes off the roster is in no sum any more, whatever it and the hub would like; once it
 /// is listed again, it is. Nobody is restarted for it and no policy is edited.
@@ -30,7 +30,7 @@ fn a_round_with(world: &World, name: &str, contributors: &[&str]) -> Outcome {
     plan.grace = "30s".into();
     let accepted = study::apply(federation, &world.object(&plan)?)?;
     world.allow(&HOSPITALS, &[study::opt_in(&accepted)])?;
-    study::finished(federation, name, ROUND)?;
+    study::finished(federation, name)?;
     let rounds = study::rounds(federation, name)?;
     let round = rounds.first().ok_or("no round")?;
     ensure(World::contributors(round) == contributors, || view::describe(round))

@@ -1,6 +1,6 @@
 //! The way from a study to an answer, and the wall around a hospital.
 
-use std::{error::Error, time::Duration};
+use std::error::Error;
 
 use serde_json::Value;
 use xtask::{
@@ -10,7 +10,7 @@ use xtask::{
 
 use crate::{
     faults::trained_once,
-    harness::{HOSPITALS, Outcome, ROUND, World, ensure},
+    harness::{HOSPITALS, Outcome, World, ensure},
 };
 
 /// What a hospital's wall has counted under a name that it must know.
@@ -82,8 +82,8 @@ pub fn train_release_promote_ask(world: &World) -> Outcome {
     let accepted = study::apply(federation, &world.object(&plan)?)?;
     world.allow(&HOSPITALS, &[study::opt_in(&accepted)])?;
     trained_once(world, &plan.name, 1, &HOSPITALS)?;
-    view::follow(federation, &plan.name, 2 * ROUND)?;
-    let done = study::finished(federation, &plan.name, Duration::from_secs(30))?;
+    view::follow(federation, &plan.name, wait::STILL)?;
+    let done = study::finished(federation, &plan.name)?;
     let rounds = study::rounds(federation, &plan.name)?;
     ensure(rounds.len() == 2, || format!("{} rounds instead of 2", rounds.len()))?;
     for round in &rounds {
@@ -107,7 +107,7 @@ pub fn train_release_promote_ask(world: &World) -> Outcome {
     }
     let unsigned = promote::promotion("spine-unsigned", &release, "Shadow", &sites[..1], &[]);
     federation.hub.apply(&[unsigned])?;
-    wait::until(&federation.hub, "an unsigned promotion is denied", Duration::from_secs(60), || {
+    wait::until(&federation.hub, "an unsigned promotion is denied", || {
         let promotion = wait::get(&federation.hub, RESEARCH, "modelpromotion", "spine-unsigned")?;
         let entry = promotion["status"]["sites"][0].clone();
         Ok(wait::Answer::of((entry["reason"] == "DeniedByPolicy").then_some(()), entry))

@@ -4,7 +4,6 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -22,7 +21,6 @@ use crate::{
 /// The one address that task pods may reach, in every cluster.
 const TASK_ADDRESS: &str = "10.96.0.50";
 /// How long a chart's workloads may take to become ready.
-const READY: Duration = Duration::from_secs(240);
 
 /// Installs the hub and all hospitals; returns when each agent is connected.
 pub fn all(federation: &Federation, data: &Path) -> Result<()> {
@@ -49,7 +47,7 @@ pub fn all(federation: &Federation, data: &Path) -> Result<()> {
 }
 
 fn connected(federation: &Federation, site: &str) -> Result<()> {
-    wait::for_condition(&federation.hub, ("default", "trustsite", site), ("Connected", "True"), READY).map(drop)
+    wait::for_condition(&federation.hub, ("default", "trustsite", site), ("Connected", "True")).map(drop)
 }
 
 fn charts() -> PathBuf {
@@ -107,7 +105,7 @@ fn hub(federation: &Federation, gateway: &pki::Authority, sites: &pki::Authority
         "taskPort": {"clusterIP": TASK_ADDRESS},
     });
     helm_install(hub, "consilium-hub", SYSTEM, &values)?;
-    wait::rollout(hub, SYSTEM, "deployment/consilium-operator", READY)
+    wait::rollout(hub, SYSTEM, "deployment/consilium-operator")
 }
 
 fn trust_sites(federation: &Federation) -> Result<()> {
@@ -152,7 +150,7 @@ fn site(federation: &Federation, cluster: &Cluster, pair: &pki::Pair, authority:
     helm_install(cluster, "consilium-site", AGENT, &values)?;
     // The hospital's own claims: the chart knows nothing of its scans.
     cluster.apply(&claims.iter().map(|(name, _)| claim(name)).collect::<Vec<_>>())?;
-    wait::rollout(cluster, AGENT, "statefulset/consilium-agent", READY)
+    wait::rollout(cluster, AGENT, "statefulset/consilium-agent")
 }
 
 fn claim(name: &str) -> Value {

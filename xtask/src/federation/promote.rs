@@ -1,6 +1,6 @@
 //! From a release to an answer: the offline signature, the promotion, and a scan sent to each hospital's model.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
@@ -83,12 +83,7 @@ pub fn release(federation: &Federation, study: &Value) -> Result<Value> {
         path: "FederatedStudy.status.latestRelease".into(),
         problem: "no round passed the gate, so there is no release".into(),
     })?;
-    wait::for_condition(
-        &federation.hub,
-        (RESEARCH, "modelrelease", name),
-        ("Attested", "True"),
-        Duration::from_secs(60),
-    )
+    wait::for_condition(&federation.hub, (RESEARCH, "modelrelease", name), ("Attested", "True"))
 }
 
 /// The promotion of a release to a stage in some hospitals.
@@ -106,7 +101,7 @@ pub fn promotion(name: &str, release: &Value, stage: &str, sites: &[String], app
 /// Waits until every hospital of a promotion serves the model.
 pub fn rolled_out(federation: &Federation, name: &str) -> Result<Value> {
     let object = (RESEARCH, "modelpromotion", name);
-    wait::for_condition(&federation.hub, object, ("RolledOut", "True"), Duration::from_secs(240))
+    wait::for_condition(&federation.hub, object, ("RolledOut", "True"))
 }
 
 /// One hospital's answer to one of its evaluation scans.
@@ -124,7 +119,7 @@ pub struct Served {
 
 /// Sends one evaluation scan to the hospital's own inference service, from inside its network.
 pub fn ask(site: &Cluster, data: &Path) -> Result<Served> {
-    let service = wait::until(site, "the model's Service", Duration::from_secs(60), || {
+    let service = wait::until(site, "the model's Service", || {
         let services = wait::list(site, TASKS, "services")?;
         let found = services.into_iter().find(|s| s["spec"]["ports"][0]["port"] == 8080);
         Ok(Answer::of(found, "no Service with port 8080"))

@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -25,7 +24,6 @@ pub const FEDERATION: &str = "demo";
 /// The members, each in a file of its own; both must sign.
 const MEMBERS: [&str; 2] = ["chair", "trusts"];
 /// How long a hospital may take to show its key, and to accept a roster.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The governance members' keys, and the tool that they use.
 pub struct Governance {
@@ -117,7 +115,7 @@ impl Governance {
 
 /// The hospital's public signing key, as its agent shows it.
 pub fn signing_key(site: &Cluster) -> Result<String> {
-    wait::until(site, &format!("the signing key of {}", site.name), PATIENCE, || {
+    wait::until(site, &format!("the signing key of {}", site.name), || {
         let policy = wait::get(site, AGENT, "sitepolicy", "default")?;
         let key = policy["status"]["signingKey"].as_str().map(str::to_owned);
         Ok(Answer::of(key, &policy["status"]))
@@ -126,7 +124,7 @@ pub fn signing_key(site: &Cluster) -> Result<String> {
 
 /// Waits until a version of the roster holds in a hospital.
 fn accepted(site: &Cluster, version: u64) -> Result<()> {
-    wait::until(site, &format!("roster version {version} in {}", site.name), PATIENCE, || {
+    wait::until(site, &format!("roster version {version} in {}", site.name), || {
         let policy = wait::get(site, AGENT, "sitepolicy", "default")?;
         let holds = policy["status"]["rosters"].as_array().into_iter().flatten().any(|r| r["version"] == version);
         let seen = wait::condition(&policy, "RosterAccepted");

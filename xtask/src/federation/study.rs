@@ -1,11 +1,11 @@
 //! A study from `kubectl apply` to its last round, and what each hospital has to say for it to run there.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
 use super::{
-    AGENT, Federation, RESEARCH,
+    AGENT, Federation, RESEARCH, view,
     wait::{self, Answer},
 };
 use crate::{
@@ -78,7 +78,7 @@ pub fn apply(federation: &Federation, study: &Value) -> Result<Value> {
 
 /// Waits until the hub has accepted the newest generation of a study.
 pub fn accepted(federation: &Federation, name: &str) -> Result<Value> {
-    wait::until(&federation.hub, &format!("study {name} accepted"), Duration::from_secs(60), || {
+    wait::until(&federation.hub, &format!("study {name} accepted"), || {
         let study = wait::get(&federation.hub, RESEARCH, "federatedstudy", name)?;
         let seen = wait::condition(&study, "Accepted");
         let current = study["status"]["observedGeneration"] == study["metadata"]["generation"];
@@ -138,12 +138,13 @@ pub fn apply_policy(site: &Cluster, policy: &Value) -> Result<()> {
 }
 
 /// Waits until the study has succeeded; fails at once when it ends otherwise.
-pub fn finished(federation: &Federation, name: &str, limit: Duration) -> Result<Value> {
-    wait::until(&federation.hub, &format!("study {name} finished"), limit, || {
+pub fn finished(federation: &Federation, name: &str) -> Result<Value> {
+    wait::until(&federation.hub, &format!("study {name} finished"), || {
         let study = wait::get(&federation.hub, RESEARCH, "federatedstudy", name)?;
         let seen = wait::condition(&study, "Succeeded");
         let over = seen.as_ref().is_some_and(|(status, ..)| status != "Unknown");
-        Ok(Answer::of(over.then_some(study), format!("{seen:?}")))
+        let rounds: Vec<String> = rounds(federation, name)?.iter().map(view::describe).collect();
+        Ok(Answer::of(over.then_some(study), format!("{seen:?}; {}", rounds.join("; "))))
     })
     .and_then(|study| match wait::condition(&study, "Succeeded") {
         Some((status, ..)) if status == "True" => Ok(study),

@@ -28,10 +28,11 @@ enum Change {
     Study(Box<Value>),
 }
 
-/// Follows a study until it is over (its `Succeeded` condition is no longer Unknown) or `limit` has passed.
+/// Follows a study until it is over (its `Succeeded` condition is no longer Unknown) or nothing has been
+/// heard of its rounds for `still`.
 ///
 /// Returns how long each round took, by number.
-pub fn follow(federation: &Federation, study: &str, limit: Duration) -> Result<BTreeMap<u64, Duration>> {
+pub fn follow(federation: &Federation, study: &str, still: Duration) -> Result<BTreeMap<u64, Duration>> {
     let (sender, changes) = channel();
     let hub = &federation.hub;
     let mut watches = vec![
@@ -44,7 +45,7 @@ pub fn follow(federation: &Federation, study: &str, limit: Duration) -> Result<B
         watches.push(Watch::start(site, TASKS, "roundtasks", sender.clone(), change));
     }
     let mut screen = Screen::new(federation, study);
-    let result = screen.run(&changes, limit);
+    let result = screen.run(&changes, still);
     watches.iter().for_each(Watch::stop);
     screen.close();
     result.map(|()| screen.durations)
@@ -131,6 +132,8 @@ struct Screen {
     study: String,
     bars: Option<Bars>,
     started: Instant,
+    /// When something else was seen last.
+    moved: Instant,
     seen: BTreeMap<u64, (Instant, String)>,
     durations: BTreeMap<u64, Duration>,
 }
@@ -148,16 +151,17 @@ impl Screen {
             study: study.to_owned(),
             bars,
             started: Instant::now(),
+            moved: Instant::now(),
             seen: BTreeMap::new(),
             durations: BTreeMap::new(),
         }
     }
 
-    fn run(&mut self, changes: &Receiver<Change>, limit: Duration) -> Result<()> {
+    fn run(&mut self, changes: &Receiver<Change>, still: Duration) -> Result<()> {
         loop {
-            let left = limit.checked_sub(self.started.elapsed()).ok_or_else(|| Error::Timeout {
+            let left = still.checked_sub(self.moved.elapsed()).ok_or_else(|| Error::Timeout {
                 what: format!("the end of study {}", self.study),
-                seconds: limit.as_secs(),
+                seconds: still.as_secs(),
                 logs: "kubectl get trounds -n research -o yaml".into(),
                 last: format!("{:?}", self.seen.values().last().map(|(_, line)| line)),
             })?;
@@ -165,7 +169,7 @@ impl Screen {
                 Ok(Change::Round(round)) if round["spec"]["study"] == self.study.as_str() => self.round(&round),
                 Ok(Change::Task { site, task }) => self.task(&site, &task),
                 Ok(Change::Study(study)) if self.is_over(&study) => return Ok(()),
-                // A watch that ended is not the end of the study; the limit is.
+                // A watch that ended is not the end of the study; standing still is.
                 _ => {}
             }
         }
@@ -185,6 +189,7 @@ impl Screen {
             return;
         }
         last.clone_from(&line);
+        self.moved = now;
         let over = matches!(round["status"]["round"]["step"].as_str(), Some("Succeeded" | "Failed"));
         if over {
             self.durations.insert(number, since.elapsed());

@@ -12,25 +12,30 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Asks until there is an answer, or the limit is over; the error tells what was seen last.
+/// How long what is seen may stay as it is. A limit on the whole would fail on a busy machine and tell nothing of us.
+pub const STILL: Duration = Duration::from_secs(300);
+/// How long it may go on changing: a loop that gets nowhere ends as well.
+const LONGEST: Duration = Duration::from_secs(3000);
+
+/// Asks until there is an answer, for as long as what is seen instead still changes; the error tells what was seen last.
 ///
 /// An error of the question itself counts as "not yet": an API server that is being restarted refuses for a while.
-pub fn until<T>(
-    cluster: &Cluster,
-    what: &str,
-    limit: Duration,
-    mut ask: impl FnMut() -> Result<Answer<T>>,
-) -> Result<T> {
+pub fn until<T>(cluster: &Cluster, what: &str, mut ask: impl FnMut() -> Result<Answer<T>>) -> Result<T> {
     let start = Instant::now();
+    let (mut before, mut moved) = (String::new(), start);
     loop {
         let last = match ask() {
             Ok(Answer::Yes(value)) => return Ok(value),
             Ok(Answer::NotYet(seen)) => seen,
             Err(error) => error.to_string(),
         };
-        if start.elapsed() > limit {
+        if last != before {
+            (before, moved) = (last.clone(), Instant::now());
+        }
+        let still = moved.elapsed();
+        if still > STILL || start.elapsed() > LONGEST {
             let logs = cluster.logs.clone();
-            return Err(Error::Timeout { what: what.to_owned(), seconds: limit.as_secs(), logs, last });
+            return Err(Error::Timeout { what: what.to_owned(), seconds: still.as_secs(), logs, last });
         }
         thread::sleep(Duration::from_millis(500));
     }
@@ -80,9 +85,8 @@ pub fn for_condition(
     cluster: &Cluster,
     (namespace, kind, name): (&str, &str, &str),
     (type_, status): (&str, &str),
-    limit: Duration,
 ) -> Result<Value> {
-    until(cluster, &format!("{kind}/{name} {type_}={status}"), limit, || {
+    until(cluster, &format!("{kind}/{name} {type_}={status}"), || {
         let object = get(cluster, namespace, kind, name)?;
         let seen = condition(&object, type_);
         let holds = seen.as_ref().is_some_and(|(found, ..)| found == status);
@@ -91,7 +95,7 @@ pub fn for_condition(
 }
 
 /// Waits for the rollout of a workload.
-pub fn rollout(cluster: &Cluster, namespace: &str, workload: &str, limit: Duration) -> Result<()> {
-    let timeout = format!("--timeout={}s", limit.as_secs());
+pub fn rollout(cluster: &Cluster, namespace: &str, workload: &str) -> Result<()> {
+    let timeout = format!("--timeout={}s", STILL.as_secs());
     cluster.kubectl(&["rollout", "status", workload, "-n", namespace, &timeout]).map(drop)
 }
