@@ -10,6 +10,7 @@ use consilium_proto::FILE_PART_BYTES;
 use consilium_proto::v1::file_part::Part;
 use consilium_proto::v1::{FilePart, FileStart, TrainerStateRequest};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::files::{manifest, remove, safe, verify};
@@ -92,18 +93,22 @@ async fn wait_for_result(
     pace: &Pace,
 ) -> Result<Option<OutManifest>, CourierError> {
     let (out, told) = (args.results().join("out"), args.root.join("out/progress.json"));
-    let mut failures = 0;
+    let (mut failures, mut told_at) = (0, None::<Instant>);
     loop {
         if let Some(manifest) = manifest(&out, wanted) {
             return Ok(Some(manifest));
+        }
+        // A look at the folder costs a system call, the agent's word a request.
+        if told_at.is_some_and(|at| at.elapsed() < pace.poll) {
+            tokio::time::sleep(pace.look).await;
+            continue;
         }
         let progress = Bytes::from(fs::read(&told).unwrap_or_default());
         let mut client = port.client.clone();
         match client.trainer_state(port.request(TrainerStateRequest { progress })).await {
             Ok(reply) if reply.get_ref().failed => return Ok(manifest(&out, wanted)),
             Ok(_) => {
-                failures = 0;
-                tokio::time::sleep(pace.poll).await;
+                (failures, told_at) = (0, Some(Instant::now()));
             }
             Err(status) => wait_or_give_up("trainer state", &status, &mut failures, pace).await?,
         }

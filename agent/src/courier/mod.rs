@@ -179,7 +179,9 @@ pub async fn run(cli: &Cli) -> Result<(), CourierError> {
 /// How long the courier waits between two looks and two tries; shorter in tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between two looks at the trainer.
+    /// Between two looks for the trainer's result: a round waits for it.
+    pub look: Duration,
+    /// Between two words with the agent about the trainer.
     pub poll: Duration,
     /// After the first failed call.
     pub first: Duration,
@@ -189,7 +191,12 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { poll: Duration::from_secs(2), first: Duration::from_millis(500), longest: Duration::from_secs(15) }
+        Self {
+            look: Duration::from_millis(50),
+            poll: Duration::from_secs(2),
+            first: Duration::from_millis(500),
+            longest: Duration::from_secs(15),
+        }
     }
 }
 

@@ -22,8 +22,12 @@ use crate::courier::{CourierError, Pace, PortArgs, deliver, fetch};
 
 mod folders;
 
-const PACE: Pace =
-    Pace { poll: Duration::from_millis(5), first: Duration::from_millis(5), longest: Duration::from_millis(20) };
+const PACE: Pace = Pace {
+    look: Duration::from_millis(1),
+    poll: Duration::from_millis(5),
+    first: Duration::from_millis(5),
+    longest: Duration::from_millis(20),
+};
 const TASK: &str = "task-uid";
 const ROUND: &str = "round-uid";
 

@@ -21,7 +21,7 @@ use crate::contract::{Root, write_json};
 use crate::error::TrainerError;
 
 /// How often the folder is looked at while waiting.
-const WAIT_STEP: std::time::Duration = std::time::Duration::from_millis(250);
+const WAIT_STEP: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What `--details` writes; it stays in the hospital.
 #[derive(Debug, Serialize)]
