@@ -1,6 +1,8 @@
 //! Lints and renders the charts and checks what comes out: not against a picture of yesterday's output, but against what
 //! a hospital's security team would look for.
 
+mod placed;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -84,14 +86,17 @@ fn renderings() -> Vec<Rendering> {
             "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]},
         "holdDrains": true,
         "egress": {"apiServer": {"ports": [16443], "to": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}},
+        "pod": placed::settings(),
+        "gateway": {"trust": {"configMap": "partners"}},
     });
     // Without a port: 80, as the agent reads it.
     let proxy = json!({"gateway": {"httpsProxy": "http://proxy.hospital.example"}});
+    let balancer = json!({"gateway": {"service": {"annotations": placed::balancer()}}});
     let (hub_space, site_space) = ("consilium-system", "consilium-agent");
     vec![
         Rendering { chart: "consilium-crds", namespace: hub_space, values: json!({}) },
         Rendering { chart: "consilium-hub", namespace: hub_space, values: hub() },
-        Rendering { chart: "consilium-hub", namespace: hub_space, values: with(hub(), &everything) },
+        Rendering { chart: "consilium-hub", namespace: hub_space, values: with(with(hub(), &everything), &balancer) },
         Rendering { chart: "consilium-site", namespace: site_space, values: site() },
         Rendering { chart: "consilium-site", namespace: site_space, values: with(with(site(), &everything), &proxy) },
     ]
@@ -128,6 +133,11 @@ fn refused() -> Vec<(&'static str, Rendering, &'static str)> {
             "a proxy that the agent does not speak to",
             site(with(self::site(), &json!({"gateway": {"httpsProxy": "socks5://proxy.example:1080"}}))),
             "httpsProxy",
+        ),
+        (
+            "trust anchors in two places",
+            site(with(self::site(), &json!({"gateway": {"trust": {"configMap": "a", "secret": "b"}}}))),
+            "trust",
         ),
         (
             "an address that is none",
@@ -186,6 +196,9 @@ fn check(rendering: &Rendering, objects: &[Value]) -> Vec<String> {
         faults.extend(unkept(objects));
         faults.extend(entrances(objects));
         faults.extend(wrong_ways_out(rendering, objects));
+    }
+    if rendering.chart != "consilium-crds" {
+        faults.extend(placed::faults(objects, is_full(rendering)));
     }
     if rendering.chart == "consilium-site" && is_full(rendering) {
         faults.extend(unscraped(objects));
