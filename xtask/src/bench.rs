@@ -1,6 +1,6 @@
 //! `cargo xtask bench [NAME…] [--json]`: figures beside their limits, taken in one run.
 //!
-//! Each bench is a program of the package that it measures, built with the release profile; it prints one JSON object
+//! Each bench is a program of the package that it measures, built as what images ship is built; it prints one JSON object
 //! a line: `{bench, case, metric, value, unit, against, ratio, budget, met}`. This module builds, runs and shows them.
 
 use std::{
@@ -12,7 +12,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cache, cargo,
+    cache,
+    cargo::{self, Profile},
     error::{Error, Result},
     libtorch, process,
 };
@@ -37,9 +38,9 @@ const TRAIN_BUDGET: f64 = 0.97;
 type Bench = fn(&Arguments) -> Result<Vec<Value>>;
 
 const BENCHES: &[(&str, Bench)] = &[
-    ("aggregate", |arguments| example("consilium-operator", "bench_aggregate", &[], arguments)),
+    ("aggregate", |arguments| example("bench_aggregate", &[], arguments)),
     ("round", round),
-    ("secagg", |arguments| example("consilium-secagg", "bench", &["all"], arguments)),
+    ("secagg", |arguments| example("bench", &["all"], arguments)),
     ("train", train),
 ];
 
@@ -92,27 +93,27 @@ fn show(figure: &Value, json: bool) {
     );
 }
 
-fn build(package: &str, target: &[&str]) -> Result<PathBuf> {
+fn build(target: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(&libtorch::ensure()?);
-    command.args(["build", "--release", "--package", package]).args(target);
-    cargo::find(&cargo::build(&mut command, &[])?, target.last().copied().unwrap_or_default())
+    // The same selection as that of the images: what is measured is what is shipped.
+    command.arg("build").args(target);
+    cargo::find(&cargo::build(&mut command, &Profile::Release.selection())?, target.last().copied().unwrap_or_default())
 }
 
 /// A whole round without training: the operator's own program beside an API server, and a process for each hospital.
 fn round(arguments: &Arguments) -> Result<Vec<Value>> {
     let mut command = cargo::command(&libtorch::ensure()?);
-    command.args(["build", "--release", "--package", "consilium-operator", "--package", "consilium-tests"]);
-    let built = cargo::build(command.args(["--bin", "consilium-operator", "--example", "bench_round"]), &[])?;
-    let mut bench = Command::new(cargo::find(&built, "bench_round")?);
-    bench.env("CONSILIUM_OPERATOR", cargo::find(&built, "consilium-operator")?);
+    command.args(["build", "--release", "--package", "consilium-tests", "--example", "bench_round"]);
+    let mut bench = Command::new(cargo::find(&cargo::build(&mut command, &[])?, "bench_round")?);
+    bench.env("CONSILIUM_OPERATOR", build(&["--bin", "consilium-operator"])?);
     if arguments.long {
         bench.arg("--long");
     }
     Ok(figures(&process::output(&mut bench)?))
 }
 
-fn example(package: &str, name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {
-    let mut command = Command::new(build(package, &["--example", name])?);
+fn example(name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut command = Command::new(build(&["--example", name])?);
     command.args(fixed);
     if arguments.long {
         command.arg("--long");
@@ -126,7 +127,7 @@ fn figures(text: &str) -> Vec<Value> {
 
 /// The training step beside PyTorch eager: same network, weights, batch and threads, taken in turns.
 fn train(_: &Arguments) -> Result<Vec<Value>> {
-    let trainer = build("consilium-trainer", &["--bin", "consilium-trainer"])?;
+    let trainer = build(&["--bin", "consilium-trainer"])?;
     // PyPI's build holds CUDA as well; its CPU part is the same libtorch that we link.
     let python = cache::python("eager", &["torch==2.13.0", "numpy", "safetensors"])?;
     let folder = cache::sub("bench")?;

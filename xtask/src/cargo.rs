@@ -23,6 +23,28 @@ use crate::{
 /// nothing that the others do not, so that building them as well changes no feature.
 pub(crate) const EVERYTHING: [&str; 3] = ["--workspace", "--exclude", "consilium-tests"];
 
+/// What images are made from: as [`EVERYTHING`], without this program.
+const SHIPPED: [&str; 5] = ["--workspace", "--exclude", "consilium-tests", "--exclude", "xtask"];
+
+/// How programs are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// As hospitals run them and as benches measure them.
+    Release,
+    /// As tests build them anyway: quick to have, slow to run.
+    Dev,
+}
+
+impl Profile {
+    /// What `cargo build` is told, so that every caller makes the same build.
+    pub(crate) fn selection(self) -> Vec<&'static str> {
+        match self {
+            Self::Release => [&["--release"], &SHIPPED[..]].concat(),
+            Self::Dev => EVERYTHING.to_vec(),
+        }
+    }
+}
+
 /// Cargo in this workspace, with libtorch in its environment and without what the cargo that runs this has set.
 pub(crate) fn command(libtorch: &Path) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

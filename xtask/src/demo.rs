@@ -9,7 +9,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cache, cluster,
+    cache,
+    cargo::Profile,
+    cluster,
     error::{IoContext, Result},
     federation::{Federation, data, install, promote, roster, study, view},
     images, interrupt, plugin,
@@ -110,8 +112,8 @@ fn demo(arguments: &Arguments) -> Result<()> {
     cluster::check(&arguments.hospitals)?;
     cluster::down()?;
     let mut clock = Clock::default();
-    let images = images::build(&images::Variant::Cpu, &[])?;
-    let plugin = plugin::build()?;
+    let images = images::build(&images::Variant::Cpu, Profile::Release, &[])?;
+    let plugin = plugin::build(Profile::Release)?;
     clock.step("programs and images");
     let data = data::make(&source, &arguments.hospitals)?;
     clock.step("data of the hospitals");
@@ -161,8 +163,9 @@ fn train(arguments: &Arguments, source: &data::Source, federation: &Federation, 
     let accepted = study::apply(federation, &object)?;
     let policy = study::policy(federation, &[study::opt_in(&accepted)], pins)?;
     federation.sites.iter().try_for_each(|site| study::apply_policy(site, &policy))?;
+    // A round over a large data set on few cores may show nothing for long.
     view::follow(federation, &plan.name, Duration::from_secs(3 * 3600))?;
-    study::finished(federation, &plan.name, Duration::from_secs(60))
+    study::finished(federation, &plan.name)
 }
 
 fn serve(

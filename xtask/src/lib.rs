@@ -5,7 +5,7 @@
 pub mod apiserver;
 pub mod bench;
 pub mod cache;
-mod cargo;
+pub mod cargo;
 pub mod charts;
 pub mod cluster;
 pub mod demo;

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Image, Variant, build, load_all, names};
 use crate::{
+    cargo::Profile,
     cluster,
     error::{Error, Result},
 };
@@ -51,7 +52,7 @@ impl Options {
     }
 
     fn build(&self) -> Result<Vec<Image>> {
-        build(&self.variant()?, &self.only)
+        build(&self.variant()?, Profile::Release, &self.only)
     }
 }
 

@@ -16,7 +16,13 @@ use std::{
 pub use load::{load, load_all};
 
 use self::oci::{Content, Entry, RunConfig, Store};
-use crate::{cache, cargo, error::Result, libtorch, tools::Tools};
+use crate::{
+    cache,
+    cargo::{self, Profile},
+    error::Result,
+    libtorch,
+    tools::Tools,
+};
 
 /// The name under which images are known in the clusters. Nothing answers there: every image is brought in.
 pub const REGISTRY: &str = "registry.consilium.local";
@@ -119,14 +125,14 @@ pub fn names() -> Vec<&'static str> {
     RECIPES.iter().map(|recipe| recipe.name).collect()
 }
 
-/// Builds the programs (dev profile) and the images named, all of them if `only` is empty. Those with libtorch carry the
+/// Builds the programs and the images named, all of them if `only` is empty. Those with libtorch carry the
 /// variant's name behind theirs, unless it is the CPU's.
-pub fn build(variant: &Variant, only: &[String]) -> Result<Vec<Image>> {
+pub fn build(variant: &Variant, profile: Profile, only: &[String]) -> Result<Vec<Image>> {
     let wanted: Vec<&Recipe> =
         RECIPES.iter().filter(|recipe| only.is_empty() || only.iter().any(|name| name == recipe.name)).collect();
     let libtorch = variant.libtorch()?;
     let packages: Vec<&str> = wanted.iter().map(|recipe| recipe.package).collect();
-    let built = programs::build(&packages, &libtorch, variant)?;
+    let built = programs::build(&packages, &libtorch, variant, profile)?;
     let store = store()?;
     let _lock = lock()?;
     let mut images = Vec::new();

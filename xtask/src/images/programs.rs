@@ -9,19 +9,29 @@ use std::{
 
 use super::Variant;
 use crate::{
-    cache, cargo,
+    cache,
+    cargo::{self, Profile},
     error::{IoContext, Result},
     process,
 };
 
-/// Builds the programs with the dev profile, which tests use too, and returns them by name.
+/// Builds the programs and returns them by name.
 ///
-/// For the CPU everything is built, whichever images are asked for: that is what tests build, so it is there already.
-pub(super) fn build(packages: &[&str], torch: &Path, variant: &Variant) -> Result<BTreeMap<String, PathBuf>> {
+/// For the CPU everything is built, whichever images are asked for: that is what tests and benches build, so it is there
+/// already.
+pub(super) fn build(
+    packages: &[&str],
+    torch: &Path,
+    variant: &Variant,
+    profile: Profile,
+) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo::command(torch);
     command.arg("build");
     if *variant == Variant::Cpu {
-        return cargo::build(&mut command, &cargo::EVERYTHING);
+        return cargo::build(&mut command, &profile.selection());
+    }
+    if profile == Profile::Release {
+        command.arg("--release");
     }
     for package in packages {
         command.args(["--package", package]);
@@ -36,7 +46,7 @@ fn target_folder() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from)
 }
 
-/// A copy without debug sections: a dev build is mostly those, and every cluster unpacks the image.
+/// A copy without debug sections: a build for tests is mostly those, and every cluster unpacks the image.
 pub(super) fn stripped(program: &Path) -> Result<PathBuf> {
     let folder = cache::sub("images/programs")?;
     let name = program.file_name().unwrap_or_default();
