@@ -4,6 +4,7 @@
 //! that running out of a GPU's memory is an error the caller can tell apart.
 
 mod config;
+mod conv;
 mod loss;
 mod memory;
 mod threads;

@@ -1,7 +1,9 @@
 //! A plain 3D U-Net with instance norm (Çiçek et al., *3D U-Net*, MICCAI 2016; norm and leaky ReLU as in nnU-Net).
 
 use tch::nn::{self, Init};
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
+
+use super::conv::{channel_last, conv3d, grown_beside, pointwise};
 
 const NORM_EPSILON: f64 = 1e-5;
 
@@ -62,19 +64,24 @@ impl UNet3d {
         for encoder in upper {
             here = encoder.forward(&here)?;
         }
-        for level in (0..self.ups.len()).rev() {
-            let up = &self.ups[level];
-            let grown = here.f_conv_transpose3d(&up.weight, Some(&up.bias), [2], [0], [0], 1, [1])?;
-            here = self.decoders[level].forward(&Tensor::f_cat(&[&grown, &skips[level]], 1)?)?;
+        for ((up, decoder), skip) in self.ups.iter().zip(&self.decoders).zip(skips).rev() {
+            here = decoder.forward(&grown_beside(&here, &up.weight, &up.bias, &skip)?)?;
         }
-        here.f_conv3d(&self.head.weight, Some(&self.head.bias), [1], [0], [1], 1)
+        pointwise(&here, &self.head.weight, &self.head.bias)
     }
 }
 
-/// The same tensor with the channel as the fastest axis in memory. Convolutions then keep this layout all the way
-/// through; on two AVX-512 cores a step takes 0.6 of the time that the default layout takes.
+/// The same images with the channel as the fastest axis in memory. Convolutions then keep this layout all the way
+/// through; on two AVX-512 cores a step takes 0.65 of the time that the default layout takes. With a single channel the
+/// values lie the same either way, and the strides alone say which layout is meant: no call but this one changes them. On
+/// a GPU images are left as they come.
 fn channels_last(images: &Tensor) -> Result<Tensor, TchError> {
-    images.f_permute([0, 2, 3, 4, 1])?.f_contiguous()?.f_permute([0, 4, 1, 2, 3])
+    if images.device() != Device::Cpu {
+        return Ok(images.shallow_clone());
+    }
+    let (batch, channels, z, y, x) = images.size5()?;
+    let strides = [channels * z * y * x, 1, y * x * channels, x * channels, channels];
+    channel_last(images)?.f_contiguous()?.f_as_strided([batch, channels, z, y, x], strides, None)
 }
 
 /// A weight with a bias: a transposed convolution, or the 1×1×1 head.
@@ -129,7 +136,7 @@ impl Stage {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let x = x.f_conv3d(&self.weight, None::<&Tensor>, [1], [1], [1], 1)?;
+        let x = conv3d(x, &self.weight)?;
         // Group norm with a group per channel is instance norm, and unlike torch's own it keeps channels last.
         let mut x = x.f_group_norm(self.channels, Some(&self.scale), Some(&self.shift), NORM_EPSILON, true)?;
         // The slope is torch's default, 0.01. In place: the gradient needs only the result.
