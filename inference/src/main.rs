@@ -54,7 +54,7 @@ struct ServeArgs {
     /// Address to listen on
     #[arg(long, default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
-    /// CPU threads [default: all cores]
+    /// CPU threads [default: the cores that this process may use]
     #[arg(long)]
     threads: Option<u16>,
     /// Requests that may wait; more are turned away with 503
@@ -111,9 +111,11 @@ fn filter() -> tracing_subscriber::EnvFilter {
 }
 
 async fn serve(args: &ServeArgs) -> ExitCode {
-    if let Some(threads) = args.threads {
-        tch::set_num_threads(i32::from(threads.max(1)));
-    }
+    // libtorch counts the machine's cores. In a pod it would start a thread for each of them, and all would wait for the
+    // two cores that the pod has.
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).try_into().unwrap_or(u16::MAX);
+    let threads = args.threads.unwrap_or_else(cores).max(1);
+    tch::set_num_threads(i32::from(threads));
     let allowed = Allowed { root: args.root.clone(), release: args.release_digest, model: args.model_digest };
     let device = Device::cuda_if_available();
     let invalid = |e: ReleaseError| {
@@ -137,7 +139,7 @@ async fn serve(args: &ServeArgs) -> ExitCode {
         Err(e) => return invalid(e),
     };
     tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
-        device = ?device, memory, bounds = ?bounds, "verified and loaded");
+        device = ?device, threads, memory, bounds = ?bounds, "verified and loaded");
     match listen(args, segmenter, bounds).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

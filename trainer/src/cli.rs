@@ -64,7 +64,7 @@ pub struct DataArgs {
     /// Folder with imagesTr and labelsTr (imagesTs for Evaluate); only read
     #[arg(long, default_value = "/data")]
     pub data: PathBuf,
-    /// CPU threads [default: all cores]
+    /// CPU threads [default: the cores that this process may use]
     #[arg(long)]
     pub threads: Option<u32>,
 }
@@ -132,7 +132,7 @@ pub struct FitArgs {
     /// Every so many persons, one is held back to score the model on
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..))]
     pub hold_back: u32,
-    /// CPU threads [default: all cores]
+    /// CPU threads [default: the cores that this process may use]
     #[arg(long)]
     pub threads: Option<u32>,
 }

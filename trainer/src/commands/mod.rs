@@ -82,11 +82,12 @@ fn device_name(device: Device) -> &'static str {
     if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
-/// Sets torch's threads; without a number it takes all cores, which is its own default.
+/// Sets torch's threads; without a number the cores that this process may use. libtorch by itself counts the machine's,
+/// and in a pod would start a thread for each of them that waits for the few which the pod has.
 fn set_threads(threads: Option<u32>) {
-    if let Some(threads) = threads {
-        tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
-    }
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).try_into().unwrap_or(u32::MAX);
+    let threads = threads.unwrap_or_else(cores).max(1);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 
 fn expect_kind(task: &TaskFile, kind: TaskKind) -> Result<(), TrainerError> {
