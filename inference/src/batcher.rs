@@ -86,7 +86,7 @@ fn serve(segmenter: &Segmenter, work: &Receiver<Work>, canvas_voxels: usize, met
         let (batch, next) = batch(first, work.try_iter(), size, canvas_voxels);
         left_over = next;
         metrics.queued.sub(batch.len() as i64);
-        metrics.batch_volumes.observe(batch.len() as f64);
+        metrics.executed(batch.len());
         let volumes: Vec<&Volume> = batch.iter().map(|work| &work.volume).collect();
         let results = segment(&|volumes| segmenter.segment_all(volumes), &volumes);
         for (Work { volume, held, reply }, result) in batch.into_iter().zip(results) {

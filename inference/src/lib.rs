@@ -6,8 +6,11 @@
 
 pub mod ask;
 pub mod batcher;
+pub mod describe;
+pub mod encoding;
 pub mod memory;
 pub mod metrics;
+pub mod numbers;
 pub mod protocol;
 pub mod release;
 pub mod room;

@@ -1,4 +1,8 @@
-//! What an SRE sees of a served model.
+//! What an SRE sees of a served model, and what a client of the protocol may ask for as its statistics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -36,13 +40,53 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     /// Seconds from a request's last byte to its answer.
-    pub seconds: Histogram,
-    /// Volumes that went through the network together.
-    pub batch_volumes: Histogram,
+    seconds: Histogram,
+    batch_volumes: Histogram,
     /// Voxels segmented.
     pub voxels: IntCounter,
     /// Requests waiting for the network.
     pub queued: IntGauge,
+    tally: Arc<Tally>,
+}
+
+/// Counts and times since the server started, as the protocol's statistics have them.
+#[derive(Debug, Default)]
+pub struct Tally {
+    answered: [AtomicU64; 2],
+    failed: [AtomicU64; 2],
+    executions: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Tally {
+    fn add([count, nanoseconds]: &[AtomicU64; 2], took: Duration) {
+        count.fetch_add(1, Ordering::Relaxed);
+        nanoseconds.fetch_add(took.as_nanos().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn read([count, nanoseconds]: &[AtomicU64; 2]) -> (u64, u64) {
+        (count.load(Ordering::Relaxed), nanoseconds.load(Ordering::Relaxed))
+    }
+
+    /// Requests that were answered, and the nanoseconds that they took together.
+    pub fn answered(&self) -> (u64, u64) {
+        Self::read(&self.answered)
+    }
+
+    /// The same of those that were not.
+    pub fn failed(&self) -> (u64, u64) {
+        Self::read(&self.failed)
+    }
+
+    /// How often volumes went through the network together.
+    pub fn executions(&self) -> u64 {
+        self.executions.load(Ordering::Relaxed)
+    }
+
+    /// When the last request was answered, in milliseconds since 1970; 0 before the first.
+    pub fn last_milliseconds(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
 }
 
 impl Metrics {
@@ -80,12 +124,30 @@ impl Metrics {
         registry.register(Box::new(batch_volumes.clone()))?;
         registry.register(Box::new(voxels.clone()))?;
         registry.register(Box::new(queued.clone()))?;
-        Ok(Self { registry, requests, seconds, batch_volumes, voxels, queued })
+        Ok(Self { registry, requests, seconds, batch_volumes, voxels, queued, tally: Arc::default() })
     }
 
     /// Counts a request.
-    pub fn ended(&self, ending: Ending) {
+    pub fn ended(&self, ending: Ending, took: Duration) {
         self.requests.with_label_values(&[ending.label()]).inc();
+        if ending != Ending::Ok {
+            return Tally::add(&self.tally.failed, took);
+        }
+        self.seconds.observe(took.as_secs_f64());
+        Tally::add(&self.tally.answered, took);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.tally.last.store(now.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Counts volumes that go through the network together.
+    pub fn executed(&self, volumes: usize) {
+        self.batch_volumes.observe(volumes as f64);
+        self.tally.executions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The statistics.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// The text that Prometheus reads.

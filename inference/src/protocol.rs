@@ -3,17 +3,16 @@
 //!
 //! A request has one input `volume` of shape `[z, y, x]` (leading axes of length 1 are allowed), FP32 or UINT8, as JSON
 //! numbers or as raw little-endian bytes after the JSON, whose length the header `Inference-Header-Content-Length` tells.
-//! The answer has one output `labels`, UINT8, `[z, y, x]`. Nothing of a request becomes a tree of JSON values, which would
-//! take many times its size.
-
-use std::fmt;
+//! The answer has one output `labels`, UINT8, of the same shape. Nothing of a request becomes a tree of JSON values, which
+//! would take many times its size.
 
 use consilium_imaging::{Grid, Mask, Volume};
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::memory::{Bounds, MAX_HEAD};
+use crate::numbers::{Datatype, Numbers};
 
 /// Header that tells how long the JSON part of a body is.
 pub const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
@@ -21,6 +20,8 @@ pub const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
 pub const INPUT: &str = "volume";
 /// The name of the output.
 pub const OUTPUT: &str = "labels";
+/// Axes of a shape: z, y and x, and before them a batch and a channel.
+const MOST_AXES: usize = 5;
 
 /// A request that cannot be answered; the message goes to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,10 +36,8 @@ fn bad<T>(message: impl Into<String>) -> Result<T, BadRequest> {
 struct Request {
     id: Option<String>,
     inputs: Vec<Input>,
-    #[serde(default)]
-    outputs: Vec<Output>,
-    #[serde(default)]
-    parameters: Parameters,
+    outputs: Option<Vec<Output>>,
+    parameters: Option<Parameters>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,74 +45,25 @@ struct Input {
     name: String,
     shape: Vec<usize>,
     datatype: String,
-    #[serde(default)]
-    parameters: Parameters,
+    parameters: Option<Parameters>,
     data: Option<Numbers>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Output {
     name: String,
-    #[serde(default)]
-    parameters: Parameters,
+    parameters: Option<Parameters>,
 }
 
-/// The parameters that something acts on, wherever they stand.
+/// The parameters that something acts on, wherever they stand. Others are let pass, but for those without which the answer
+/// would be another than the one asked for.
 #[derive(Debug, Default, Deserialize)]
 struct Parameters {
     binary_data_size: Option<u64>,
     binary_data: Option<bool>,
     binary_data_output: Option<bool>,
-}
-
-/// Numbers of a flat or nested array, in row-major order.
-#[derive(Debug)]
-struct Numbers(Vec<f32>);
-
-impl<'de> Deserialize<'de> for Numbers {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let mut all = Vec::new();
-        Append(&mut all).deserialize(from)?;
-        Ok(Self(all))
-    }
-}
-
-/// Adds a number, or all numbers of an array, to a list.
-struct Append<'a>(&'a mut Vec<f32>);
-
-impl<'de> DeserializeSeed<'de> for Append<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Append<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number or an array of numbers in data")
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<(), E> {
-        self.0.push(number as f32);
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
-        self.0.push(number as f32);
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<(), E> {
-        self.0.push(number as f32);
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element_seed(Append(self.0))?.is_some() {}
-        Ok(())
-    }
+    classification: Option<IgnoredAny>,
+    shared_memory_region: Option<IgnoredAny>,
 }
 
 /// A request, understood.
@@ -123,15 +73,10 @@ pub struct Question {
     pub id: Option<String>,
     /// The scan.
     pub volume: Volume,
+    /// Its shape as the client gave it, with leading axes of length 1; the answer has the same.
+    pub shape: Vec<usize>,
     /// Whether the answer's labels go after the JSON as raw bytes.
     pub binary_answer: bool,
-}
-
-/// Bytes per value and their meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Datatype {
-    Fp32,
-    Uint8,
 }
 
 /// Reads a request. `json_length` is the value of [`HEADER_LENGTH`], when the client sent it.
@@ -143,34 +88,67 @@ pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds) -> Result
     let Some((head, tail)) = body.split_at_checked(length) else {
         return bad(format!("{HEADER_LENGTH} is {length}, the body has only {} bytes", body.len()));
     };
-    let mut request: Request = serde_json::from_slice(head)
-        .map_err(|e| BadRequest(format!("the request is not a v2 inference request: {e}")))?;
+    let mut request: Request = serde_json::from_slice(head).map_err(|e| not_a_request(head, json_length, &e))?;
     let [input] = request.inputs.as_mut_slice() else {
         return bad(format!("inputs has {} tensors: it must hold exactly one, named {INPUT}", request.inputs.len()));
     };
     if input.name != INPUT {
         return bad(format!("input {:?} is not known: the model's input is {INPUT:?}", input.name));
     }
-    if let Some(output) = request.outputs.iter().find(|output| output.name != OUTPUT) {
-        return bad(format!("output {:?} is not known: the model's output is {OUTPUT:?}", output.name));
-    }
+    let binary_answer = wanted(request.outputs.as_deref().unwrap_or_default(), request.parameters.as_ref())?;
     let shape = shape_of(&input.shape, bounds)?;
-    let voxels = voxels_of(input, tail, shape.iter().product())?;
+    let voxels = voxels_of(input, tail, json_length)?;
     if let Some(at) = voxels.iter().position(|v| !v.is_finite()) {
         return bad(format!("{INPUT} value number {at} is NaN or infinite: every voxel must be finite"));
     }
-    let of_output = request.outputs.first().and_then(|output| output.parameters.binary_data);
-    let binary_answer = of_output.or(request.parameters.binary_data_output).unwrap_or(false);
     // A network sees voxels and not millimetres: where they lie is the client's.
     let grid = Grid::axis_aligned(shape, [1.0; 3]);
-    Ok(Question { id: request.id, volume: Volume { grid, voxels }, binary_answer })
+    let shape = std::mem::take(&mut input.shape);
+    Ok(Question { id: request.id, volume: Volume { grid, voxels }, shape, binary_answer })
+}
+
+/// What to tell a client whose JSON is none. Most often it sends bytes after it and does not say where they begin.
+fn not_a_request(head: &[u8], json_length: Option<usize>, error: &serde_json::Error) -> BadRequest {
+    let mut values = serde_json::Deserializer::from_slice(head).into_iter::<IgnoredAny>();
+    let ended = values.next().is_some_and(|first| first.is_ok()).then(|| values.byte_offset());
+    match ended.filter(|&end| !head[end..].trim_ascii().is_empty()) {
+        Some(end) if json_length.is_none() => BadRequest(format!(
+            "{} bytes follow the JSON: the header {HEADER_LENGTH} must say how long the JSON is ({end})",
+            head.len() - end
+        )),
+        Some(end) => BadRequest(format!("{HEADER_LENGTH} is {}, the JSON has {end} bytes", head.len())),
+        None => BadRequest(format!("the request is not a v2 inference request: {error}")),
+    }
+}
+
+/// Whether the answer's labels are wanted as bytes.
+fn wanted(outputs: &[Output], of_request: Option<&Parameters>) -> Result<bool, BadRequest> {
+    if let Some(output) = outputs.iter().find(|output| output.name != OUTPUT) {
+        return bad(format!("output {:?} is not known: the model's output is {OUTPUT:?}", output.name));
+    }
+    if outputs.len() > 1 {
+        return bad(format!("outputs names {OUTPUT:?} {} times: name it once", outputs.len()));
+    }
+    let of_output = outputs.first().and_then(|output| output.parameters.as_ref());
+    if of_output.is_some_and(|parameters| parameters.classification.is_some()) {
+        return bad("parameters.classification is not offered: the answer is a label for each voxel");
+    }
+    if of_output.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
+        return bad("parameters.shared_memory_region is not offered: the answer comes in the body");
+    }
+    let of_output = of_output.and_then(|parameters| parameters.binary_data);
+    Ok(of_output.or(of_request.and_then(|parameters| parameters.binary_data_output)).unwrap_or(false))
 }
 
 /// `[…1, z, y, x]` to x, y, z.
 fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> {
     let lead = shape.len().saturating_sub(3);
-    if shape.len() < 3 || shape[..lead].iter().any(|&side| side != 1) {
-        return bad(format!("shape {shape:?}: expected [z, y, x], with leading axes of length 1 at most"));
+    if !(3..=MOST_AXES).contains(&shape.len()) || shape[..lead].iter().any(|&side| side != 1) {
+        // A shape may be as long as the JSON.
+        let shown = &shape[..shape.len().min(MOST_AXES + 1)];
+        return bad(format!(
+            "shape {shown:?}: expected [z, y, x], at most with a batch and a channel axis of length 1 before them"
+        ));
     }
     let found = [shape[lead + 2], shape[lead + 1], shape[lead]];
     let voxels = |shape: [usize; 3]| shape.iter().try_fold(1_usize, |n, &side| n.checked_mul(side));
@@ -189,33 +167,32 @@ fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> 
     Ok(found)
 }
 
-fn voxels_of(input: &mut Input, tail: &[u8], count: usize) -> Result<Vec<f32>, BadRequest> {
-    let datatype = match input.datatype.as_str() {
-        "FP32" => Datatype::Fp32,
-        "UINT8" => Datatype::Uint8,
-        other => return bad(format!("datatype {other:?} is not supported: send FP32 or UINT8")),
-    };
-    match (input.parameters.binary_data_size, input.data.take()) {
+fn voxels_of(input: &mut Input, tail: &[u8], json_length: Option<usize>) -> Result<Vec<f32>, BadRequest> {
+    let datatype = Datatype::parse(&input.datatype).map_err(BadRequest)?;
+    let parameters = input.parameters.as_ref();
+    if parameters.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
+        return bad("parameters.shared_memory_region is not offered: send data, or bytes after the JSON");
+    }
+    match (parameters.and_then(|parameters| parameters.binary_data_size), input.data.take()) {
+        (Some(size), None) if json_length.is_none() => bad(format!(
+            "binary_data_size is {size}, but nothing follows the JSON: send the bytes, and the header {HEADER_LENGTH} to \
+             say where they begin"
+        )),
         (Some(size), None) => {
-            let width = if datatype == Datatype::Fp32 { 4 } else { 1 };
-            if size != tail.len() as u64 || tail.len() != count * width {
+            let needed = input.shape.iter().product::<usize>() * datatype.width();
+            if size != tail.len() as u64 || tail.len() != needed {
                 return bad(format!(
-                    "binary_data_size is {size} and {} bytes follow the JSON: shape and datatype need {}",
+                    "binary_data_size is {size} and {} bytes follow the JSON: shape and datatype need {needed}",
                     tail.len(),
-                    count * width
                 ));
             }
-            Ok(match datatype {
-                Datatype::Uint8 => tail.iter().map(|&byte| f32::from(byte)).collect(),
-                Datatype::Fp32 => tail.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            })
+            Ok(datatype.read(tail))
         }
-        (None, Some(Numbers(voxels))) => {
-            if voxels.len() != count {
-                return bad(format!("data has {} values, the shape needs {count}", voxels.len()));
-            }
-            Ok(voxels)
-        }
+        (None, Some(_)) if !tail.is_empty() => bad(format!(
+            "{} bytes follow the JSON and belong to no input: the voxels stand in data already",
+            tail.len()
+        )),
+        (None, Some(numbers)) => numbers.tensor(datatype, &input.shape).map_err(BadRequest),
         (Some(_), Some(_)) => bad("the input has both data and binary_data_size: send one of them"),
         (None, None) => bad("the input has neither data nor parameters.binary_data_size: send one of them"),
     }
@@ -255,21 +232,20 @@ struct Reply<'a> {
 struct Labels<'a> {
     name: &'static str,
     datatype: &'static str,
-    shape: [usize; 3],
+    shape: &'a [usize],
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a [u8]>,
 }
 
-/// Writes the answer to the question with this id.
-pub fn answer(identity: &Identity, id: Option<&str>, binary: bool, mask: &Mask) -> Answer {
-    let [x, y, z] = mask.grid.shape;
+/// Writes the answer to the question with this id and shape.
+pub fn answer(identity: &Identity, id: Option<&str>, shape: &[usize], binary: bool, mask: &Mask) -> Answer {
     let labels = mask.labels.as_slice();
     let output = Labels {
         name: OUTPUT,
         datatype: "UINT8",
-        shape: [z, y, x],
+        shape,
         parameters: binary.then(|| json!({ "binary_data_size": labels.len() })),
         data: (!binary).then_some(labels),
     };
@@ -312,15 +288,6 @@ pub fn read_answer(body: &[u8], json_length: Option<usize>, grid: &Grid) -> Resu
         return bad(format!("the answer has {} labels, the scan has {} voxels", tail.len(), grid.len()));
     }
     Ok(Mask { grid: grid.clone(), labels: tail.to_vec() })
-}
-
-/// `GET /v2/models/{model}`.
-pub fn metadata(identity: &Identity) -> Value {
-    json!({
-        "name": identity.name, "versions": [identity.version], "platform": "consilium",
-        "inputs": [{ "name": INPUT, "datatype": "FP32", "shape": [-1, -1, -1] }],
-        "outputs": [{ "name": OUTPUT, "datatype": "UINT8", "shape": [-1, -1, -1] }],
-    })
 }
 
 #[cfg(test)]

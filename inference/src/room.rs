@@ -30,6 +30,16 @@ impl Room {
     pub fn take(&self, bytes: u64) -> Option<Held> {
         Arc::clone(&self.0).try_acquire_many_owned(units(bytes)).ok().map(Held)
     }
+
+    /// Makes a part of this room as large as so many bytes, at once or not at all. What is larger stays as it is.
+    pub fn grow(&self, held: &mut Held, bytes: u64) -> bool {
+        let more = units(bytes).saturating_sub(held.0.num_permits().try_into().unwrap_or(u32::MAX));
+        match Arc::clone(&self.0).try_acquire_many_owned(more) {
+            Ok(permits) => held.0.merge(permits),
+            Err(_) => return false,
+        }
+        true
+    }
 }
 
 impl Held {
@@ -57,6 +67,18 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A body that is compressed takes room as it unfolds; were it not given back, that of each would be lost for good.
+    #[test]
+    fn room_grows_and_comes_back() {
+        let room = Room::new(10 * UNIT);
+        let mut held = room.take(2 * UNIT).unwrap();
+        assert!(room.grow(&mut held, UNIT) && room.grow(&mut held, 6 * UNIT));
+        assert!(room.take(5 * UNIT).is_none());
+        assert!(!room.grow(&mut held, 11 * UNIT), "there is no more");
+        drop(held);
+        assert!(room.take(10 * UNIT).is_some());
+    }
 
     /// If room were lost, the server would turn everybody away after some hours; if it were free too early, it would be
     /// killed.

@@ -10,9 +10,11 @@ use axum::middleware::map_response;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, LengthLimitError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::batcher::{Batcher, Refused};
+use crate::describe;
+use crate::encoding::{Encoding, EncodingError, STEP};
 use crate::memory::{Bounds, PER_BODY_BYTE, PER_VOXEL};
 use crate::metrics::{Ending, Metrics};
 use crate::protocol::{self, HEADER_LENGTH, Identity, Question};
@@ -40,16 +42,22 @@ pub struct Served {
 pub fn router(served: Served) -> Router {
     Router::new()
         .route("/v2", get(server_metadata))
-        .route("/v2/health/live", get(healthy))
-        .route("/v2/health/ready", get(healthy))
+        .route("/v2/health/live", get(async || Json(json!({ "live": true }))))
+        .route("/v2/health/ready", get(async || Json(json!({ "ready": true }))))
+        .route("/v2/models/stats", get(statistics))
+        .route("/v2/repository/index", get(index).post(index))
         .route("/livez", get(healthy))
         .route("/readyz", get(healthy))
         .route("/metrics", get(metrics))
         .route("/v2/models/{model}", get(model_metadata))
         .route("/v2/models/{model}/ready", get(model_ready))
+        .route("/v2/models/{model}/config", get(model_config))
+        .route("/v2/models/{model}/stats", get(model_statistics))
         .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}", get(version_metadata))
         .route("/v2/models/{model}/versions/{version}/ready", get(version_ready))
+        .route("/v2/models/{model}/versions/{version}/config", get(version_config))
+        .route("/v2/models/{model}/versions/{version}/stats", get(version_statistics))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer_version))
         .layer(map_response(with_a_message))
         .with_state(served)
@@ -72,9 +80,7 @@ async fn with_a_message(response: Response) -> Response {
 }
 
 async fn server_metadata() -> Response {
-    Json(json!({ "name": "consilium-inference", "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data"] }))
-    .into_response()
+    Json(describe::server()).into_response()
 }
 
 async fn healthy() -> StatusCode {
@@ -105,21 +111,40 @@ fn other_model(served: &Served, model: &str, version: Option<&str>) -> Option<Re
     Some(error(StatusCode::NOT_FOUND, &message))
 }
 
-async fn model_metadata(State(served): State<Served>, Path(model): Path<String>) -> Response {
-    other_model(&served, &model, None).unwrap_or_else(|| Json(protocol::metadata(&served.identity)).into_response())
+/// What is told about the model by a path that names it.
+fn told(served: &Served, model: &str, version: Option<&str>, what: fn(&Served) -> Value) -> Response {
+    other_model(served, model, version).unwrap_or_else(|| Json(what(served)).into_response())
 }
 
-async fn version_metadata(State(served): State<Served>, Path((model, version)): Path<(String, String)>) -> Response {
-    other_model(&served, &model, Some(&version))
-        .unwrap_or_else(|| Json(protocol::metadata(&served.identity)).into_response())
+/// The two handlers of a path: with the model alone, and with its version.
+macro_rules! about_the_model {
+    ($($by_model:ident, $by_version:ident: $what:expr;)*) => { $(
+        async fn $by_model(State(served): State<Served>, Path(model): Path<String>) -> Response {
+            told(&served, &model, None, $what)
+        }
+
+        async fn $by_version(
+            State(served): State<Served>,
+            Path((model, version)): Path<(String, String)>,
+        ) -> Response {
+            told(&served, &model, Some(&version), $what)
+        }
+    )* };
 }
 
-async fn model_ready(State(served): State<Served>, Path(model): Path<String>) -> Response {
-    other_model(&served, &model, None).unwrap_or_else(|| StatusCode::OK.into_response())
+about_the_model! {
+    model_metadata, version_metadata: |served| describe::metadata(&served.identity);
+    model_ready, version_ready: |served| describe::ready(&served.identity);
+    model_config, version_config: |served| describe::config(&served.identity);
+    model_statistics, version_statistics: |served| describe::statistics(&served.identity, served.metrics.tally());
 }
 
-async fn version_ready(State(served): State<Served>, Path((model, version)): Path<(String, String)>) -> Response {
-    other_model(&served, &model, Some(&version)).unwrap_or_else(|| StatusCode::OK.into_response())
+async fn statistics(State(served): State<Served>) -> Response {
+    Json(describe::statistics(&served.identity, served.metrics.tally())).into_response()
+}
+
+async fn index(State(served): State<Served>) -> Response {
+    Json(describe::index(&served.identity)).into_response()
 }
 
 async fn infer(State(served): State<Served>, Path(model): Path<String>, headers: HeaderMap, body: Body) -> Response {
@@ -148,15 +173,13 @@ async fn answer(served: &Served, headers: &HeaderMap, body: Body) -> Response {
         Ok(request) => try_answer(served, request).await,
         Err(failure) => Err(failure),
     };
-    let seconds = began.elapsed().as_secs_f64();
+    let took = began.elapsed();
     let (ending, response) = match result {
-        Ok(response) => {
-            served.metrics.seconds.observe(seconds);
-            (Ending::Ok, response)
-        }
+        Ok(response) => (Ending::Ok, response),
         Err(failure) => *failure,
     };
-    served.metrics.ended(ending);
+    served.metrics.ended(ending, took);
+    let seconds = took.as_secs_f64();
     tracing::info!(result = ?ending, status = response.status().as_u16(), seconds, "infer");
     response
 }
@@ -189,12 +212,12 @@ fn refused(refused: &Refused) -> Failure {
 
 async fn try_answer(served: &Served, request: Received) -> Result<Response, Failure> {
     let Received { json_length, body, mut held } = request;
-    let Question { id, volume, binary_answer } = protocol::parse(&body, json_length, &served.bounds)
+    let Question { id, volume, shape, binary_answer } = protocol::parse(&body, json_length, &served.bounds)
         .map_err(|e| invalid(StatusCode::BAD_REQUEST, &e.to_string()))?;
     drop(body);
     held.keep(volume.voxels.len() as u64 * PER_VOXEL);
     let (mask, mut held) = served.batcher.segment(volume, held).await.map_err(|e| refused(&e))?;
-    let answer = protocol::answer(&served.identity, id.as_deref(), binary_answer, &mask);
+    let answer = protocol::answer(&served.identity, id.as_deref(), &shape, binary_answer, &mask);
     drop(mask);
     held.keep(answer.body.capacity() as u64);
     let mut response = held.around(answer.body).into_response();
@@ -214,13 +237,24 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {
     length.map(Some).ok_or_else(wrong)
 }
 
-/// Takes room for a body and all that comes of it, before a byte of it is read; then reads it.
+/// Takes room for a body and all that comes of it, before a byte of it is read; then reads it, and inflates it.
 async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Received, Failure> {
     let json_length = json_length(headers)?;
+    let encoding = match Encoding::of(headers) {
+        Ok(encoding) => encoding,
+        Err(e) => {
+            discard(body).await;
+            return Err(not_inflated(&e));
+        }
+    };
     let binary = json_length.is_some();
     let most = if binary { served.bounds.max_binary() } else { served.bounds.max_json };
     let too_long = || {
-        let way_out = if binary { "send a smaller volume" } else { "send the voxels as bytes (binary_data_size)" };
+        let way_out = if binary {
+            "send a smaller volume".to_owned()
+        } else {
+            format!("send the voxels as bytes (binary_data_size, and the header {HEADER_LENGTH})")
+        };
         let message = format!("the body is longer than the {most} bytes that are taken of this kind here; {way_out}");
         invalid(StatusCode::PAYLOAD_TOO_LARGE, &message)
     };
@@ -235,7 +269,11 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
         return Err(refused(&Refused::NoRoom));
     };
     match tokio::time::timeout(BODY_TIME, to_bytes(body, usize::try_from(length).unwrap_or(usize::MAX))).await {
-        Ok(Ok(body)) => Ok(Received { json_length, body, held }),
+        Ok(Ok(body)) if encoding == Encoding::Identity => Ok(Received { json_length, body, held }),
+        Ok(Ok(body)) => {
+            let (body, held) = inflate(served, encoding, body, most, held).await?;
+            Ok(Received { json_length, body, held })
+        }
         Ok(Err(e)) if is_length_limit(&e) => Err(too_long()),
         Ok(Err(e)) => Err(invalid(StatusCode::BAD_REQUEST, &format!("the body broke off: {e}"))),
         Err(_) => {
@@ -243,6 +281,43 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
             Err(invalid(StatusCode::REQUEST_TIMEOUT, &message))
         }
     }
+}
+
+/// Inflates a body on a thread of its own, with room for the bytes that came and for all that comes of those that they
+/// unfold to.
+async fn inflate(
+    served: &Served,
+    encoding: Encoding,
+    body: Bytes,
+    most: u64,
+    mut held: Held,
+) -> Result<(Bytes, Held), Failure> {
+    let came = body.len() as u64;
+    // What could never have room must not be told to try again.
+    let fits = (served.bounds.room.saturating_sub(came) / PER_BODY_BYTE).saturating_sub(STEP as u64);
+    let room = served.room.clone();
+    let work = move || {
+        let mut grow = |bytes: u64| room.grow(&mut held, came + bytes * PER_BODY_BYTE);
+        let inflated = encoding.inflate(&body, most.min(fits), &mut grow)?;
+        Ok((Bytes::from(inflated), held))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|e: EncodingError| not_inflated(&e)),
+        Err(e) => Err(refused(&Refused::Failed(e.to_string()))),
+    }
+}
+
+fn not_inflated(why: &EncodingError) -> Failure {
+    let mut failure = match why {
+        EncodingError::Unsupported(_) => invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, &why.to_string()),
+        EncodingError::Broken(..) => invalid(StatusCode::BAD_REQUEST, &why.to_string()),
+        EncodingError::TooLong(_) => invalid(StatusCode::PAYLOAD_TOO_LARGE, &why.to_string()),
+        EncodingError::NoRoom => refused(&Refused::NoRoom),
+    };
+    if let EncodingError::Unsupported(_) = why {
+        failure.1.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+    }
+    failure
 }
 
 /// Reads a refused body and keeps nothing of it: most clients listen for an answer only when they have sent all, and

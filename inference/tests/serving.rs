@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -20,6 +21,8 @@ use consilium_inference::protocol::{HEADER_LENGTH, Identity, ask, read_answer};
 use consilium_inference::release::{Allowed, ReleaseError, load, verify};
 use consilium_inference::room::Room;
 use consilium_inference::server::{Served, router};
+use flate2::Compression;
+use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::{Value, json};
 use tch::{Device, nn};
 use tempfile::TempDir;
@@ -154,6 +157,12 @@ async fn health_metadata_and_names() {
     let dir = TempDir::new().unwrap();
     let router = server(&release(dir.path()));
     for path in [
+        "/v2/models/phantoms-r2/stats",
+        "/v2/models/stats",
+        "/v2/models/phantoms-r2/versions/v/stats",
+        "/v2/models/phantoms-r2/config",
+        "/v2/models/phantoms-r2/versions/v/config",
+        "/v2/repository/index",
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
@@ -170,7 +179,12 @@ async fn health_metadata_and_names() {
         (&metadata["inputs"][0]["name"], &metadata["outputs"][0]["datatype"]),
         (&json!("volume"), &json!("UINT8"))
     );
-    for path in ["/v2/models/other", "/v2/models/phantoms-r2/versions/9"] {
+    for path in [
+        "/v2/models/other",
+        "/v2/models/other/config",
+        "/v2/models/phantoms-r2/versions/9",
+        "/v2/models/phantoms-r2/versions/9/stats",
+    ] {
         let response = get(&router, path).await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
         assert!(String::from_utf8_lossy(&body(response).await).contains("not served here"));
@@ -272,4 +286,49 @@ async fn no_body_is_read_that_there_is_no_room_for() {
     let (request, length) = ask(&volume);
     let post = Request::post("/v2/models/phantoms-r2/infer").header(HEADER_LENGTH, length);
     assert_eq!(router.oneshot(post.body(Body::from(request)).unwrap()).await.unwrap().status(), StatusCode::OK);
+}
+
+/// Clients compress bodies when they are told to, and what unfolds from them must be as bounded as what comes as it is.
+#[tokio::test]
+async fn compressed_bodies_are_answered_like_others() {
+    let dir = TempDir::new().unwrap();
+    let router = server(&release(dir.path()));
+    let (volume, _) = phantom(1, 1, [16, 16, 12], &Profile::of_hospital(0));
+    let (request, length) = ask(&volume);
+    let post = |encoding: &str, body: Vec<u8>| {
+        let post = Request::post("/v2/models/phantoms-r2/infer").header(HEADER_LENGTH, length);
+        router.clone().oneshot(post.header("content-encoding", encoding).body(Body::from(body)).unwrap())
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let mut deflate = ZlibEncoder::new(Vec::new(), Compression::fast());
+    deflate.write_all(&request).unwrap();
+    let plain = body(post("identity", request.clone()).await.unwrap()).await;
+    for (encoding, sent) in [("gzip", gzip(&request)), ("deflate", deflate.finish().unwrap())] {
+        let response = post(encoding, sent).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{encoding}");
+        assert_eq!(body(response).await, plain, "{encoding}");
+    }
+    let bomb = gzip(&vec![0; 64 << 20]);
+    for (encoding, sent, status, part) in [
+        ("br", request.clone(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip, deflate"),
+        ("gzip", request.clone(), StatusCode::BAD_REQUEST, "is no gzip"),
+        ("gzip", gzip(&request)[..400].to_vec(), StatusCode::BAD_REQUEST, "too early"),
+        ("gzip", bomb, StatusCode::PAYLOAD_TOO_LARGE, "inflated"),
+    ] {
+        let response = post(encoding, sent).await.unwrap();
+        assert_eq!(response.status(), status, "{part}");
+        assert_eq!(response.headers().contains_key("accept-encoding"), encoding == "br");
+        let found: Value = serde_json::from_slice(&body(response).await).unwrap();
+        assert!(found["error"].as_str().unwrap().contains(part), "{found} lacks {part}");
+    }
+    // Nothing of it is held for longer than its request.
+    assert_eq!(post("gzip", gzip(&request)).await.unwrap().status(), StatusCode::OK);
+    let told: Value = serde_json::from_slice(&body(get(&router, "/v2/models/phantoms-r2/stats").await).await).unwrap();
+    let counted = &told["model_stats"][0];
+    assert_eq!((&counted["inference_count"], &counted["inference_stats"]["fail"]["count"]), (&json!(4), &json!(4)));
+    assert!(counted["last_inference"].as_u64().unwrap() > 0 && counted["execution_count"] == json!(4), "{told}");
 }
