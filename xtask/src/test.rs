@@ -11,7 +11,7 @@ use crate::{
     apiserver::ApiServer,
     cache, cargo, charts, cluster,
     error::{Error, Result},
-    interrupt, packages, process, verify,
+    interrupt, libtorch, packages, process, verify,
 };
 
 /// What the tests can be told.
@@ -36,6 +36,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("lint", "clippy over everything; what the lint table denies fails", lint),
     ("unit", "unit, property and in-process API tests of every package", unit),
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
+    ("clients", "the served model, asked by Triton's client and in the form of KServe's", clients),
     ("charts", "lint, render and judge the charts", |_| charts::test()),
     (
         "apiserver",
@@ -107,6 +108,20 @@ fn vectors(_: &Arguments) -> Result<()> {
     let python = cache::python("vectors", &["cryptography"])?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../secagg/vectors/check.py");
     print!("{}", process::output(Command::new(python).arg(script))?);
+    Ok(())
+}
+
+/// Clients of others against the server's own program: what they make of our answers, no test of ours can tell.
+fn clients(_: &Arguments) -> Result<()> {
+    let python = cache::python("clients", &["tritonclient[http]==2.73.0"])?;
+    let mut command = cargo::command(&libtorch::ensure()?);
+    command.arg("build").args(cargo::EVERYTHING).args(["--bin", "consilium-inference", "--example", "phantom_release"]);
+    let built = cargo::build(&mut command, &[])?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../inference/clients/check.py");
+    let mut check = Command::new(python);
+    check.arg(script).arg(cargo::find(&built, "consilium-inference")?).arg(cargo::find(&built, "phantom_release")?);
+    check.envs(libtorch::environment(&libtorch::ensure()?));
+    print!("{}", process::output(&mut check)?);
     Ok(())
 }
 
