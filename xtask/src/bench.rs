@@ -21,7 +21,7 @@ use crate::{
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Names: aggregate, round, secagg, train. All of them if none is given.
+    /// Names: aggregate, inference, round, secagg, train. All of them if none is given.
     names: Vec<String>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
@@ -33,12 +33,15 @@ pub struct Arguments {
 
 /// Least ratio of the training step beside PyTorch eager (DESIGN, "Budgets").
 const TRAIN_BUDGET: f64 = 0.97;
+/// A scan by itself may take so many times what it takes in a batch of two.
+const ALONE_BUDGET: f64 = 1.1;
 
 /// Runs a bench and returns its figures.
 type Bench = fn(&Arguments) -> Result<Vec<Value>>;
 
 const BENCHES: &[(&str, Bench)] = &[
     ("aggregate", |arguments| example("bench_aggregate", &[], arguments)),
+    ("inference", inference),
     ("round", round),
     ("secagg", |arguments| example("bench", &["all"], arguments)),
     ("train", train),
@@ -48,7 +51,8 @@ const BENCHES: &[(&str, Bench)] = &[
 pub fn run(arguments: &Arguments) -> Result<()> {
     for name in &arguments.names {
         if BENCHES.iter().all(|(bench, _)| bench != name) {
-            let problem = format!("there is no bench {name:?}; the benches are aggregate, round, secagg, train");
+            let problem =
+                format!("there is no bench {name:?}; the benches are aggregate, inference, round, secagg, train");
             return Err(Error::Malformed { path: "cargo xtask bench".into(), problem });
         }
     }
@@ -112,6 +116,17 @@ fn round(arguments: &Arguments) -> Result<Vec<Value>> {
     Ok(figures(&process::output(&mut bench)?))
 }
 
+/// One released model served by the program itself, asked over HTTP.
+fn inference(arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut bench = Command::new(build(&["--example", "bench_serving"])?);
+    bench.env("CONSILIUM_INFERENCE", build(&["--bin", "consilium-inference"])?);
+    bench.envs(libtorch::environment(&libtorch::ensure()?));
+    if arguments.long {
+        bench.arg("--long");
+    }
+    Ok(figures(&process::output(&mut bench)?))
+}
+
 fn example(name: &str, fixed: &[&str], arguments: &Arguments) -> Result<Vec<Value>> {
     let mut command = Command::new(build(&["--example", name])?);
     command.args(fixed);
@@ -133,15 +148,20 @@ fn train(_: &Arguments) -> Result<Vec<Value>> {
     let folder = cache::sub("bench")?;
     let exported = folder.join("step.safetensors");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/bench/eager.py");
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     // Each has the cores to itself. PyTorch's threads spin between two loops unless told otherwise; ours sleep, since
     // tasks of several studies share a node. The same for both, so that it is the step that is compared.
     let spin = ("OMP_WAIT_POLICY", "ACTIVE");
     for _ in 0..3 {
-        let mut rust = Command::new(&trainer);
-        rust.envs([spin]).envs(libtorch::environment(&libtorch::ensure()?));
-        rust.args(["bench-step", "--steps", "20", "--threads", "2", "--export"]).arg(&exported);
-        ours.extend(figures(&process::output(&mut rust)?));
+        let step = |more: &[&str]| -> Result<Vec<Value>> {
+            let mut rust = Command::new(&trainer);
+            rust.envs([spin]).envs(libtorch::environment(&libtorch::ensure()?));
+            rust.args(["bench-step", "--steps", "20", "--threads", "2", "--export"]).arg(&exported).args(more);
+            Ok(figures(&process::output(&mut rust)?))
+        };
+        alone.extend(step(&["--batch", "1"])?);
+        // The last export is the one that PyTorch reads.
+        ours.extend(step(&["--batch", "2"])?);
         let mut eager = Command::new(&python);
         eager.envs([spin]).arg(&script).arg(&exported).args(["--steps", "20", "--threads", "2"]);
         theirs.extend(figures(&process::output(&mut eager)?));
@@ -149,7 +169,11 @@ fn train(_: &Arguments) -> Result<Vec<Value>> {
     let (rust, eager) = (median(&ours, "secondsPerStep"), median(&theirs, "secondsPerStep"));
     let apart = ours.first().zip(theirs.first()).map_or(f64::NAN, |(a, b)| furthest(&a["losses"], &b["losses"]));
     let ratio = eager / rust;
+    let (one, of_two) = (median(&alone, "secondsPerStep"), rust / 2.0);
     Ok(vec![
+        json!({"bench": "train", "case": "unet3d-w8", "metric": "training step, batch of one", "value": one, "unit": "s",
+            "against": "a scan in a batch of two", "ratio": of_two / one, "budget": 1.0 / ALONE_BUDGET,
+            "met": one <= ALONE_BUDGET * of_two}),
         json!({"bench": "train", "case": "unet3d-w8", "metric": "training step", "value": rust, "unit": "s",
             "against": "PyTorch eager", "ratio": ratio, "budget": TRAIN_BUDGET, "met": ratio >= TRAIN_BUDGET}),
         json!({"bench": "train", "case": "unet3d-w8", "metric": "largest difference of 20 losses", "value": apart,
