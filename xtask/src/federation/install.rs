@@ -20,8 +20,6 @@ use crate::{
 
 /// The one address that task pods may reach, in every cluster.
 const TASK_ADDRESS: &str = "10.96.0.50";
-/// How long a chart's workloads may take to become ready.
-
 /// Installs the hub and all hospitals; returns when each agent is connected.
 pub fn all(federation: &Federation, data: &Path) -> Result<()> {
     let gateway_authority = pki::Authority::new("consilium-gateway-ca")?;

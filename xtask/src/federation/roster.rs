@@ -23,8 +23,6 @@ use crate::{
 pub const FEDERATION: &str = "demo";
 /// The members, each in a file of its own; both must sign.
 const MEMBERS: [&str; 2] = ["chair", "trusts"];
-/// How long a hospital may take to show its key, and to accept a roster.
-
 /// The governance members' keys, and the tool that they use.
 pub struct Governance {
     folder: PathBuf,
