@@ -1,8 +1,8 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
 //! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the two views `status` and `explain`.
-//! **Does not belong here:** decisions. Nothing here changes a cluster: what is to be changed is printed, for `kubectl`
-//! or for Git.
+//! **Does not belong here:** decisions. Nothing here changes a cluster but `stop` and `start`, which somebody types when
+//! there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
 #![forbid(unsafe_code)]
 
 use std::{path::PathBuf, process::ExitCode};
@@ -20,6 +20,7 @@ mod opt_in;
 mod roster;
 mod sign;
 mod status;
+mod stop;
 mod table;
 mod text;
 
@@ -61,6 +62,10 @@ enum Command {
         #[arg(short, long)]
         namespace: Option<String>,
     },
+    /// In a hospital: stop every training, evaluation and model at once, with or without an agent.
+    Stop(stop::Stop),
+    /// In a hospital: let run again what `stop --everything` stopped.
+    Start(stop::Place),
     /// Say, hospital by hospital, why it is or is not in a round, and who would have to do what.
     Explain {
         /// Name of the FederatedStudy.
@@ -97,6 +102,8 @@ async fn run(command: Command) -> Result<String> {
         Command::Digest { file } => Ok(format!("{}\n", objects::study(&file)?.spec.digest())),
         Command::OptIn(arguments) => opt_in::run(&arguments).await,
         Command::Status { namespace } => status::run(namespace.as_deref(), Timestamp::now()).await,
+        Command::Stop(arguments) => stop::stop(&arguments).await,
+        Command::Start(place) => stop::start(&place).await,
         Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,
     }
 }
