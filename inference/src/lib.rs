@@ -8,6 +8,7 @@ pub mod ask;
 pub mod batcher;
 pub mod describe;
 pub mod encoding;
+pub mod lease;
 pub mod memory;
 pub mod metrics;
 pub mod numbers;

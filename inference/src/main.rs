@@ -9,6 +9,7 @@ use consilium_federation::digest::Digest;
 use consilium_imaging::torch::Segmenter;
 use consilium_inference::ask::{Question, ask};
 use consilium_inference::batcher::Batcher;
+use consilium_inference::lease::{self, Lease};
 use consilium_inference::memory::{Bounds, limit};
 use consilium_inference::metrics::Metrics;
 use consilium_inference::protocol::Identity;
@@ -111,6 +112,15 @@ fn filter() -> tracing_subscriber::EnvFilter {
 }
 
 async fn serve(args: &ServeArgs) -> ExitCode {
+    let lease = Lease::new(std::env::var_os(lease::VARIABLE));
+    match granted(args, &lease).await {
+        Ok(true) => {}
+        Ok(false) => return ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::FAILURE;
+        }
+    }
     // libtorch counts the machine's cores. In a pod it would start a thread for each of them, and all would wait for the
     // two cores that the pod has.
     let cores = || std::thread::available_parallelism().map_or(1, usize::from).try_into().unwrap_or(u16::MAX);
@@ -140,7 +150,7 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     };
     tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
         device = ?device, threads, memory, bounds = ?bounds, "verified and loaded");
-    match listen(args, segmenter, bounds).await {
+    match listen(args, segmenter, bounds, lease).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
@@ -149,7 +159,27 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     }
 }
 
-async fn listen(args: &ServeArgs, segmenter: Segmenter, bounds: Bounds) -> Result<(), Box<dyn std::error::Error>> {
+/// Waits for the lease before the model takes memory; false when told to end. Until then, and from its end on, nothing
+/// is answered.
+async fn granted(args: &ServeArgs, lease: &Lease) -> std::io::Result<bool> {
+    if lease.holds(jiff::Timestamp::now()) {
+        return Ok(true);
+    }
+    tracing::info!("waiting for the hospital's agent to grant this model's lease");
+    let listener = tokio::net::TcpListener::bind(args.listen).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        held = lease.granted(listener) => held.map(|()| true),
+        _ = terminate.recv() => Ok(false),
+    }
+}
+
+async fn listen(
+    args: &ServeArgs,
+    segmenter: Segmenter,
+    bounds: Bounds,
+    lease: Lease,
+) -> Result<(), Box<dyn std::error::Error>> {
     let metrics = Metrics::new()?;
     let batcher = Batcher::start(segmenter, args.queue, bounds.canvas_voxels, metrics.clone())?;
     let version: String = args.model_digest.hex().chars().take(12).collect();
@@ -158,12 +188,21 @@ async fn listen(args: &ServeArgs, segmenter: Segmenter, bounds: Bounds) -> Resul
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let mut terminate = signal(SignalKind::terminate())?;
+    let routes = lease::behind(router(served), lease.clone());
+    let lost = async move {
+        lease.lost().await;
+        tracing::error!("the lease has ended: nothing is answered, and this process ends");
+        tokio::time::sleep(lease::NOTICE).await;
+    };
     let stop = async move {
         terminate.recv().await;
         tracing::info!("SIGTERM: requests under way are answered, then this process ends");
     };
-    axum::serve(listener, router(served)).with_graceful_shutdown(stop).await?;
-    Ok(())
+    tokio::select! {
+        ended = axum::serve(listener, routes).with_graceful_shutdown(stop) => Ok(ended?),
+        // What is still under way by then is given up with the process.
+        () = lost => Ok(()),
+    }
 }
 
 async fn ask_once(args: AskArgs) -> ExitCode {
