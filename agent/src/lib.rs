@@ -3,11 +3,12 @@
 //!
 //! **Belongs here:** the veto ladder (`policy`), what must survive a restart
 //! (`state`), the one connection to the hub (`link`), the hospital's own objects
-//! (`site`, `tasks`, `deployments`) and the port that task pods dial (`taskport`).
+//! (`site`, `tasks`, `deployments`), what stops them when all else fails (`guard`) and
+//! the port that task pods dial (`taskport`).
 //! **Does not belong here:** rules that the hub shares (`federation`), wire
 //! conversions (`proto`), what trains (`trainer`).
 //!
-//! Kubernetes calls stand in `site`, `tasks`, `deployments` and the wiring;
+//! Kubernetes calls stand in `site`, `tasks`, `deployments`, `guard` and the wiring;
 //! sockets in `link`, `taskport`, `admin` and the wiring.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -18,6 +19,7 @@ pub mod courier;
 pub mod deployments;
 pub mod edge;
 pub mod facts;
+pub mod guard;
 pub mod link;
 pub mod metrics;
 pub mod policy;
@@ -25,6 +27,7 @@ pub mod site;
 pub mod state;
 pub mod taskport;
 pub mod tasks;
+pub mod volume;
 
 use std::sync::Arc;
 
@@ -76,6 +79,8 @@ pub struct Context {
     pub desk: tasks::Desk,
     /// Whether task pods are kept from the network; written by the probe in `tasks`.
     pub enforcement: watch::Sender<Enforcement>,
+    /// What has happened and is not in the ledger yet.
+    pub unrecorded: state::Unrecorded,
     /// The time.
     pub clock: Clock,
     /// Randomness.
@@ -223,10 +228,22 @@ impl Context {
             reason: reason.to_owned(),
             message: message.to_owned(),
         };
-        self.state.append(entry, self.now())?;
+        self.keep(entry, *decision == Decision::Allowed)?;
         self.metrics.decisions.with_label_values(&[reason]).inc();
         self.facts.set_decision(uid, work.kind, barrier, decision.clone());
         Ok(())
+    }
+
+    /// Writes a decision down. A yes holds only once it is written; a no holds at once, and is written when it can be.
+    fn keep(&self, entry: state::Entry, allowed: bool) -> Result<(), StateError> {
+        match self.state.append(entry.clone(), self.now()) {
+            Err(error) if !allowed => {
+                tracing::error!(%error, "a refusal holds and could not be written down; it is written later");
+                self.unrecorded.push(entry, self.now());
+                Ok(())
+            }
+            result => result.map(drop),
+        }
     }
 
     /// Runs the release ladder with the policy in force now. A decision that differs from the last one for this item
@@ -237,17 +254,23 @@ impl Context {
         work: &DeployWork,
         item: ItemState,
         release: &ModelReleaseSpec,
+        in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
-        let policy = self.site_policy();
+        let (policy, now) = (self.site_policy(), self.now());
         let policy = policy.as_deref().map(|p| &p.spec);
-        let decision = policy::release(&policy::ReleaseInputs { work, state: item, release, policy, now: self.now() });
+        let decision = policy::release(&policy::ReleaseInputs { work, state: item, release, policy, in_use, now });
         self.record_release(uid, work, &decision)?;
         Ok(decision)
     }
 
     /// Runs the rungs of the release ladder for which the release need not be at hand; only a refusal is a decision.
-    pub fn judge_stage(&self, uid: &str, work: &DeployWork) -> Result<Option<ReleaseDecision>, StateError> {
-        let decision = policy::of_stage(work, self.site_policy().as_deref().map(|p| &p.spec));
+    pub fn judge_stage(
+        &self,
+        uid: &str,
+        work: &DeployWork,
+        in_use: bool,
+    ) -> Result<Option<ReleaseDecision>, StateError> {
+        let decision = policy::of_stage(work, in_use, self.site_policy().as_deref().map(|p| &p.spec));
         if let Some(decision) = &decision {
             self.record_release(uid, work, decision)?;
         }
@@ -265,7 +288,7 @@ impl Context {
         };
         tracing::info!(release = work.release, stage = %work.stage, allowed, message, "release decision");
         let (subject, release, stage) = (uid.to_owned(), work.release.clone(), work.stage.to_string());
-        self.state.append(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, self.now())?;
+        self.keep(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, allowed)?;
         self.facts.set_release_decision(uid, decision.clone());
         Ok(())
     }

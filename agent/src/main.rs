@@ -1,4 +1,8 @@
 //! `consilium-agent`: puts the parts together and runs them until SIGTERM.
+//!
+//! On a thread of its own runs what must go on whatever becomes of the volume and the hub: the SitePolicy is watched,
+//! what it does not allow is stopped, probes are answered. All other parts need the volume; they are begun anew in this
+//! process when it fails them, so that nobody is left without the first for it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,15 +10,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use consilium_agent::link::{Dialer, Link};
+use consilium_agent::guard::{self, Guard};
+use consilium_agent::link::{Backoff, Dialer, Link};
 use consilium_agent::site::{self, KubeAnnounce};
+use consilium_agent::state::Unrecorded;
+use consilium_agent::volume::{self, Trouble};
 use consilium_agent::{
     Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, admin, deployments, taskport,
     tasks,
 };
+use consilium_crds::SitePolicy;
 use consilium_federation::SiteName;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,62 +38,195 @@ fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+    let (shared, safe) = Shared::new(config)?;
+    let ended = start(shared.clone(), safe)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
+        tokio::select! {
+            result = supervise(&shared) => result,
+            ended = ended => ended.context("the thread that stops things panicked")?,
+        }
+    })
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let (clock, entropy, metrics) = (Clock::system(), Entropy::system(), Metrics::new()?);
+/// What both threads work with.
+#[derive(Clone)]
+struct Shared {
+    config: Config,
+    metrics: Metrics,
+    clock: Clock,
+    entropy: Entropy,
+    policy: watch::Receiver<Option<Arc<SitePolicy>>>,
+    synced: site::Synced,
+    enforcement: watch::Sender<Enforcement>,
+    trouble: watch::Sender<Option<Trouble>>,
+    unrecorded: Unrecorded,
+    shutdown: CancellationToken,
+}
+
+/// What the thread writes that stops things.
+struct Safe {
+    policy: watch::Sender<Option<Arc<SitePolicy>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn new(config: Config) -> anyhow::Result<(Self, Safe)> {
+        let (policy_in, policy) = watch::channel(None);
+        let (synced_in, synced) = watch::channel(false);
+        let shared = Self {
+            config,
+            metrics: Metrics::new()?,
+            clock: Clock::system(),
+            entropy: Entropy::system(),
+            policy,
+            synced,
+            enforcement: watch::Sender::new(Enforcement::Unknown),
+            trouble: watch::Sender::new(Some(Trouble::starting())),
+            unrecorded: Unrecorded::default(),
+            shutdown: CancellationToken::new(),
+        };
+        Ok((shared, Safe { policy: policy_in, synced: synced_in }))
+    }
+}
+
+/// Starts the thread that stops things. No write to the volume can hold it up: it makes none, and shares no thread with
+/// those that do.
+fn start(shared: Shared, safe: Safe) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (tell, ended) = oneshot::channel();
+    std::thread::Builder::new().name("guard".into()).spawn(move || {
+        let result = runtime.block_on(stop_things(shared, safe));
+        // Nobody listens any more when the process is at its end.
+        let _ = tell.send(result);
+    })?;
+    Ok(ended)
+}
+
+async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
+    let kube = kube::Client::try_default().await.context("the hospital's API server cannot be reached")?;
+    let (config, stop) = (&shared.config, || shared.shutdown.clone());
+    let mut parts = Parts::new();
+    part(&mut parts, "policy", {
+        let (kube, namespace, stop) = (kube.clone(), config.namespace.clone(), stop());
+        async move { site::watch(kube, &namespace, safe.policy, safe.synced, stop).await }
+    });
+    let (synced, trouble) = (shared.synced.clone(), shared.trouble.subscribe());
+    part(&mut parts, "admin", admin::run(config.admin_listen, shared.metrics.clone(), (synced, trouble), stop()));
+    let of_trouble = site::Troubled {
+        kube: kube.clone(),
+        namespace: config.namespace.clone(),
+        policy: shared.policy.clone(),
+        trouble: shared.trouble.subscribe(),
+        clock: shared.clock.clone(),
+        shutdown: stop(),
+    };
+    part(&mut parts, "trouble", site::tell_trouble(of_trouble));
+    let guard = Guard {
+        kube,
+        namespace: config.task_namespace.clone(),
+        policy: shared.policy.clone(),
+        synced: shared.synced.clone(),
+        enforcement: shared.enforcement.subscribe(),
+        unrecorded: shared.unrecorded.clone(),
+        metrics: shared.metrics.clone(),
+        clock: shared.clock.clone(),
+        shutdown: stop(),
+    };
+    part(&mut parts, "guard", guard::run(guard));
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let first = tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = parts.join_next() => outcome(ended, true),
+    };
+    let rest = finish(parts, &shared.shutdown).await;
+    first.and(rest)
+}
+
+/// Runs the parts that need the volume, and begins them anew when one of them fails.
+async fn supervise(shared: &Shared) -> anyhow::Result<()> {
+    let kube = kube::Client::try_default().await.context("the hospital's API server cannot be reached")?;
+    let mut backoff = Backoff::default();
+    loop {
+        let begun = std::time::Instant::now();
+        let ended = attempt(shared, kube.clone()).await;
+        if shared.shutdown.is_cancelled() {
+            return ended;
+        }
+        let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("all parts ended by themselves"));
+        if begun.elapsed() > GRACE {
+            backoff.reset();
+        }
+        let wait = backoff.wait(shared.entropy.fraction());
+        tracing::error!(
+            error = format!("{error:#}"),
+            wait_ms = wait.as_millis() as u64,
+            "begun anew; what the SitePolicy does not allow is stopped meanwhile"
+        );
+        volume::tell(&shared.metrics, &shared.trouble, Some(Trouble::of(&error)));
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn attempt(shared: &Shared, kube: kube::Client) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).or_else(|_| std::env::var(name.to_lowercase())).ok();
     let (https_proxy, no_proxy) = (variable("HTTPS_PROXY"), variable("NO_PROXY"));
+    let config = shared.config.clone();
     let dialer = Dialer::new(&config.gateway, config.site_tls.clone(), https_proxy.as_deref(), no_proxy.as_deref())?;
     let site = dialer.identity()?.site;
-    let state = State::open(&config.state, entropy.bytes32())?;
+    let (folder, secret) = (config.state.clone(), shared.entropy.bytes32());
+    // The whole ledger is verified, which may take its time.
+    let state = tokio::task::spawn_blocking(move || State::open(&folder, secret)).await??;
     own_volume(&state, &site)?;
-    let signing_key = consilium_crds::roster::key_text(&state.site_key(&entropy)?.public());
+    let signing_key = consilium_crds::roster::key_text(&state.site_key(&shared.entropy)?.public());
     tracing::info!(%site, signing_key, version = consilium_agent::VERSION, ledger_head = %state.head()?, "starting");
+    volume::tell(&shared.metrics, &shared.trouble, None);
 
     let link = Link::new(dialer, state.assignment()?);
     let objects = config.state.join("objects");
-    let objects = ObjectCache::new(objects, config.cache_bytes, link.object_source(), metrics.clone())?;
-    let kube = kube::Client::try_default().await.context("the hospital's API server cannot be reached")?;
-    let (policy_in, policy) = watch::channel(None);
-    let (synced_in, synced) = watch::channel(false);
+    let objects = ObjectCache::new(objects, config.cache_bytes, link.object_source(), shared.metrics.clone())?;
     let ctx = Arc::new(Context {
         config,
         site,
         state,
         facts: Facts::default(),
         desired: link.desired(),
-        policy,
+        policy: shared.policy.clone(),
         objects,
         kube,
-        metrics,
+        metrics: shared.metrics.clone(),
         desk: tasks::Desk::default(),
-        enforcement: watch::Sender::new(Enforcement::Unknown),
-        clock,
-        entropy,
-        shutdown: CancellationToken::new(),
+        enforcement: shared.enforcement.clone(),
+        unrecorded: shared.unrecorded.clone(),
+        clock: shared.clock.clone(),
+        entropy: shared.entropy.clone(),
+        shutdown: shared.shutdown.child_token(),
     });
+    let mut parts = run(&ctx, link, shared);
+    let first = tokio::select! {
+        () = shared.shutdown.cancelled() => Ok(()),
+        ended = parts.join_next() => outcome(ended, true),
+    };
+    let rest = finish(parts, &ctx.shutdown).await;
+    first.and(rest)
+}
 
+fn run(ctx: &Arc<Context>, link: Link, shared: &Shared) -> Parts {
     let mut parts = Parts::new();
-    let c = || ctx.clone();
-    part(&mut parts, "policy", {
-        let c = c();
-        async move { site::watch(c.kube.clone(), &c.config.namespace, policy_in, synced_in, c.shutdown.clone()).await }
-    });
-    part(&mut parts, "admin", {
-        let c = c();
-        admin::run(c.config.admin_listen, c.metrics.clone(), synced.clone(), c.shutdown.clone())
-    });
+    let (c, synced) = (|| Arc::clone(ctx), || shared.synced.clone());
+    part(&mut parts, "volume", volume::watch(c(), shared.trouble.clone()));
     part(&mut parts, "status", site::run(c(), link.status()));
     part(&mut parts, "taskport", taskport::run(c()));
     let announce = Arc::new(KubeAnnounce::new(ctx.kube.clone(), &ctx.config.task_namespace));
     // Deciding before the policy is known would report refusals that are none.
     for (name, run) in [("tasks", boxed(tasks::run(c()))), ("deployments", boxed(deployments::run(c())))] {
-        part(&mut parts, name, after_sync(synced.clone(), ctx.shutdown.clone(), run));
+        part(&mut parts, name, after_sync(synced(), ctx.shutdown.clone(), run));
     }
-    part(&mut parts, "link", after_sync(synced, ctx.shutdown.clone(), boxed(link.run(c(), announce))));
-    finish(parts, &ctx.shutdown).await
+    part(&mut parts, "link", after_sync(synced(), ctx.shutdown.clone(), boxed(link.run(c(), announce))));
+    parts
 }
 
 /// A volume belongs to one hospital: another one's updates must not leave under its name.
@@ -118,16 +259,11 @@ async fn after_sync(mut synced: site::Synced, shutdown: CancellationToken, run: 
     run.await
 }
 
-/// Waits for SIGTERM, SIGINT or the first part that ends, and then for the others.
+/// Ends the parts, and waits for them.
 async fn finish(mut parts: Parts, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut result = tokio::select! {
-        _ = term.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        ended = parts.join_next() => outcome(ended, true),
-    };
     tracing::info!("stopping");
     shutdown.cancel();
+    let mut result = Ok(());
     let rest = async {
         while let Some(ended) = parts.join_next().await {
             result = std::mem::replace(&mut result, Ok(())).and(outcome(Some(ended), false));
@@ -143,7 +279,7 @@ type Ended = Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>;
 
 fn outcome(ended: Option<Ended>, early: bool) -> anyhow::Result<()> {
     match ended {
-        Some(Ok((name, Ok(())))) if early => anyhow::bail!("{name} ended by itself; the agent restarts"),
+        Some(Ok((name, Ok(())))) if early => anyhow::bail!("{name} ended by itself"),
         Some(Ok((_, Ok(())))) | None => Ok(()),
         Some(Ok((name, Err(error)))) => Err(error.context(name)),
         Some(Err(panicked)) => Err(panicked.into()),

@@ -63,6 +63,20 @@ pub struct Metrics {
     pub certificate_expiry: Gauge,
     /// When the volume was last noticed to have been set back; 0 if never.
     pub rolled_back: Gauge,
+    /// Objects that were stopped by the hospital's own word.
+    pub stops: IntCounterVec,
+    /// What the ledger does not hold yet.
+    pub unrecorded: IntGauge,
+    /// Whether the policy stops all of a kind.
+    pub suspended: IntGaugeVec,
+    /// 1 while the volume can be used, else 0.
+    pub volume_usable: IntGauge,
+    /// 1 while the ledger holds together, else 0.
+    pub ledger_intact: IntGauge,
+    /// Size of the volume.
+    pub volume_bytes: Gauge,
+    /// What is free of it.
+    pub volume_free_bytes: Gauge,
 }
 
 struct Maker {
@@ -151,6 +165,28 @@ impl Metrics {
             "When the agent's volume was last noticed to be older than what others remember of it; 0 if never.",
             Gauge::with_opts,
         )?;
+        let stops = m.counters("stops_total", &["kind"], "Objects that were stopped by the hospital's own word.")?;
+        let unrecorded = m.add(
+            "unrecorded_entries",
+            &[],
+            "Entries that the ledger does not hold yet, since the volume took none.",
+            IntGauge::with_opts,
+        )?;
+        let suspended = m.add(
+            "suspended",
+            &["kind"],
+            "1 when the SitePolicy lets no task (tasks: trainings and evaluations) or no model (models) run.",
+            |o| IntGaugeVec::new(o, &["kind"]),
+        )?;
+        let volume_usable =
+            m.add("volume_usable", &[], "1 while the agent's volume can be used, else 0.", IntGauge::with_opts)?;
+        let ledger_intact =
+            m.add("ledger_intact", &[], "1 while the ledger holds together, else 0.", IntGauge::with_opts)?;
+        let volume_bytes = m.add("volume_size_bytes", &[], "Size of the agent's volume.", Gauge::with_opts)?;
+        let volume_free_bytes = m.add("volume_free_bytes", &[], "What is free of it.", Gauge::with_opts)?;
+        // Until it has been opened nothing is wrong with it.
+        volume_usable.set(1);
+        ledger_intact.set(1);
         let Maker { registry, info } = m;
         Ok(Self {
             registry,
@@ -173,6 +209,13 @@ impl Metrics {
             network_enforced,
             certificate_expiry,
             rolled_back,
+            stops,
+            unrecorded,
+            suspended,
+            volume_usable,
+            ledger_intact,
+            volume_bytes,
+            volume_free_bytes,
         })
     }
 

@@ -4,6 +4,7 @@ use consilium_federation::approval::{Requirement, TrustedKey};
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::StudyKey;
 use consilium_federation::ladder::Stage;
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -36,19 +37,30 @@ use crate::values;
     validation = Rule::new("!has(self.spec.governance) || self.spec.governance.required <= self.spec.governance.keys.size()")
         .message(Message::Expression("'spec.governance.required is %d and must be at most the number of spec.governance.keys, which is %d: pin more keys or require fewer'.format([self.spec.governance.required, self.spec.governance.keys.size()])".into()))
         .field_path(".spec.governance.required"),
+    validation = Rule::new("!has(self.spec.limits) || !has(self.spec.limits.modelLease) || duration(self.spec.limits.modelLease) >= duration('1m')")
+        .message(Message::Expression("'spec.limits.modelLease is \"' + self.spec.limits.modelLease + '\" and must be at least 1m: the agent renews it three times within, and a node shows a pod its new lease only after a while'".into()))
+        .field_path(".spec.limits.modelLease"),
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status"),
     printcolumn(name = "Roster", type_ = "string", json_path = ".status.conditions[?(@.type==\"RosterAccepted\")].status"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "MaxStage", type_ = "string", json_path = ".spec.releases.maxStage"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SitePolicySpec {
-    /// Enabled: takes part. Drain: finishes what runs, starts nothing. Disabled: stops at once.
+    /// Enabled: takes part. Drain: finishes what runs, takes nothing new. Disabled: trainings, evaluations and models stop
+    /// at once, and nothing leaves but that this hospital is there and says no.
     pub participation: Participation,
+    /// Stops one kind of what runs here and leaves the other alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspend>,
+    /// Upper bounds on what runs here, whatever a study or the hub says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// The accelerators that tasks may use. Studies that ask for more are answered `IncompatibleGPU`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["product"]))]
@@ -91,10 +103,61 @@ pub struct SitePolicySpec {
 pub enum Participation {
     /// Takes part.
     Enabled,
-    /// Finishes what runs, starts nothing.
+    /// Finishes what runs, takes nothing new.
     Drain,
-    /// Stops at once.
+    /// Stops trainings, evaluations and models at once.
     Disabled,
+}
+
+/// What is stopped although the hospital takes part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspend {
+    /// Trainings and evaluations are stopped at once, and none starts. Models that are in use stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks: bool,
+    /// Models are taken out of use at once, and none is put into use. Trainings go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub models: bool,
+}
+
+/// Upper bounds on what runs here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Longest time from a task's making to its end, whatever deadline the hub names: `48h`. Default 168h, a week.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub task_duration: Option<String>,
+    /// How long a model answers without a word from the agent, at least 1m: so long it goes on when the agent is dead.
+    /// Default 15m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub model_lease: Option<String>,
+}
+
+/// A task's longest time where the hospital names none.
+pub const TASK_DURATION: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// A model's lease where the hospital names none.
+pub const MODEL_LEASE: SignedDuration = SignedDuration::from_mins(15);
+
+impl SitePolicySpec {
+    /// Longest time from a task's making to its end. One that cannot be read is not longer than the default.
+    pub fn task_duration(&self) -> SignedDuration {
+        let said = self.limits.as_ref().and_then(|limits| limits.task_duration.as_deref());
+        said.and_then(|text| values::duration("spec.limits.taskDuration", text).ok()).unwrap_or(TASK_DURATION)
+    }
+
+    /// How long a model answers without a word from the agent. One that cannot be read is not longer than the default.
+    pub fn model_lease(&self) -> SignedDuration {
+        let said = self.limits.as_ref().and_then(|limits| limits.model_lease.as_deref());
+        said.and_then(|text| values::duration("spec.limits.modelLease", text).ok()).unwrap_or(MODEL_LEASE)
+    }
+
+    /// What is stopped although the hospital takes part.
+    pub fn suspended(&self) -> Suspend {
+        self.suspend.unwrap_or_default()
+    }
 }
 
 /// One kind of accelerator, in the words of GPU feature discovery.
@@ -302,7 +365,7 @@ pub struct SitePolicyStatus {
     /// Where the agent's ledger stood: a volume that never had this head was restored from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger: Option<LedgerHead>,
-    /// Connected, Enforced, RosterAccepted, StateRolledBack, Ready.
+    /// Connected, Enforced, RosterAccepted, StateRolledBack, VolumeUsable, Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

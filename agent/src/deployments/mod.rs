@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use consilium_crds::{ModelDeployment, ModelReleaseSpec};
+use consilium_crds::ModelDeployment;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
 use consilium_federation::report::RolloutReason;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -25,10 +25,11 @@ use kube::{Api, ResourceExt as _};
 use tokio::sync::Notify;
 
 use crate::Context;
-use crate::policy::ReleaseDecision;
+use crate::policy::{ReleaseDecision, stage_now};
 use crate::tasks::{ControlError, DeployEntry, follow, in_turn};
 use apply::Writer;
 use decide::{Act, Inputs, Plan, decide, own, report, strays};
+pub(crate) use objects::{LABEL, LEASE};
 pub(crate) use status::rollout_name;
 use status::{Note, Told, news, status};
 
@@ -126,13 +127,15 @@ impl Controller {
         models: &[Arc<ModelDeployment>],
     ) -> Result<(), ControlError> {
         let model = own(models, item, work);
-        let decision = self.judge(item, work).await?;
+        let decision = self.judge(item, work, model.is_some()).await?;
         let (deployments, pods) = (self.deployments.state(), self.pods.state());
         let see = |m: &Arc<ModelDeployment>| {
             Ok::<_, ControlError>(read::see(m, &self.writer.wanted(m)?, &deployments, &pods))
         };
         let seen = model.map(see).transpose()?;
-        let plan = decide(&Inputs { decision: decision.as_ref(), stage: work.stage, seen });
+        let policy = self.ctx.site_policy();
+        let stage = stage_now(policy.as_deref().map(|p| &p.spec), work.stage, model.map(|m| m.spec.stage));
+        let plan = decide(&Inputs { decision: decision.as_ref(), stage, seen });
         self.apply(item, work, model, models, &plan).await?;
         match plan.reason {
             Some(reason) => self.ctx.facts.set_deploy(report(&item.uid, work.model, reason)),
@@ -152,15 +155,20 @@ impl Controller {
     }
 
     /// The hospital's word now; `None` while the release cannot be fetched.
-    async fn judge(&self, item: &Item, work: &DeployWork) -> Result<Option<ReleaseDecision>, ControlError> {
+    async fn judge(
+        &self,
+        item: &Item,
+        work: &DeployWork,
+        in_use: bool,
+    ) -> Result<Option<ReleaseDecision>, ControlError> {
         if item.state == ItemState::Cancelled {
             return Ok(Some(ReleaseDecision::Withdrawn));
         }
-        if let Some(refused) = self.ctx.judge_stage(&item.uid, work)? {
+        if let Some(refused) = self.ctx.judge_stage(&item.uid, work, in_use)? {
             return Ok(Some(refused));
         }
         match self.ctx.objects.release(work.release_digest).await {
-            Ok((release, _)) => self.word(item, work, &release).map(Some),
+            Ok((release, _)) => Ok(Some(self.ctx.judge_release(&item.uid, work, item.state, &release, in_use)?)),
             Err(error) if error.is_transient() => {
                 tracing::warn!(release = work.release, %error, "the release is not at hand");
                 Ok(None)
@@ -170,15 +178,6 @@ impl Controller {
                 message: error.to_string(),
             })),
         }
-    }
-
-    fn word(
-        &self,
-        item: &Item,
-        work: &DeployWork,
-        release: &ModelReleaseSpec,
-    ) -> Result<ReleaseDecision, ControlError> {
-        Ok(self.ctx.judge_release(&item.uid, work, item.state, release)?)
     }
 
     async fn apply(

@@ -6,9 +6,9 @@ use consilium_crds::{ModelDeployment, ModelDeploymentSpec};
 use consilium_federation::digest::Digest;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, ContainerPort, HTTPGetAction, NodeAffinity, NodeSelector, NodeSelectorRequirement,
-    NodeSelectorTerm, PodSpec, PodTemplateSpec, PreferredSchedulingTerm, Probe, Secret, Service, ServicePort,
-    ServiceSpec,
+    Affinity, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EnvVar, HTTPGetAction,
+    NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PodSpec,
+    PodTemplateSpec, PreferredSchedulingTerm, Probe, Secret, Service, ServicePort, ServiceSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -18,13 +18,21 @@ use crate::tasks::job::{credential_data, gpu_toleration};
 use crate::tasks::pod::{self, ROOT, labels, mount};
 
 /// Label with the name of the ModelDeployment, on all that it owns.
-pub(super) const LABEL: &str = "consilium.health/deployment";
+pub(crate) const LABEL: &str = "consilium.health/deployment";
 /// Annotation with the stage, so that whoever looks at the Deployment sees what it is trusted with.
 pub(super) const STAGE: &str = "consilium.health/stage";
 /// Annotation with the server's words, on a Deployment that runs no pod because the server refused the model.
 pub(super) const REFUSED: &str = "consilium.health/refused";
 /// Annotation of the pods, by which they are told from those of another ModelDeployment or before a change.
 pub(super) const TEMPLATE: &str = "consilium.health/template";
+/// Annotation of a pod with the time until which its model answers; the guard renews it.
+pub(crate) const LEASE: &str = "consilium.health/lease";
+/// Where the node shows it to the server, and how the server knows. An image of before leases does not look.
+const LEASE_FOLDER: &str = "/lease";
+const LEASE_FILE: &str = "until";
+const LEASE_VARIABLE: &str = "CONSILIUM_LEASE";
+/// Room for requests under way when a pod is ended. A hospital that takes a model out of use means now.
+const GRACE_SECONDS: i64 = 10;
 /// The container that serves.
 pub(super) const SERVER: &str = "inference";
 /// Label of nodes with an accelerator for inference, for example a T4.
@@ -151,12 +159,21 @@ fn pod_spec(plan: &ServePlan<'_>) -> PodSpec {
             pod::secret("credential", &credential_name(plan)),
             pod::empty("model", None, None),
             pod::empty("tmp", None, None),
+            lease_volume(),
         ]),
         affinity: Some(affinity(plan.gpus)),
         tolerations: (plan.gpus > 0).then(gpu_toleration),
-        termination_grace_period_seconds: Some(30),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
         ..pod::restricted_pod()
     }
+}
+
+fn lease_volume() -> Volume {
+    let field = ObjectFieldSelector { field_path: format!("metadata.annotations['{LEASE}']"), api_version: None };
+    let item =
+        DownwardAPIVolumeFile { path: LEASE_FILE.into(), field_ref: Some(field), ..DownwardAPIVolumeFile::default() };
+    let source = DownwardAPIVolumeSource { items: Some(vec![item]), default_mode: None };
+    Volume { name: "lease".into(), downward_api: Some(source), ..Volume::default() }
 }
 
 /// Nodes that the hospital labelled for inference: with a GPU those alone, so that no model takes one of the machine that
@@ -206,7 +223,16 @@ fn server(plan: &ServePlan<'_>) -> Container {
         }]),
         readiness_probe: Some(http("/v2/health/ready", 3, 3)),
         liveness_probe: Some(http("/v2/health/live", 20, 6)),
-        volume_mounts: Some(vec![mount("model", ROOT, true), mount("tmp", "/tmp", false)]),
+        env: Some(vec![EnvVar {
+            name: LEASE_VARIABLE.into(),
+            value: Some(format!("{LEASE_FOLDER}/{LEASE_FILE}")),
+            value_from: None,
+        }]),
+        volume_mounts: Some(vec![
+            mount("model", ROOT, true),
+            mount("tmp", "/tmp", false),
+            mount("lease", LEASE_FOLDER, true),
+        ]),
         ..pod::container(SERVER, plan.inference_image, resources)
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consilium_federation::report::{LedgerEnd, Report};
+use consilium_federation::report::{DeployReport, LedgerEnd, Report, RolloutReason, RoundReport};
+use consilium_federation::round::SiteReason;
 use consilium_proto::v1::{ReportReply, ReportRequest};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use tonic::transport::Channel;
 
 use super::{Backoff, CALL_TIMEOUT, client, connected, gone};
 use crate::Context;
+use crate::policy::speaks;
 
 /// Changes that come closer together share one report. Short, since a round's next step waits for it.
 const AT_MOST_EVERY: Duration = Duration::from_millis(25);
@@ -102,7 +104,7 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
         Ok((entries, head)) => Some(LedgerEnd { entries, head }),
         Err(error) => return Err(tonic::Status::internal(error.to_string())),
     };
-    let report = Report {
+    let mut report = Report {
         hub_epoch,
         revision,
         agent_version: crate::VERSION.to_owned(),
@@ -111,6 +113,9 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
         rounds,
         deployments,
     };
+    if !speaks(ctx.site_policy().as_deref().map(|policy| &policy.spec)) {
+        report = only_no(report);
+    }
     let mut request = Request::new(ReportRequest::from(&report));
     request.set_timeout(CALL_TIMEOUT);
     let result = client(channel).report(request).await;
@@ -118,6 +123,31 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
     let reply = result?.into_inner();
     ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
     acknowledged(ctx, reply)
+}
+
+/// What a hospital says that takes no part: that it is there, and no to whatever it is asked. Neither how far anything
+/// came here, nor a vote, a number, a roster or how busy it was.
+fn only_no(report: Report) -> Report {
+    let no = |round: &RoundReport| RoundReport {
+        uid: round.uid.clone(),
+        kind: round.kind,
+        reason: SiteReason::DeniedByPolicy,
+        message: None,
+        evaluation: None,
+    };
+    let none = |model: &DeployReport| DeployReport {
+        uid: model.uid.clone(),
+        reason: RolloutReason::DeniedByPolicy,
+        serving: None,
+        message: None,
+    };
+    Report {
+        rosters: Vec::new(),
+        ledger: None,
+        rounds: report.rounds.iter().map(no).collect(),
+        deployments: report.deployments.iter().map(none).collect(),
+        ..report
+    }
 }
 
 /// The hub's word on this hospital's ledger: kept for whoever wants to prove what the hub has seen, and compared.
@@ -131,4 +161,51 @@ fn acknowledged(ctx: &Context, reply: ReportReply) -> Result<(), tonic::Status> 
         ctx.state.put_countersigned(end, &reply.signature).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_federation::Digest;
+    use consilium_federation::gate::CaseSums;
+    use consilium_federation::report::Evaluation;
+    use consilium_federation::task::TaskKind;
+
+    use super::*;
+
+    /// A hospital that stopped everything would go on telling the hub how it voted, what it serves and how busy it is.
+    #[test]
+    fn a_hospital_that_takes_no_part_says_only_no() {
+        let evaluation = Evaluation {
+            vote: consilium_federation::gate::Vote::Pass,
+            sums: Some(CaseSums { cases: 3, dice: 2.5 }),
+            published: None,
+        };
+        let report = Report {
+            hub_epoch: "e".into(),
+            revision: 7,
+            agent_version: "1".into(),
+            rosters: vec![Digest::of(b"roster")],
+            ledger: Some(LedgerEnd { entries: 9, head: Digest::of(b"head") }),
+            rounds: vec![RoundReport {
+                uid: "r".into(),
+                kind: TaskKind::Evaluate,
+                reason: SiteReason::Evaluated,
+                message: Some("m".into()),
+                evaluation: Some(evaluation),
+            }],
+            deployments: vec![DeployReport {
+                uid: "d".into(),
+                reason: RolloutReason::Serving,
+                serving: Some(Digest::of(b"model")),
+                message: None,
+            }],
+        };
+        let said = only_no(report);
+        assert_eq!((said.hub_epoch.as_str(), said.revision, said.ledger, said.rosters.len()), ("e", 7, None, 0));
+        let round = &said.rounds[0];
+        assert_eq!((round.uid.as_str(), round.reason), ("r", SiteReason::DeniedByPolicy));
+        assert!(round.evaluation.is_none() && round.message.is_none());
+        let model = &said.deployments[0];
+        assert_eq!((model.uid.as_str(), model.reason, model.serving), ("d", RolloutReason::DeniedByPolicy, None));
+    }
 }

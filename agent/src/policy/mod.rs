@@ -8,6 +8,7 @@
 mod release;
 mod rungs;
 mod secure;
+mod standing;
 
 use consilium_crds::FederatedStudySpec;
 use consilium_crds::site_policy::{SitePolicySpec, StudyOptIn};
@@ -19,6 +20,7 @@ use crate::Enforcement;
 
 pub use release::{ReleaseDecision, ReleaseInputs, of_stage, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
+pub use standing::{Room, ends, model_must_stop, models, speaks, stage_now, task_must_stop, tasks};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -132,8 +134,8 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
             "there is no SitePolicy \"default\" in the agent's namespace, so nothing is allowed; create one to take part",
         )
     })?;
-    rungs::opted_in(work, policy)?;
-    rungs::participation(policy.participation, barrier)?;
+    rungs::opted_in(&rungs::Asked::of(work), policy)?;
+    rungs::participation(policy, barrier)?;
     let spec = inputs.spec.ok_or(Decision::SpecNeeded)?;
     rungs::spec_is_the_approved_one(work, spec)?;
     rungs::work_fits_spec(work, spec)?;

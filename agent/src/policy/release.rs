@@ -1,8 +1,8 @@
 //! The release ladder: may this model stand at this stage here?
 //!
 //! Decided by the hospital alone, from approvals signed by keys in its own policy.
-//! Participation in training does not matter here: a hospital may serve what others
-//! trained, and stops serving by `maxStage` or by taking a requirement away.
+//! Whether it trains does not matter here: `spec.suspend` stops trainings and models
+//! apart, and `participation: Disabled` both.
 
 use consilium_crds::ModelReleaseSpec;
 use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
@@ -10,6 +10,8 @@ use consilium_federation::approval;
 use consilium_federation::assignment::{DeployWork, ItemState};
 use consilium_federation::report::RolloutReason;
 use jiff::Timestamp;
+
+use super::standing;
 
 /// Everything that a decision on a model depends on.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +24,8 @@ pub struct ReleaseInputs<'a> {
     pub release: &'a ModelReleaseSpec,
     /// What the hospital allows; `None` while there is no SitePolicy.
     pub policy: Option<&'a SitePolicySpec>,
+    /// The model is in use here already.
+    pub in_use: bool,
     /// The time: approvals expire.
     pub now: Timestamp,
 }
@@ -70,37 +74,27 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
             format!("release {:?} is of model {}, the promotion names {}", work.release, release.model, work.model);
         return Err(unverified(message));
     }
-    let policy = stage(work, inputs.policy)?;
+    let policy = stage(work, inputs.in_use, inputs.policy)?;
     let evidence = release.evidence_digest();
     approval::decide(work.model, evidence, work.stage, &work.approvals, &policy.keys, &policy.require, now)
         .map_err(|refusal| denied(refusal.to_string()))
 }
 
 /// The rungs that need no release: a hub that keeps it back does not keep a model in service by that.
-pub fn of_stage(work: &DeployWork, policy: Option<&SitePolicySpec>) -> Option<ReleaseDecision> {
-    stage(work, policy).err().map(|(reason, message)| ReleaseDecision::Refused { reason, message })
+pub fn of_stage(work: &DeployWork, in_use: bool, policy: Option<&SitePolicySpec>) -> Option<ReleaseDecision> {
+    stage(work, in_use, policy).err().map(|(reason, message)| ReleaseDecision::Refused { reason, message })
 }
 
 fn stage<'a>(
     work: &DeployWork,
+    in_use: bool,
     policy: Option<&'a SitePolicySpec>,
 ) -> Result<&'a ReleasePolicy, (RolloutReason, String)> {
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
-    let releases = policy.map(|p| &p.releases).ok_or_else(|| {
+    let policy = policy.ok_or_else(|| {
         denied("there is no SitePolicy \"default\" in the agent's namespace, so no model is served; create one".into())
     })?;
-    let top = releases.max_stage.ok_or_else(|| {
-        denied(format!(
-            "SitePolicy spec.releases.maxStage is not set, so no model is served; set it to {} or higher",
-            work.stage
-        ))
-    })?;
-    if work.stage > top {
-        let message = format!(
-            "stage {} is asked for and SitePolicy spec.releases.maxStage is {top}; raise it to allow that",
-            work.stage
-        );
-        return Err(denied(message));
-    }
-    Ok(releases)
+    standing::model_room(policy, in_use).map_err(denied)?;
+    standing::stage(policy, work.stage).map_err(denied)?;
+    Ok(&policy.releases)
 }

@@ -1,14 +1,15 @@
 //! The rungs of the veto ladder, one function each. `Err` holds the refusal.
 
-use consilium_crds::FederatedStudySpec;
-use consilium_crds::site_policy::{Hardware, Participation, SitePolicySpec, StudyApproval};
+use consilium_crds::site_policy::{Hardware, SitePolicySpec, StudyApproval};
 use consilium_crds::study::{ProtocolKind, Secure, Trainer};
 use consilium_crds::values;
-use consilium_federation::Digest;
+use consilium_crds::{FederatedStudySpec, RoundTaskSpec};
 use consilium_federation::assignment::RoundWork;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
+use consilium_federation::{Digest, StudyKey};
 
+use super::standing::{self, Room};
 use super::{Barrier, Decision, opt_in};
 use crate::Enforcement;
 
@@ -18,9 +19,30 @@ pub(super) fn deny(message: String) -> Decision {
     Decision::refused(SiteReason::DeniedByPolicy, message)
 }
 
+/// A round of a study, as the hub asks for it or as a task here was made for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    study: &'a StudyKey,
+    study_uid: &'a str,
+    spec_digest: Digest,
+    round: u32,
+}
+
+impl<'a> Asked<'a> {
+    /// What the hub asks for.
+    pub(super) fn of(work: &'a RoundWork) -> Self {
+        Self { study: &work.study, study_uid: &work.study_uid, spec_digest: work.spec_digest, round: work.round }
+    }
+
+    /// What a task here was made for.
+    pub(super) fn of_task(task: &'a RoundTaskSpec) -> Self {
+        Self { study: &task.study, study_uid: &task.study_uid, spec_digest: task.spec_digest, round: task.round }
+    }
+}
+
 /// Opted in by namespace/name, then UID, then spec digest, then approval.
-pub(super) fn opted_in(work: &RoundWork, policy: &SitePolicySpec) -> Rung {
-    let study = &work.study;
+pub(super) fn opted_in(work: &Asked<'_>, policy: &SitePolicySpec) -> Rung {
+    let study = work.study;
     let entry = opt_in(policy, study).ok_or_else(|| {
         deny(format!(
             "SitePolicy spec.studies has no entry for {study}; to take part add one with uid {:?} and specDigest {}",
@@ -60,18 +82,17 @@ pub(super) fn opted_in(work: &RoundWork, policy: &SitePolicySpec) -> Rung {
     }
 }
 
-/// Drain finishes what was started; Disabled stops everything.
-pub(super) fn participation(participation: Participation, barrier: Barrier) -> Rung {
-    match (participation, barrier) {
-        (Participation::Enabled, _) | (Participation::Drain, Barrier::Fetch | Barrier::Upload | Barrier::Admission) => {
-            Ok(())
+/// Drain finishes what was started; Disabled and a suspension stop everything.
+pub(super) fn participation(policy: &SitePolicySpec, barrier: Barrier) -> Rung {
+    match (standing::tasks(policy), barrier) {
+        (Room::Open, _) | (Room::Kept(_), Barrier::Fetch | Barrier::Upload | Barrier::Admission) => Ok(()),
+        (Room::Kept(field), Barrier::CreateTask) => {
+            Err(deny(format!("SitePolicy {field}: nothing new starts; set it to Enabled to take part")))
         }
-        (Participation::Drain, Barrier::CreateTask) => Err(deny(
-            "SitePolicy spec.participation is Drain: nothing new starts; set it to Enabled to take part".into(),
-        )),
-        (Participation::Disabled, _) => {
-            Err(deny("SitePolicy spec.participation is Disabled; set it to Enabled to take part".into()))
+        (Room::Closed(field), _) if policy.suspended().tasks => {
+            Err(deny(format!("SitePolicy {field}: nothing is trained or evaluated; change that to take part")))
         }
+        (Room::Closed(field), _) => Err(deny(format!("SitePolicy {field}; set it to Enabled to take part"))),
     }
 }
 
@@ -147,14 +168,20 @@ fn under(image: &str, prefix: &str) -> bool {
     rest.is_some_and(|rest| prefix.ends_with('/') || rest.starts_with('/') || rest.starts_with('@'))
 }
 
+/// The GPU cap.
+pub(super) fn gpus(asked: u32, policy: &SitePolicySpec) -> Rung {
+    if asked <= policy.max_gpus {
+        return Ok(());
+    }
+    Err(deny(format!(
+        "the study asks for {asked} GPUs and SitePolicy spec.maxGPUs is {}; raise it to take part",
+        policy.max_gpus
+    )))
+}
+
 /// The GPU cap, and one kind of accelerator that has all that the study asks for.
 pub(super) fn hardware(trainer: &Trainer, policy: &SitePolicySpec) -> Rung {
-    if trainer.gpus > policy.max_gpus {
-        return Err(deny(format!(
-            "the study asks for {} GPUs and SitePolicy spec.maxGPUs is {}; raise it to take part",
-            trainer.gpus, policy.max_gpus
-        )));
-    }
+    gpus(trainer.gpus, policy)?;
     if trainer.gpus == 0 || policy.hardware.iter().any(|kind| fits(trainer, kind)) {
         return Ok(());
     }

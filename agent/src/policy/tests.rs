@@ -321,10 +321,11 @@ mod releases {
         if let Some(stage) = max_stage {
             releases["maxStage"] = json!(stage);
         }
-        let policy = policy(&[("/releases", releases), ("/participation", json!("Disabled"))]);
+        // Whether it trains does not matter for a model.
+        let policy = policy(&[("/releases", releases), ("/suspend", json!({"tasks": true}))]);
         let release_spec = release_spec();
         let now = now.parse().unwrap();
-        release(&ReleaseInputs { work, state, release: &release_spec, policy: Some(&policy), now })
+        release(&ReleaseInputs { work, state, release: &release_spec, policy: Some(&policy), in_use: false, now })
     }
 
     fn reason(decision: ReleaseDecision) -> (RolloutReason, String) {

@@ -15,11 +15,14 @@ use jiff::Timestamp;
 
 use crate::Enforcement;
 use crate::link::LinkStatus;
-use crate::policy::reason_name;
+use crate::policy::{Room, models, reason_name, tasks};
 use crate::state::{HubClaim, RolledBack};
 
 /// Studies that the status lists at most, the most that the schema takes.
 const MAX_STUDIES: usize = 200;
+
+/// Whether the agent's volume can be used.
+pub(super) const VOLUME: &str = "VolumeUsable";
 
 /// Characters of a refusal that the status holds, the most that the schema takes.
 const MAX_MESSAGE: usize = 500;
@@ -73,19 +76,19 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     let enforced = enforced(&mut conditions, inputs.enforcement);
     roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
     rolled_back(&mut conditions, &inputs.policy.spec, inputs.standing);
-    let participation = inputs.policy.spec.participation;
-    match (participation, connected, enforced) {
-        (Participation::Disabled, ..) => {
-            conditions.set(READY, true, "Disabled", "in force: spec.participation is Disabled, nothing runs")
+    conditions.set(VOLUME, true, "Usable", "the agent's volume takes what is written, and its ledger holds together");
+    let policy = &inputs.policy.spec;
+    match (closed(policy), connected, enforced) {
+        // With nothing to run, neither the hub nor the network is missed.
+        (Some((reason, what)), ..) if matches!((tasks(policy), models(policy)), (Room::Closed(_), Room::Closed(_))) => {
+            conditions.set(READY, true, reason, format!("in force: {what}"))
         }
         (_, false, _) => {
             conditions.set(READY, false, "NotConnected", "the hub is not connected; see condition Connected")
         }
         (_, _, false) => conditions.set(READY, false, "NotEnforced", "no task starts; see condition Enforced"),
-        (Participation::Drain, ..) => {
-            conditions.set(READY, true, "Draining", "in force: what runs is finished, nothing new starts")
-        }
-        (Participation::Enabled, ..) => conditions.set(READY, true, "InForce", "in force"),
+        (Some((reason, what)), ..) => conditions.set(READY, true, reason, format!("in force: {what}")),
+        (None, ..) => conditions.set(READY, true, "InForce", "in force"),
     };
     SitePolicyStatus {
         observed_generation: generation,
@@ -95,6 +98,34 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
         ledger: Some(inputs.standing.ledger.clone()),
         conditions: conditions.into_list(),
     }
+}
+
+/// What the policy stops, in a word and in words; none where it stops nothing.
+pub(super) fn closed(policy: &SitePolicySpec) -> Option<(&'static str, String)> {
+    let all = "no training, evaluation or model runs";
+    Some(match (tasks(policy), models(policy)) {
+        (Room::Open, Room::Open) => return None,
+        (Room::Closed(field), Room::Closed(_)) if policy.participation == Participation::Disabled => {
+            ("Disabled", format!("{field}: {all}, and the hub learns only that this hospital is there and says no"))
+        }
+        (Room::Closed(tasks), Room::Closed(models)) => ("Suspended", format!("{tasks} and {models}: {all}")),
+        (Room::Closed(field), models) => {
+            let rest = if models == Room::Open { "models stay and come" } else { "models in use stay, none comes" };
+            ("TasksSuspended", format!("{field}: no training or evaluation runs; {rest}"))
+        }
+        (tasks, Room::Closed(field)) => {
+            let rest = if tasks == Room::Open {
+                "trainings go on and start"
+            } else {
+                "what trains is finished, nothing starts"
+            };
+            ("ModelsSuspended", format!("{field}: no model is in use; {rest}"))
+        }
+        (Room::Kept(field), _) | (_, Room::Kept(field)) => (
+            "Draining",
+            format!("{field}: what runs is finished and models in use stay, nothing new starts or comes into use"),
+        ),
+    })
 }
 
 fn connected(conditions: &mut Conditions, link: &LinkStatus) -> bool {
@@ -217,176 +248,5 @@ fn offered(inputs: &StatusInputs<'_>) -> Vec<OfferedStudy> {
 }
 
 #[cfg(test)]
-mod tests {
-    use consilium_crds::conditions::status_of;
-    use consilium_federation::Digest;
-
-    use super::*;
-
-    fn policy(participation: &str) -> SitePolicy {
-        serde_json::from_value(serde_json::json!({
-            "apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy",
-            "metadata": {"name": "default", "generation": 3},
-            "spec": {
-                "participation": participation, "maxGPUs": 0, "registries": [],
-                "resources": {"cpu": "1", "memory": "1Gi", "workClaim": "work"},
-                "aggregation": {"minContributors": 3}
-            }
-        }))
-        .unwrap()
-    }
-
-    fn item(uid: &str, study: &str, round: u32, state: ItemState) -> Item {
-        let work = RoundWork {
-            study: StudyKey::new("research", study),
-            study_uid: "study-uid".into(),
-            spec_digest: Digest::of(b"spec"),
-            round,
-            kind: TaskKind::Train,
-            model: Digest::of(b"model"),
-            schema: Digest::of(b"schema"),
-            roster_size: 4,
-            attempt: 0,
-            step: None,
-            roster: None,
-            inputs: None,
-            deadline: "2026-01-01T00:00:00Z".parse().unwrap(),
-        };
-        Item { uid: uid.into(), state, work: Work::Round(work) }
-    }
-
-    fn standing() -> Standing {
-        Standing {
-            signing_key: "key".into(),
-            rosters: vec![AcceptedRoster { version: 3, digest: Digest::of(b"roster"), sites: 4 }],
-            listed: true,
-            trouble: None,
-            ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
-            rolled_back: None,
-            hub_claim: None,
-        }
-    }
-
-    /// An administrator must read from the policy alone what stands between the hospital and its first masked round.
-    #[test]
-    fn the_roster_is_told_with_what_to_do() {
-        let told = |governance: bool, standing: Standing| {
-            let mut policy = policy("Enabled");
-            if governance {
-                policy.spec.governance = Some(
-                    serde_json::from_value(serde_json::json!(
-                        {"federation": "north", "required": 1, "keys": [{"id": "chair", "publicKey": ""}]}
-                    ))
-                    .unwrap(),
-                );
-            }
-            let status = decide(&StatusInputs {
-                policy: &policy,
-                link: &LinkStatus::Connected,
-                enforcement: &Enforcement::Enforced,
-                desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![] },
-                standing: &standing,
-                reason: &|_, _| None,
-                now: "2026-01-01T00:00:00Z".parse().unwrap(),
-            });
-            let condition = |name: &str| {
-                let found = status.conditions.iter().find(|c| c.type_ == name).unwrap();
-                (found.status == "True", found.reason.clone(), found.message.clone())
-            };
-            (condition("RosterAccepted"), condition("StateRolledBack"), status)
-        };
-        let (roster, back, status) = told(true, standing());
-        assert!(roster.0 && roster.2.contains("version 3") && !back.0);
-        assert_eq!((status.signing_key.as_deref(), status.ledger.map(|l| l.entries)), (Some("key"), Some(7)));
-        assert_eq!(told(false, standing()).0.1, "NoGovernance");
-        assert_eq!(told(true, Standing { listed: false, ..standing() }).0.1, "NotListed");
-        let none = Standing { rosters: vec![], trouble: Some("1 valid signature".into()), ..standing() };
-        let (roster, ..) = told(true, none);
-        assert!(roster.1 == "NoneAccepted" && roster.2.contains("1 valid signature"), "{roster:?}");
-    }
-
-    /// What keeps the hospital out must be told with the way back in, and end where that was taken.
-    #[test]
-    fn a_roll_back_is_told_until_the_policy_resumes_and_a_claim_while_the_hub_makes_it() {
-        let told = |resume: Option<u32>, seen: bool, claim: Option<bool>| {
-            let mut policy = policy("Enabled");
-            policy.spec.studies = crate::policy::tests::policy(&[]).studies;
-            policy.spec.studies[0].resume_after_round = resume;
-            let at = "2026-01-01T00:00:00Z".parse().unwrap();
-            let study = &policy.spec.studies[0];
-            let closed =
-                vec![crate::state::Closed { study: study.study.clone(), uid: study.uid.clone(), resumed: Some(2) }];
-            let standing = Standing {
-                rolled_back: seen.then(|| RolledBack { why: "a head that it never had".into(), at, closed }),
-                hub_claim: claim.map(|stands| HubClaim { why: "the hub says more".into(), at, stands }),
-                ..standing()
-            };
-            let mut conditions = Conditions::from_status(&[], None, at);
-            rolled_back(&mut conditions, &policy.spec, &standing);
-            let found = conditions.into_list().pop().unwrap();
-            (found.status == "True", found.reason, found.message)
-        };
-        for resume in [None, Some(2)] {
-            let (back, reason, message) = told(resume, true, None);
-            assert!(back && reason == "Restored", "{message}");
-            assert!(message.contains("resumeAfterRound") && message.contains("research/hippocampus"), "{message}");
-        }
-        assert_eq!(told(Some(3), true, None).1, "Resumed");
-        for (seen, claim, back, reason) in [
-            (false, None, false, "Continuous"),
-            (false, Some(true), true, "HubRemembersMore"),
-            (false, Some(false), false, "Continuous"),
-            (true, Some(true), true, "HubRemembersMore"),
-        ] {
-            let (found, found_reason, message) = told(Some(3), seen, claim);
-            assert_eq!((found, found_reason.as_str()), (back, reason), "{message}");
-        }
-    }
-
-    fn status(participation: &str, link: LinkStatus, enforcement: Enforcement, items: Vec<Item>) -> SitePolicyStatus {
-        decide(&StatusInputs {
-            policy: &policy(participation),
-            link: &link,
-            enforcement: &enforcement,
-            desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items },
-            standing: &standing(),
-            reason: &|uid, _| (uid == "b").then(|| (SiteReason::DeniedByPolicy, Some("why".into()))),
-            now: "2026-01-01T00:00:00Z".parse().unwrap(),
-        })
-    }
-
-    #[test]
-    fn ready_says_whether_something_would_run() {
-        let lost = || LinkStatus::Disconnected { reason: "ProxyIntercepts", message: "m".into() };
-        let open = || LinkStatus::Connected;
-        for (participation, link, enforcement, ready) in [
-            ("Enabled", open(), Enforcement::Enforced, "True"),
-            ("Enabled", lost(), Enforcement::Enforced, "False"),
-            ("Enabled", open(), Enforcement::NotEnforced("x".into()), "False"),
-            ("Enabled", open(), Enforcement::Unknown, "False"),
-            ("Drain", open(), Enforcement::Enforced, "True"),
-            ("Disabled", lost(), Enforcement::Unknown, "True"),
-        ] {
-            let status = status(participation, link.clone(), enforcement, vec![]);
-            assert_eq!(status_of(&status.conditions, READY), Some(ready), "{participation} {link:?}");
-            assert_eq!(status.observed_generation, Some(3));
-        }
-        let lost = status("Enabled", lost(), Enforcement::Enforced, vec![]);
-        assert!(lost.conditions.iter().any(|c| c.type_ == "Connected" && c.reason == "ProxyIntercepts"));
-    }
-
-    /// An administrator copies uid and specDigest from here into the spec to opt in.
-    #[test]
-    fn each_study_is_offered_once_with_its_newest_round() {
-        let items = vec![
-            item("a", "lung", 1, ItemState::Orphaned),
-            item("b", "lung", 2, ItemState::Active),
-            item("c", "liver", 7, ItemState::Cancelled),
-            item("d", "heart", 1, ItemState::Active),
-        ];
-        let status = status("Enabled", LinkStatus::Connected, Enforcement::Enforced, items);
-        let seen: Vec<_> = status.studies.iter().map(|s| (s.study.name.as_str(), s.round, s.reason.as_str())).collect();
-        assert_eq!(seen, [("heart", 1, "Offered"), ("lung", 2, "DeniedByPolicy")]);
-        assert_eq!((status.studies[0].uid.as_str(), status.studies[0].spec_digest), ("study-uid", Digest::of(b"spec")));
-    }
-}
+#[path = "decide_tests.rs"]
+mod tests;

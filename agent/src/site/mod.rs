@@ -3,12 +3,14 @@
 mod announce;
 mod decide;
 mod status;
+mod trouble;
 mod volume;
 mod watch;
 
 pub use announce::KubeAnnounce;
 pub use decide::{Standing, StatusInputs, decide};
 pub use status::run;
+pub use trouble::{Troubled, tell_trouble};
 pub use volume::{check_hub, check_volume, set_back};
 pub use watch::{Synced, watch};
 

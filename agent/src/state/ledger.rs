@@ -200,6 +200,29 @@ pub enum Entry {
         /// What was seen.
         why: String,
     },
+    /// Something that ran here was stopped by the hospital's own word, whatever the hub said.
+    Stopped {
+        /// What it is: `Job`, `Pod`, `ModelDeployment`, `Deployment`.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+        /// Which word, and what it saw.
+        why: String,
+    },
+    /// Something that could not be written down when it happened, since the volume took nothing.
+    Late {
+        /// When it happened.
+        happened: Timestamp,
+        /// What.
+        what: Box<Entry>,
+    },
+    /// So many things happened while the volume took nothing that these were forgotten.
+    Lost {
+        /// How many.
+        entries: u64,
+    },
     /// The hub has another store: its open attempts were burned.
     NewEpoch {
         /// The store known so far.

@@ -12,6 +12,7 @@ mod ledger;
 mod masked;
 mod rollback;
 mod rosters;
+mod unrecorded;
 mod update;
 mod uploads;
 
@@ -29,6 +30,7 @@ pub use grants::{Grant, Granted};
 pub use ledger::{Entry, Record};
 pub use rollback::{Closed, HubClaim, RolledBack};
 pub use rosters::hub_digest;
+pub use unrecorded::Unrecorded;
 pub use update::{StoredScore, StoredUpdate, UpdateMeta, UpdateWriter, evaluate_vector, vector_of};
 pub use uploads::{UploadProgress, UploadRecord};
 

@@ -73,7 +73,8 @@ impl Backend for Arc<Context> {
     }
 
     fn judge_release(&self, entry: &DeployEntry, spec: &ModelReleaseSpec) -> Result<ReleaseDecision, StateError> {
-        Context::judge_release(self, &entry.promotion_uid, &entry.work, entry.state, spec)
+        // Who asks is a pod of its ModelDeployment.
+        Context::judge_release(self, &entry.promotion_uid, &entry.work, entry.state, spec, true)
     }
 
     fn delivered(&self, kind: TaskKind, result: &'static str) {

@@ -19,7 +19,7 @@ use super::error::{ControlError, admitted, gone, made};
 use super::job::{self, JobPlan, Mode};
 use super::pod::labels;
 use crate::Context;
-use crate::policy::{opt_in, reason_name};
+use crate::policy::{ends, opt_in, reason_name};
 use crate::state::Grant;
 
 /// Field manager of everything that the agent writes.
@@ -94,6 +94,9 @@ impl Writer {
         let Some(entry) = opt_in(&policy.spec, &task.spec.study) else { return Ok(()) };
         let (name, uid) = (task.name_any(), task.uid().unwrap_or_default());
         let config = &self.ctx.config;
+        // The Job ends by itself then, also where no agent is there to end it.
+        let since = task.creation_timestamp().map(|at| at.0);
+        let ends = ends(task.spec.deadline, since, Some(&policy.spec));
         let plan = JobPlan {
             task: &name,
             task_uid: &uid,
@@ -104,7 +107,7 @@ impl Writer {
             trainer: &study.trainer,
             policy: &policy.spec,
             opt_in: entry,
-            seconds_left: task.spec.deadline.duration_since(self.ctx.now()).as_secs(),
+            seconds_left: ends.duration_since(self.ctx.now()).as_secs(),
             address: &config.task_address,
             courier_image: &config.courier_image,
             evaluator_image: &config.evaluator_image,

@@ -22,7 +22,7 @@ use super::part::{Part, Stored, say, say_left};
 use super::read::{Started, StartedTries, holds, see, task_name, task_of, tasks_left};
 use super::refusals::Refusals;
 use super::{Stores, TURN, TaskEntry, in_turn};
-use crate::policy::{Barrier, Decision};
+use crate::policy::{Barrier, Decision, ends};
 use crate::state::AttemptKey;
 use crate::{Context, Enforcement};
 
@@ -158,7 +158,9 @@ impl Controller {
         let others = left.iter().flat_map(|t| see(t, &world.jobs, &world.pods, None, world.now).tries).collect();
         let stored = self.stored(&item.uid, work.kind)?;
         let (decision, spec) = self.judge(&item.uid, work, task.is_some() || stored.is_some()).await?;
-        Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec })
+        let since = task.and_then(|t| t.creation_timestamp()).map(|at| at.0);
+        let ends = ends(work.deadline, since, self.ctx.site_policy().as_deref().map(|p| &p.spec));
+        Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec, ends })
     }
 
     /// The hospital's word now. The spec is fetched only once every rung that needs none has passed.

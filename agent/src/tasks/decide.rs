@@ -11,6 +11,8 @@ use crate::policy::Decision;
 
 /// Full tries that a task gets before it is given up.
 pub const MAX_TRIES: usize = 3;
+/// Why a task ends that has come to no other end.
+const TIME_OVER: &str = "its time is over: the round's deadline, or spec.limits.taskDuration of the SitePolicy";
 /// Deliver-only tries likewise.
 const MAX_DELIVERIES: usize = 3;
 
@@ -21,7 +23,7 @@ pub struct Inputs<'a> {
     pub kind: TaskKind,
     /// What the hub says of the item.
     pub item: ItemState,
-    /// When the hub stops waiting.
+    /// When its time is over: the hub stops waiting, or the hospital lets no task live longer.
     pub deadline: Timestamp,
     /// The hospital's word, as of now.
     pub decision: &'a Decision,
@@ -209,7 +211,7 @@ fn too_late(inputs: &Inputs<'_>) -> String {
         Some(TryState::Running) => "the last try still ran".to_owned(),
         Some(TryState::Ended(end)) => text(end),
     };
-    format!("the round's deadline passed; {why}")
+    format!("{TIME_OVER}; {why}")
 }
 
 fn next(task: &TaskSeen) -> Plan {
@@ -289,7 +291,7 @@ fn text(end: &End) -> String {
         End::Undelivered => "the result could not be delivered; see the log of the container deliver".to_owned(),
         End::NoResult => "it ended well without a complete out/MANIFEST".to_owned(),
         End::Complete => "its result was delivered, but the agent's volume no longer holds it".to_owned(),
-        End::Deadline => "the round's deadline passed".to_owned(),
+        End::Deadline => TIME_OVER.to_owned(),
     }
 }
 

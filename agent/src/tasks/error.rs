@@ -11,6 +11,12 @@ pub enum ControlError {
     /// The API server.
     #[error("API server: {0}")]
     Kube(#[from] kube::Error),
+    /// The API server, again.
+    #[error("API server: no answer within {seconds} s")]
+    Slow {
+        /// How long was waited.
+        seconds: u64,
+    },
     /// The volume.
     #[error(transparent)]
     State(#[from] StateError),
@@ -39,7 +45,7 @@ impl ControlError {
         match self {
             Self::Kube(kube::Error::Api(status)) if status.code == 409 => "Conflict",
             Self::Kube(kube::Error::Api(status)) if is_refusal(status.code) => "Invalid",
-            Self::Kube(_) | Self::State(_) => "Transient",
+            Self::Kube(_) | Self::Slow { .. } | Self::State(_) => "Transient",
             Self::Value(_) | Self::Refused { .. } => "Invalid",
             Self::Identity(_) | Self::Join(_) => "Bug",
         }

@@ -93,7 +93,7 @@ pub struct JobPlan<'a> {
     pub policy: &'a SitePolicySpec,
     /// The hospital's word on the study: which claims.
     pub opt_in: &'a StudyOptIn,
-    /// Seconds until the round's deadline, at least 1.
+    /// Seconds until the task's time is over, at least 1.
     pub seconds_left: i64,
     /// The task port.
     pub address: &'a str,

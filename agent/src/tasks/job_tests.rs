@@ -29,6 +29,8 @@ fn policy() -> SitePolicySpec {
     };
     SitePolicySpec {
         participation: Participation::Enabled,
+        suspend: None,
+        limits: None,
         hardware: vec![v100("16Gi", "Tesla-V100-SXM2-16GB"), v100("32Gi", "Tesla-V100-SXM3-32GB")],
         max_gpus: 8,
         registries: vec!["registry.example/".into()],

@@ -132,6 +132,11 @@ fn job_verdict(job: &Job) -> Option<(bool, &str)> {
     }
 }
 
+/// Whether a Job has come to an end: no pod will come of it.
+pub fn is_over(job: &Job) -> bool {
+    job_verdict(job).is_some()
+}
+
 fn suspended(job: &Job) -> bool {
     job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false)
 }

@@ -47,6 +47,8 @@ pub(super) struct Part<'a> {
     pub(super) stored: Option<Stored>,
     pub(super) decision: Decision,
     pub(super) spec: Option<Arc<FederatedStudySpec>>,
+    /// When its time is over.
+    pub(super) ends: Timestamp,
 }
 
 impl Part<'_> {
@@ -65,7 +67,7 @@ impl Part<'_> {
         Inputs {
             kind: self.work.kind,
             item: self.item.state,
-            deadline: self.work.deadline,
+            deadline: self.ends,
             decision: &self.decision,
             unprobed,
             task: self.seen.as_ref(),

@@ -137,6 +137,7 @@ impl Agent {
             metrics,
             desk: tasks::Desk::default(),
             enforcement: watch::Sender::new(Enforcement::Unknown),
+            unrecorded: consilium_agent::state::Unrecorded::default(),
             clock: Clock::system(),
             entropy: Entropy::system(),
             shutdown: CancellationToken::new(),

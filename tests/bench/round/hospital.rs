@@ -73,6 +73,7 @@ async fn serve(folder: &Path, setup: Setup) {
         metrics,
         desk: tasks::Desk::default(),
         enforcement: watch::Sender::new(Enforcement::Enforced),
+        unrecorded: consilium_agent::state::Unrecorded::default(),
         clock: Clock::system(),
         entropy: Entropy::system(),
         shutdown: CancellationToken::new(),

@@ -191,6 +191,7 @@ fn start(
         metrics,
         desk: crate::tasks::Desk::default(),
         enforcement: watch::Sender::new(Enforcement::Enforced),
+        unrecorded: crate::state::Unrecorded::default(),
         clock: Clock::from_fn(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         entropy,
         shutdown: CancellationToken::new(),

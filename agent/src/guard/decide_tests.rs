@@ -1,0 +1,191 @@
+use consilium_crds::site_policy::SitePolicySpec;
+use k8s_openapi::Metadata;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::policy::tests::{policy, spec};
+
+const NOW: &str = "2026-06-01T12:00:00Z";
+const OLD: &str = "2026-06-01T11:00:00Z";
+const NEW: &str = "2026-06-01T11:59:50Z";
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+fn owner(kind: &str, uid: &str) -> Value {
+    json!([{"apiVersion": "v1", "kind": kind, "name": "n", "uid": uid}])
+}
+
+/// One of each, as the agent makes them.
+struct Cluster {
+    tasks: Vec<Arc<RoundTask>>,
+    jobs: Vec<Arc<Job>>,
+    task_pods: Vec<Arc<Pod>>,
+    models: Vec<Arc<ModelDeployment>>,
+    deployments: Vec<Arc<Deployment>>,
+    model_pods: Vec<Arc<Pod>>,
+}
+
+impl Cluster {
+    fn running() -> Self {
+        let digest = consilium_federation::Digest::of(b"m");
+        let task = json!({
+            "apiVersion": "consilium.health/v1alpha1", "kind": "RoundTask",
+            "metadata": {"name": "task", "uid": "task-uid", "creationTimestamp": OLD},
+            "spec": {
+                "study": "research/hippocampus", "studyUID": "uid-1", "specDigest": spec().digest(), "roundUID": "r",
+                "round": 3, "kind": "Train", "model": digest, "image": spec().trainer.image, "gpus": 8,
+                "deadline": "2199-01-01T00:00:00Z",
+            },
+        });
+        let model = json!({
+            "apiVersion": "consilium.health/v1alpha1", "kind": "ModelDeployment",
+            "metadata": {"name": "model", "uid": "model-uid", "creationTimestamp": OLD},
+            "spec": {
+                "release": "r", "releaseDigest": digest, "model": digest, "stage": "Shadow", "promotionUID": "p",
+            },
+        });
+        Self {
+            tasks: vec![object(task)],
+            jobs: vec![job("job", "task-uid", OLD)],
+            task_pods: vec![pod("job-pod", json!({}), owner("Job", "job-uid"), OLD)],
+            models: vec![object(model)],
+            deployments: vec![deployment("model", "model-uid", OLD)],
+            model_pods: vec![pod("model-pod", json!({(MODEL_LABEL): "model"}), owner("ReplicaSet", "rs"), OLD)],
+        }
+    }
+
+    fn stops(&self, policy: Option<&SitePolicySpec>) -> Vec<(Kind, String)> {
+        self.judge(policy, true)
+    }
+
+    fn judge(&self, policy: Option<&SitePolicySpec>, readable: bool) -> Vec<(Kind, String)> {
+        let stops = decide(&Seen {
+            policy,
+            enforcement: &Enforcement::Enforced,
+            tasks: readable.then_some(&self.tasks),
+            jobs: &self.jobs,
+            task_pods: &self.task_pods,
+            models: readable.then_some(&self.models),
+            deployments: &self.deployments,
+            model_pods: &self.model_pods,
+            now: NOW.parse().unwrap(),
+        });
+        stops.into_iter().map(|stop| (stop.kind, stop.name)).collect()
+    }
+}
+
+fn job(name: &str, owner_uid: &str, made: &str) -> Arc<Job> {
+    let owners = owner("RoundTask", owner_uid);
+    let uid = format!("{name}-uid");
+    object(json!({"metadata": {"name": name, "uid": uid, "creationTimestamp": made, "ownerReferences": owners}}))
+}
+
+fn deployment(name: &str, owner_uid: &str, made: &str) -> Arc<Deployment> {
+    let owners = owner("ModelDeployment", owner_uid);
+    let uid = format!("{name}-d");
+    object(json!({"metadata": {"name": name, "uid": uid, "creationTimestamp": made, "ownerReferences": owners}}))
+}
+
+fn pod(name: &str, labels: Value, owners: Value, made: &str) -> Arc<Pod> {
+    let metadata = json!({
+        "name": name, "uid": name, "labels": labels, "creationTimestamp": made, "ownerReferences": owners,
+    });
+    object(json!({"metadata": metadata, "status": {"phase": "Running"}}))
+}
+
+fn with(changes: &[(&str, Value)]) -> SitePolicySpec {
+    let mut all = vec![("/releases", json!({"maxStage": "Shadow"}))];
+    all.extend_from_slice(changes);
+    policy(&all)
+}
+
+fn names(kinds: &[(Kind, &str)]) -> Vec<(Kind, String)> {
+    kinds.iter().map(|(kind, name)| (*kind, (*name).to_owned())).collect()
+}
+
+const TASK: [(Kind, &str); 2] = [(Kind::Job, "job"), (Kind::Pod, "job-pod")];
+const MODEL: [(Kind, &str); 3] =
+    [(Kind::ModelDeployment, "model"), (Kind::Deployment, "model"), (Kind::Pod, "model-pod")];
+const ALL: [(Kind, &str); 5] = [TASK[0], MODEL[0], MODEL[1], TASK[1], MODEL[2]];
+
+/// "Stop now" must mean the trainings and the models, without a word from the hub; and each alone where that is what
+/// the hospital wrote.
+#[test]
+fn each_word_of_the_policy_stops_what_it_names_and_nothing_else() {
+    let cluster = Cluster::running();
+    assert_eq!(cluster.stops(Some(&with(&[]))), []);
+    assert_eq!(cluster.stops(Some(&with(&[("/participation", json!("Drain"))]))), []);
+    assert_eq!(cluster.stops(Some(&with(&[("/participation", json!("Disabled"))]))), names(&ALL));
+    assert_eq!(cluster.stops(Some(&with(&[("/suspend", json!({"tasks": true}))]))), names(&TASK));
+    assert_eq!(cluster.stops(Some(&with(&[("/suspend", json!({"models": true}))]))), names(&MODEL));
+    assert_eq!(cluster.stops(Some(&with(&[("/studies", json!([]))]))), names(&TASK));
+    assert_eq!(cluster.stops(Some(&with(&[("/releases", json!({}))]))), names(&MODEL));
+    assert_eq!(cluster.stops(None), names(&ALL));
+}
+
+/// Somebody removes a RoundTask or a ModelDeployment by hand, leaving what it owns: nobody would ever judge that again.
+#[test]
+fn what_nothing_stands_behind_goes_once_the_watches_must_have_caught_up() {
+    let mut cluster = Cluster::running();
+    let allowed = with(&[]);
+    cluster.tasks.clear();
+    cluster.models.clear();
+    assert_eq!(cluster.stops(Some(&allowed)), names(&[TASK[0], MODEL[1], TASK[1], MODEL[2]]));
+    // The watch on RoundTasks is behind that on Jobs, or cannot be read at all: no word that they are gone.
+    assert_eq!(cluster.judge(Some(&allowed), false), []);
+    cluster.jobs = vec![job("job", "task-uid", NEW)];
+    cluster.deployments = vec![deployment("model", "model-uid", NEW)];
+    cluster.task_pods = vec![pod("job-pod", json!({}), owner("Job", "job-uid"), NEW)];
+    cluster.model_pods = vec![pod("model-pod", json!({(MODEL_LABEL): "model"}), owner("ReplicaSet", "rs"), NEW)];
+    assert_eq!(cluster.stops(Some(&allowed)), []);
+    // A Job that was removed without its pod.
+    cluster = Cluster::running();
+    cluster.jobs.clear();
+    assert_eq!(cluster.stops(Some(&allowed)), names(&[TASK[1]]));
+}
+
+/// A RoundTask that a newer version wrote cannot be read by this one: that must not keep anything running.
+#[test]
+fn what_holds_for_all_needs_no_readable_object() {
+    let cluster = Cluster::running();
+    let disabled = with(&[("/participation", json!("Disabled"))]);
+    let expected = names(&[TASK[0], MODEL[1], TASK[1], MODEL[2]]);
+    assert_eq!(cluster.judge(Some(&disabled), false), expected);
+    assert_eq!(cluster.judge(Some(&with(&[])), false), []);
+}
+
+/// What has ended or is ending costs no call at every look; a pod that takes its minute is told to hurry.
+#[test]
+fn what_is_going_is_left_alone_unless_it_takes_its_time() {
+    let mut cluster = Cluster::running();
+    let disabled = with(&[("/participation", json!("Disabled"))]);
+    cluster.models.clear();
+    cluster.deployments.clear();
+    cluster.model_pods.clear();
+    let edit = |job: &mut Arc<Job>| Arc::make_mut(job).metadata_mut().deletion_timestamp = Some(time(NOW));
+    edit(&mut cluster.jobs[0]);
+    assert_eq!(cluster.stops(Some(&disabled)), names(&[TASK[1]]));
+    let pod = Arc::make_mut(&mut cluster.task_pods[0]);
+    pod.metadata.deletion_timestamp = Some(time(NOW));
+    pod.metadata.deletion_grace_period_seconds = Some(60);
+    assert_eq!(cluster.stops(Some(&disabled)), names(&[TASK[1]]));
+    Arc::make_mut(&mut cluster.task_pods[0]).metadata.deletion_grace_period_seconds = Some(5);
+    assert_eq!(cluster.stops(Some(&disabled)), []);
+}
+
+fn time(text: &str) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(text.parse().unwrap())
+}
+
+/// The folders of tasks that are gone hold segmentations of patients: that they are removed is no training.
+#[test]
+fn clean_up_goes_on_whatever_is_stopped() {
+    let mut cluster = Cluster::running();
+    cluster.tasks.clear();
+    cluster.jobs = vec![object(json!({"metadata": {"name": CLEAN, "uid": "clean-uid", "creationTimestamp": OLD}}))];
+    cluster.task_pods = vec![pod("clean-pod", json!({}), owner("Job", "clean-uid"), OLD)];
+    let disabled = with(&[("/participation", json!("Disabled"))]);
+    assert_eq!(cluster.stops(Some(&disabled)), names(&MODEL));
+}

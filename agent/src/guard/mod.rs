@@ -1,0 +1,161 @@
+//! Stops what may not be here: trainings, evaluations and models, each judged from its own spec against the SitePolicy.
+//!
+//! It needs the API server and nothing else. Not the hub, whose word is not asked; not the volume, which may be full,
+//! broken or new; not the controllers, which may be waiting for either. The wiring gives it a thread of its own. It
+//! only ever takes away, so it may do the same as a controller at the same time.
+//!
+//! Stop first, record second: what was stopped is put down for the ledger afterwards.
+//!
+//! What may stay on, models alone, stays on a lease that is renewed here: when this part is gone, they end by it.
+
+mod apply;
+mod decide;
+mod lease;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consilium_crds::site_policy::SitePolicySpec;
+use consilium_crds::{ModelDeployment, RoundTask, SitePolicy};
+use futures::FutureExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::Store;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::deployments::LABEL as MODEL_LABEL;
+use crate::policy::{self, Room};
+use crate::site::Synced;
+use crate::state::Unrecorded;
+use crate::tasks::{follow, job::TASK_LABEL};
+use crate::{Clock, Enforcement, Metrics};
+use apply::Stopper;
+use decide::{Kind, Seen, Stop, decide};
+use lease::due;
+
+/// Longest time between two looks: a limit of time is noticed by then, and a call that failed is made again.
+const TURN: Duration = Duration::from_secs(3);
+
+/// What it works with.
+pub struct Guard {
+    /// The hospital's API server.
+    pub kube: Client,
+    /// Namespace of tasks and models.
+    pub namespace: String,
+    /// What the hospital allows.
+    pub policy: watch::Receiver<Option<Arc<SitePolicy>>>,
+    /// Whether that is known.
+    pub synced: Synced,
+    /// Whether task pods are kept from the network.
+    pub enforcement: watch::Receiver<Enforcement>,
+    /// Where what was stopped waits for the ledger.
+    pub unrecorded: Unrecorded,
+    /// Prometheus metrics.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// Cancelled at the end of the process.
+    pub shutdown: CancellationToken,
+}
+
+/// Runs until shutdown.
+pub async fn run(mut guard: Guard) -> anyhow::Result<()> {
+    let news = Arc::new(Notify::new());
+    let here = Here::follow(&guard, &news);
+    tokio::select! {
+        () = guard.shutdown.cancelled() => return Ok(()),
+        known = guard.synced.wait_for(|known| *known) => { known?; }
+    }
+    let stopper = Stopper::new(&guard);
+    let mut told = BTreeSet::new();
+    loop {
+        turn(&mut guard, &here, &stopper, &mut told).await;
+        tokio::select! {
+            () = guard.shutdown.cancelled() => return Ok(()),
+            () = news.notified() => {}
+            changed = guard.policy.changed() => changed?,
+            changed = guard.enforcement.changed() => changed?,
+            () = tokio::time::sleep(TURN) => {}
+        }
+    }
+}
+
+async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTreeSet<String>) {
+    let policy = guard.policy.borrow_and_update().clone();
+    let enforcement = guard.enforcement.borrow_and_update().clone();
+    for (kind, room) in [("tasks", policy::tasks as fn(&SitePolicySpec) -> Room), ("models", policy::models)] {
+        let closed = policy.as_deref().is_none_or(|policy| matches!(room(&policy.spec), Room::Closed(_)));
+        guard.metrics.suspended.with_label_values(&[kind]).set(i64::from(closed));
+    }
+    let (tasks, models) = (seen(&here.tasks), seen(&here.models));
+    let stops = decide(&Seen {
+        policy: policy.as_deref().map(|policy| &policy.spec),
+        enforcement: &enforcement,
+        tasks: tasks.as_deref(),
+        jobs: &here.jobs.state(),
+        task_pods: &here.task_pods.state(),
+        models: models.as_deref(),
+        deployments: &here.deployments.state(),
+        model_pods: &here.model_pods.state(),
+        now: guard.clock.now(),
+    });
+    // A model that cannot be read is not judged, and what is not judged is not renewed.
+    if let (Some(policy), Some(_)) = (&policy, &models) {
+        let leases = due(&here.model_pods.state(), &stops, policy.spec.model_lease(), guard.clock.now());
+        stopper.renew(leases, &guard.metrics).await;
+    }
+    // What is told once is not told at each look until it is gone.
+    let standing: BTreeSet<String> = stops.iter().map(|stop| stop.uid.clone()).collect();
+    told.retain(|uid| standing.contains(uid));
+    for (stop, result) in stopper.all(stops).await {
+        match result {
+            Ok(()) if told.insert(stop.uid.clone()) => stopper.tell(&stop).await,
+            Ok(()) => {}
+            Err(error) => {
+                tracing::error!(kind = stop.kind.as_str(), name = stop.name, %error, "could not be stopped; it is tried again");
+                guard.metrics.reconcile_errors.with_label_values(&["guard", error.class()]).inc();
+            }
+        }
+    }
+}
+
+/// What is watched.
+struct Here {
+    tasks: Store<RoundTask>,
+    jobs: Store<Job>,
+    task_pods: Store<Pod>,
+    models: Store<ModelDeployment>,
+    deployments: Store<Deployment>,
+    model_pods: Store<Pod>,
+}
+
+impl Here {
+    fn follow(guard: &Guard, news: &Arc<Notify>) -> Self {
+        let (news, shutdown) = (|| Arc::clone(news), || guard.shutdown.clone());
+        Self {
+            tasks: follow(api(guard), "", news(), shutdown()),
+            jobs: follow(api(guard), TASK_LABEL, news(), shutdown()),
+            task_pods: follow(api(guard), TASK_LABEL, news(), shutdown()),
+            models: follow(api(guard), "", news(), shutdown()),
+            deployments: follow(api(guard), MODEL_LABEL, news(), shutdown()),
+            model_pods: follow(api(guard), MODEL_LABEL, news(), shutdown()),
+        }
+    }
+}
+
+fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(guard: &Guard) -> Api<K> {
+    Api::namespaced(guard.kube.clone(), &guard.namespace)
+}
+
+/// The objects of a kind; none before they are known, for absence is a word only then.
+fn seen<K>(store: &Store<K>) -> Option<Vec<Arc<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Send + Sync + 'static,
+{
+    store.wait_until_ready().now_or_never().map(|_| store.state())
+}
