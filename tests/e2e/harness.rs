@@ -24,6 +24,8 @@ pub struct World {
     pub signer: promote::Signer,
     /// Who signs rosters.
     pub governance: roster::Governance,
+    /// The `kubectl-consilium` program.
+    pub plugin: std::path::PathBuf,
 }
 
 /// Names of the hospitals.
@@ -43,7 +45,7 @@ fn start() -> Result<World, Box<dyn Error>> {
     let signer = promote::Signer::new(&cache::sub("e2e")?, &plugin)?;
     let governance = roster::Governance::new(&cache::sub("e2e")?, &plugin)?;
     governance.establish(&federation)?;
-    Ok(World { federation, data, signer, governance })
+    Ok(World { federation, data, signer, governance, plugin })
 }
 
 /// One scenario, over clusters that it shares with the others.

@@ -9,6 +9,7 @@ mod harness;
 mod refusals;
 mod rosters;
 mod spine;
+mod stops;
 mod store;
 
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ("a_killed_hub_and_a_killed_agent_cost_no_second_training", faults::kills),
         ("a_hospital_lost_before_its_upload_is_left_out_and_one_killed_after_it_is_in_the_sum", dropouts::dropouts),
         ("a_hospital_off_the_roster_is_in_no_sum_until_it_is_listed_again", rosters::leave_and_join),
+        ("a_hospital_stops_everything_with_the_hub_away_and_with_no_agent", stops::stops),
         ("deleting_a_study_in_the_middle_of_a_round_leaves_nothing_behind", faults::deletion),
     ])
 }
