@@ -22,7 +22,7 @@ use crate::values::{self, ValueError};
 /// All hospitals must use one cap, and none may derive it from another's numbers. The ring's step in the mean is
 /// `n·C / (2^31·Σα)` with `α = examples / cap`, so a larger cap costs small hospitals precision: with four hospitals of
 /// 50 scans it is 1·10⁻⁵ of the clip norm at a cap of 2^20, close to an update's coordinates, and 6·10⁻⁷ at 2^16.
-pub const EXAMPLES_CAP: u64 = 1 << 16;
+pub const EXAMPLES_CAP: u64 = consilium_federation::gate::COUNT_CAP as u64;
 /// Elements of a hospital's evaluation: its mean Dice.
 pub const EVALUATION_ELEMENTS: u64 = 1;
 /// Bound on the norm of an evaluation: Dice is at most 1.

@@ -43,6 +43,20 @@ pub struct CaseSums {
     pub dice: f64,
 }
 
+/// Cases, or training examples, that count in full; a hospital that has more counts as this many, so that what one says
+/// of itself has a bound on its weight: with n other hospitals of k cases each, at most `CAP / (CAP + n·k)` of a mean.
+pub const COUNT_CAP: u32 = 1 << 16;
+
+impl CaseSums {
+    /// As many cases as count, with the same mean.
+    pub fn capped(self) -> Self {
+        if self.cases <= COUNT_CAP {
+            return self;
+        }
+        Self { cases: COUNT_CAP, dice: self.dice * f64::from(COUNT_CAP) / f64::from(self.cases) }
+    }
+}
+
 /// The hospital's vote on its own score.
 pub fn vote(score: &ScoreFile, gate_per_site_min: f64, min_cases: u32) -> Vote {
     match score.mean_dice() {
@@ -146,6 +160,15 @@ mod tests {
         assert_eq!(verdict, Verdict::Passed { global: 0.82 });
         assert!(matches!(decide(&GATE, &[Vote::Pass], &sums), Verdict::Shut(Shut::TooFewVotes { .. })));
         assert_eq!(decide(&GATE, &[Vote::Pass, Vote::Pass], &[]), Verdict::Shut(Shut::NoFigure));
+    }
+
+    /// A hospital that claims a hundred million cases must not be the figure alone.
+    #[test]
+    fn what_a_hospital_says_of_its_cases_has_a_bound_on_its_weight() {
+        let honest = CaseSums { cases: 10, dice: 8.5 };
+        assert_eq!(honest.capped(), honest);
+        let capped = CaseSums { cases: 100_000_000, dice: 50_000_000.0 }.capped();
+        assert_eq!((capped.cases, capped.dice), (COUNT_CAP, f64::from(COUNT_CAP) / 2.0));
     }
 
     /// One hospital's report must not end the hub, whatever number stands in it.

@@ -30,7 +30,11 @@ pub fn step(state: &RoundState, event: Event, now: Timestamp, policy: &RoundPoli
             sum_failed(&mut next, now, policy, &message);
         }
         Event::AttemptFailed { attempt, message } => attempt_failed(&mut next, attempt, now, policy, &message)?,
-        Event::Voted { site, vote, sums, published } => voted(&mut next, &site, vote, sums, published)?,
+        Event::Voted { site, vote, sums, published } => {
+            // Under masks no hospital's own sums stand in for the sum of all.
+            let sums = sums.filter(|_| policy.protocol == Protocol::None);
+            voted(&mut next, &site, vote, sums, published)?;
+        }
         Event::Cancel => end(&mut next, RoundStep::Failed, Outcome::Cancelled, None),
         Event::Tick => {}
     }
@@ -79,6 +83,7 @@ fn site_said(
         RoundStep::Succeeded | RoundStep::Failed => false,
     };
     let open = state.protocol_step;
+    let evaluating = state.step == RoundStep::Evaluating;
     let entry = entry(state, site)?;
     let in_attempt = open.is_some() && entry.member;
     let leaves = in_attempt && fact.reason.is_out();
@@ -99,6 +104,15 @@ fn site_said(
     if leaves {
         entry.member = false;
         entry.dropped = open;
+    }
+    // It said no for a moment. While the step is open it is asked again: after the uploads no other attempt would be as
+    // good, and after the shares there is no other one.
+    let fit = matches!(fact.reason, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated);
+    if open.is_some() && !entry.member && entry.dropped == open && fit {
+        entry.member = true;
+        entry.dropped = None;
+        entry.reason = if evaluating { SiteReason::Evaluated } else { SiteReason::Ready };
+        entry.message = None;
     }
     // Reports about a finished upload or vote say nothing new about the step that is open, unless a hospital that fell
     // out of an attempt over the evaluation is back.
@@ -243,7 +257,7 @@ fn voted(
         found.dice = published_decimals(&score);
     }
     if let Some(sums) = sums {
-        state.evaluation.push(SiteSums::new(site, sums));
+        state.evaluation.push(SiteSums::new(site, sums.capped()));
     }
     Ok(())
 }
@@ -340,6 +354,8 @@ pub(super) fn close_gate(state: &mut RoundState, policy: &RoundPolicy, trouble: 
         let votes: Vec<Vote> = state.sites.iter().filter_map(|s| s.vote).collect();
         let sums: Vec<CaseSums> = match &state.total {
             Some(total) => vec![total.sums()],
+            // The figure of a masked study comes from the masked sum or there is none.
+            None if policy.protocol == Protocol::SecAgg => Vec::new(),
             None => state.evaluation.iter().map(SiteSums::sums).collect(),
         };
         let verdict = gate::decide(gate, &votes, &sums);

@@ -3,7 +3,7 @@
 use super::tests::{SITES, all_ready, at, fresh, name, policy, run, say, secagg_until};
 use super::*;
 use crate::digest::Digest;
-use crate::gate::{Gate, Vote};
+use crate::gate::{COUNT_CAP, CaseSums, Gate, Vote};
 use crate::task::TaskKind;
 
 fn failed(attempt: u32) -> Event {
@@ -141,4 +141,62 @@ fn a_hospital_that_takes_the_round_up_is_remembered() {
         fact: SiteFact { reason: SiteReason::Training, message: None },
     };
     assert!(!run(state, &policy(Protocol::None), vec![(7, evaluate)]).site(&name("cedar")).unwrap().began);
+}
+
+/// Where updates are masked, one hospital that sends its numbers in plain, unasked, must not open the gate for all.
+#[test]
+fn under_masks_no_plain_numbers_stand_in_for_the_masked_sum() {
+    let mut policy = policy(Protocol::SecAgg);
+    policy.gate = gate();
+    let vote = |s: &&str| Event::Voted {
+        site: name(s),
+        vote: Vote::Pass,
+        sums: Some(CaseSums { cases: 1, dice: 1.0 }),
+        published: None,
+    };
+    let mut state = fresh();
+    (state.step, state.attempt, state.model_attempt) = (RoundStep::Evaluating, 1, 1);
+    state.model = Some(Digest::of(b"m"));
+    let mut state = run(state, &policy, SITES.iter().map(|s| (40, vote(s))).collect());
+    assert_eq!(state.evaluation, []);
+    // Also those that an earlier version of the hub took down.
+    state.evaluation = vec![SiteSums { site: name("alder"), cases: 1, dice: "1.000000".into() }];
+    let failed = |attempt| (300, failed(attempt));
+    let state = run(run(state, &policy, vec![failed(2)]), &policy, vec![failed(3)]);
+    let gate = state.gate.clone().unwrap();
+    assert_eq!((state.outcome, gate.passed, gate.global), (Some(Outcome::Completed), false, None));
+}
+
+/// Without masks each hospital's cases count, but none for more than the cap.
+#[test]
+fn a_plain_figure_takes_a_hospitals_cases_up_to_the_cap() {
+    let mut policy = policy(Protocol::None);
+    policy.gate = gate();
+    let mut state = fresh();
+    (state.step, state.attempt, state.model_attempt) = (RoundStep::Evaluating, 1, 1);
+    let sums = Some(CaseSums { cases: 4 * COUNT_CAP, dice: 0.0 });
+    let vote = Event::Voted { site: name("alder"), vote: Vote::Pass, sums, published: None };
+    let state = run(state, &policy, vec![(40, vote)]);
+    assert_eq!(state.evaluation[0].cases, COUNT_CAP);
+}
+
+/// A hospital whose policy is edited, or whose agent restarts, in the middle of a step says no for a moment. It must be
+/// asked again while the step is open: after the shares have left nobody else can take its place.
+#[test]
+fn a_hospital_that_said_no_for_a_moment_is_asked_again_within_the_step() {
+    let policy = masked();
+    for open in [ProtocolStep::Advertise, ProtocolStep::Upload, ProtocolStep::Agree, ProtocolStep::Unmask] {
+        let state = secagg_until(open, &SITES);
+        let away = run(state.clone(), &policy, vec![(50, say("damson", SiteReason::DeniedByPolicy))]);
+        assert_eq!(site_work(&away, &name("damson")), Some(SiteWork::Wait), "{open:?}");
+        let back = run(away.clone(), &policy, vec![(51, say("damson", SiteReason::Ready))]);
+        assert_eq!(site_work(&back, &name("damson")), Some(SiteWork::Attempt(1, open)), "{open:?}");
+        assert_eq!(back.in_attempt(open), state.in_attempt(open));
+        // In the next step it is too late: the others go on without it.
+        let done = |s: &&str| (52, Event::StepDone { site: name(s), attempt: 1, step: open });
+        let later = run(away, &policy, SITES[..3].iter().map(done).collect());
+        let late = run(later.clone(), &policy, vec![(53, say("damson", SiteReason::Ready))]);
+        assert_eq!(late.protocol_step, later.protocol_step);
+        assert!(!late.site(&name("damson")).unwrap().member, "{open:?}");
+    }
 }
