@@ -65,7 +65,11 @@ pub struct ModelPromotionStatus {
     /// Generation that the conditions speak of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Hospital by hospital.
+    /// What was last offered while the promotion was accepted. One that no longer makes sense is still lowered by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<Offered>,
+    /// Hospital by hospital: those that were offered it, and those that must still hear that it is taken back, as far as
+    /// there is room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"]))]
     pub sites: Vec<SiteRollout>,
@@ -73,6 +77,25 @@ pub struct ModelPromotionStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// An offer as it went out to hospitals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Offered {
+    /// Name of the release.
+    #[schemars(length(max = 253))]
+    pub release: String,
+    /// Digest of the release's spec.
+    pub release_digest: Digest,
+    /// Digest of the model.
+    pub model: Digest,
+    /// Stage asked for.
+    pub stage: Stage,
+    /// The approvals that went with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
+    pub approvals: Vec<Approval>,
 }
 
 /// One hospital's rollout.

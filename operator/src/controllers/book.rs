@@ -84,6 +84,16 @@ impl Book {
         changed
     }
 
+    /// Replaces the items of some hospitals for one piece of work and leaves those of all others as they are. Answers which
+    /// hospitals' lists changed.
+    pub fn lower(&mut self, uid: &str, owner: &Owner, items: BTreeMap<SiteName, Item>) -> BTreeSet<SiteName> {
+        let mut all: BTreeMap<SiteName, Item> = (self.sites.iter())
+            .filter_map(|(site, slots)| Some((site.clone(), slots.get(uid)?.item.clone())))
+            .collect();
+        all.extend(items);
+        self.set(uid, owner, all)
+    }
+
     /// Forgets a piece of work whose object is gone. Answers which hospitals' lists changed.
     pub fn remove(&mut self, uid: &str) -> BTreeSet<SiteName> {
         self.acknowledged.remove(uid);
@@ -164,8 +174,17 @@ impl Book {
         self.acknowledged.get(uid).cloned().unwrap_or_default()
     }
 
-    /// The work was taken up again: earlier acknowledgements mean nothing.
+    /// The hospitals that hold a tombstone of this work beyond its object, or beside it.
+    pub fn buried(&self, uid: &str) -> BTreeSet<SiteName> {
+        let buried = |slots: &BTreeMap<String, Slot>| slots.get(uid).is_some_and(|slot| slot.owner == Owner::Buried);
+        self.sites.iter().filter(|(_, slots)| buried(slots)).map(|(site, _)| site.clone()).collect()
+    }
+
+    /// The work was taken up again: earlier acknowledgements, and a tombstone that was not heard yet, mean nothing.
     pub fn revive(&mut self, uid: &str, site: &SiteName) {
+        if let Some(slots) = self.sites.get_mut(site) {
+            slots.retain(|key, slot| key != uid || slot.owner != Owner::Buried);
+        }
         if let Some(sites) = self.acknowledged.get_mut(uid) {
             sites.remove(site);
         }
@@ -234,6 +253,31 @@ mod tests {
 
     fn names(sites: &BTreeSet<SiteName>) -> Vec<&str> {
         sites.iter().map(SiteName::as_str).collect()
+    }
+
+    /// What is taken back from some goes out at once; what the others serve is not touched by it.
+    #[test]
+    fn lowering_leaves_everyone_else_as_they_are() {
+        let mut book = Book::default();
+        book.set("u", &owner(), items("u", ItemState::Active, &["alder", "birch"]));
+        let changed = book.lower("u", &owner(), items("u", ItemState::Cancelled, &["birch"]));
+        assert_eq!(names(&changed), ["birch"]);
+        assert_eq!(book.items(&site("alder"))[0].state, ItemState::Active);
+        // A hub that has restarted holds nothing yet.
+        let mut book = Book::default();
+        assert_eq!(names(&book.lower("u", &owner(), items("u", ItemState::Cancelled, &["birch"]))), ["birch"]);
+    }
+
+    /// A hospital that is named again before it heard that it was not is asked again.
+    #[test]
+    fn a_tombstone_beside_its_object_makes_way_for_new_work() {
+        let mut book = Book::default();
+        book.bury(&site("alder"), item("u", ItemState::Cancelled));
+        assert_eq!(names(&book.buried("u")), ["alder"]);
+        book.revive("u", &site("alder"));
+        book.set("u", &owner(), items("u", ItemState::Active, &["alder"]));
+        assert_eq!(book.items(&site("alder"))[0].state, ItemState::Active);
+        assert!(book.buried("u").is_empty());
     }
 
     #[test]

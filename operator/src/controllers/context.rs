@@ -113,6 +113,8 @@ pub struct Context {
     pub sums: Sums,
     /// Rounds as last written, while the cache lags behind.
     pub written: Written<TrainingRound>,
+    /// Promotions as last written, while the cache lags behind.
+    pub promotions_written: Written<ModelPromotion>,
     /// When this process began.
     pub started: Timestamp,
     clock: Clock,
@@ -158,6 +160,7 @@ impl Context {
             delivered: Delivered::default(),
             sums: Sums::default(),
             written: Written::default(),
+            promotions_written: Written::default(),
             started: clock(),
             clock,
             book: Mutex::default(),

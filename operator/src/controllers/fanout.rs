@@ -86,6 +86,7 @@ pub fn promotion(context: &Context, change: Change<ModelPromotion>) {
         Change::Touched(object) => ask(&context.queues.promotions, ObjectRef::from_obj(&*object)),
         Change::Gone(object) => {
             let uid = object.uid().unwrap_or_default();
+            context.promotions_written.forget(&uid);
             context.publish(|book| book.remove(&uid));
         }
     }

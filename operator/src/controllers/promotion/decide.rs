@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, status_of};
-use consilium_crds::model_promotion::{RolloutReason, SiteRollout};
+use consilium_crds::model_promotion::{Offered, RolloutReason, SiteRollout};
 use consilium_crds::{ModelPromotion, ModelPromotionStatus, ModelRelease};
 use consilium_federation::SiteName;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
@@ -32,10 +32,19 @@ pub struct Facts<'a> {
     pub acknowledged: &'a BTreeSet<SiteName>,
 }
 
+/// Most hospitals that a status lists.
+const LISTED: usize = 200;
+
 /// The items for the hospitals, the status, and what people should hear.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// `None`: the promotion is not accepted, and what was asked for before stays.
+    /// What only takes back, for hospitals that were asked before: goes out before anything is written, whether or not
+    /// the promotion makes sense.
+    pub lowered: BTreeMap<SiteName, Item>,
+    /// Tombstones that the status has no room to remember: kept in the store before it is written.
+    pub buried: BTreeMap<SiteName, Item>,
+    /// Everything; goes out when the status names whom it goes to. `None`: the promotion is not accepted, and nobody is
+    /// asked for more than before.
     pub items: Option<BTreeMap<SiteName, Item>>,
     /// The status.
     pub status: ModelPromotionStatus,
@@ -78,35 +87,84 @@ pub fn accept(facts: &Facts<'_>) -> Result<(), (&'static str, String)> {
     Ok(())
 }
 
-/// Hospitals that were asked before and are no longer named: they get a tombstone until they acknowledge it.
-fn dropped(facts: &Facts<'_>) -> BTreeSet<SiteName> {
-    let known = facts.promotion.status.as_ref().map_or(&[][..], |s| &s.sites);
-    let deleting = facts.promotion.metadata.deletion_timestamp.is_some();
-    let named = |site: &SiteName| !deleting && facts.promotion.spec.sites.contains(site);
-    known.iter().map(|s| &s.site).filter(|s| !named(s) && !facts.acknowledged.contains(s)).cloned().collect()
+fn known<'a>(facts: &Facts<'a>) -> impl Iterator<Item = &'a SiteName> {
+    facts.promotion.status.iter().flat_map(|status| status.sites.iter().map(|s| &s.site))
 }
 
-/// What hospitals are asked for.
-pub fn items(facts: &Facts<'_>) -> BTreeMap<SiteName, Item> {
-    let promotion = facts.promotion;
-    let Some(uid) = &promotion.metadata.uid else { return BTreeMap::new() };
-    let named = &promotion.spec.release;
-    let item = |state| {
-        let work = DeployWork {
-            release: named.name.clone(),
-            // A tombstone outlives its release; what counts in it is the UID.
-            release_digest: facts.release.map_or(named.digest, |r| r.spec.digest()),
-            model: facts.release.map_or(named.digest, |r| r.spec.model),
-            stage: promotion.spec.stage,
-            approvals: promotion.spec.approvals.clone(),
-        };
-        Item { uid: uid.clone(), state, work: Work::Deploy(work) }
-    };
-    let mut items: BTreeMap<SiteName, Item> =
-        dropped(facts).into_iter().map(|site| (site, item(ItemState::Cancelled))).collect();
-    if promotion.metadata.deletion_timestamp.is_none() && facts.release.is_some() {
-        items.extend(promotion.spec.sites.iter().map(|site| (site.clone(), item(ItemState::Active))));
+fn is_named(facts: &Facts<'_>, site: &SiteName) -> bool {
+    facts.promotion.metadata.deletion_timestamp.is_none() && facts.promotion.spec.sites.contains(site)
+}
+
+/// Hospitals that were asked before and are no longer named: they get a tombstone until they acknowledge it.
+fn dropped(facts: &Facts<'_>) -> BTreeSet<SiteName> {
+    known(facts).filter(|site| !is_named(facts, site) && !facts.acknowledged.contains(*site)).cloned().collect()
+}
+
+/// What the spec asks for; for a tombstone, whose UID is all that counts in it, also without the release.
+fn asked(facts: &Facts<'_>) -> Offered {
+    let spec = &facts.promotion.spec;
+    Offered {
+        release: spec.release.name.clone(),
+        release_digest: facts.release.map_or(spec.release.digest, |r| r.spec.digest()),
+        model: facts.release.map_or(spec.release.digest, |r| r.spec.model),
+        stage: spec.stage,
+        approvals: spec.approvals.clone(),
     }
+}
+
+/// What was offered, or less of it: never a higher stage, nor another model.
+fn less(offered: &Offered, facts: &Facts<'_>) -> Offered {
+    let spec = &facts.promotion.spec;
+    let mut less = offered.clone();
+    less.stage = less.stage.min(spec.stage);
+    // An approval that was taken back no longer counts, and a lower stage has approvals of its own. Those of another
+    // model say nothing of this one.
+    if (&spec.release.name, spec.release.digest) == (&offered.release, offered.model) {
+        less.approvals = spec.approvals.clone();
+    }
+    less
+}
+
+fn item(uid: &str, state: ItemState, offer: &Offered) -> Item {
+    let work = DeployWork {
+        release: offer.release.clone(),
+        release_digest: offer.release_digest,
+        model: offer.model,
+        stage: offer.stage,
+        approvals: offer.approvals.clone(),
+    };
+    Item { uid: uid.to_owned(), state, work: Work::Deploy(work) }
+}
+
+/// What hospitals that were asked before are asked for at most: a tombstone if they are no longer named, and otherwise
+/// what they were offered or less. It needs nothing but the promotion: no reference, however broken, keeps a hospital
+/// from hearing that a model is taken back.
+pub fn lowered(facts: &Facts<'_>) -> BTreeMap<SiteName, Item> {
+    let Some(uid) = &facts.promotion.metadata.uid else { return BTreeMap::new() };
+    let offered = facts.promotion.status.as_ref().and_then(|status| status.offered.as_ref());
+    let named = asked(facts);
+    let tombstone = offered.unwrap_or(&named);
+    let mut items: BTreeMap<SiteName, Item> =
+        dropped(facts).into_iter().map(|site| (site, item(uid, ItemState::Cancelled, tombstone))).collect();
+    let less = match offered {
+        Some(offered) => Some(less(offered, facts)),
+        // Written by a version that did not note what it offered.
+        None => accept(facts).is_ok().then_some(named),
+    };
+    if let Some(less) = less {
+        let asked = known(facts).filter(|site| is_named(facts, site));
+        items.extend(asked.map(|site| (site.clone(), item(uid, ItemState::Active, &less))));
+    }
+    items
+}
+
+/// What hospitals are asked for by a promotion that is accepted.
+fn items(facts: &Facts<'_>) -> BTreeMap<SiteName, Item> {
+    let Some(uid) = &facts.promotion.metadata.uid else { return BTreeMap::new() };
+    let mut items = lowered(facts);
+    let asked = asked(facts);
+    let named = facts.promotion.spec.sites.iter().filter(|site| is_named(facts, site));
+    items.extend(named.map(|site| (site.clone(), item(uid, ItemState::Active, &asked))));
     items
 }
 
@@ -117,10 +175,8 @@ pub fn decide(facts: &Facts<'_>, now: Timestamp) -> Plan {
     let mut conditions = Conditions::from_status(known, promotion.metadata.generation, now);
     let mut notes = Vec::new();
     let verdict = accept(facts);
-    let sites = match &verdict {
-        Ok(()) => rollouts(facts),
-        Err(_) => promotion.status.as_ref().map(|s| s.sites.clone()).unwrap_or_default(),
-    };
+    let lowered = lowered(facts);
+    let (sites, buried) = listed(facts, verdict.is_ok(), &lowered);
     match &verdict {
         Ok(()) => {
             conditions.set(ACCEPTED, true, "Accepted", "the release and the hospitals exist").clear(STALLED);
@@ -134,19 +190,52 @@ pub fn decide(facts: &Facts<'_>, now: Timestamp) -> Plan {
                 .set(ACCEPTED, false, reason, message)
                 .set(READY, false, reason, message)
                 .set(STALLED, true, reason, message)
-                .unknown(ROLLED_OUT, reason, "what hospitals serve is left as it is")
+                .unknown(ROLLED_OUT, reason, "hospitals are asked for nothing more than before, and for less at once")
                 .clear(RECONCILING);
         }
     }
+    let before = promotion.status.as_ref().and_then(|status| status.offered.as_ref());
+    let offered = match &verdict {
+        Ok(()) => Some(asked(facts)),
+        // Lowered once is lowered: what the spec says next must not bring it back before it is accepted.
+        Err(_) => before.map(|offered| less(offered, facts)),
+    };
     let status = ModelPromotionStatus {
         observed_generation: promotion.metadata.generation,
+        offered,
         sites,
         conditions: conditions.into_list(),
     };
-    Plan { items: verdict.is_ok().then(|| items(facts)), status, notes }
+    let items = verdict.is_ok().then(|| {
+        let mut items = items(facts);
+        // Theirs are kept, and heard, beside the promotion.
+        items.retain(|site, _| !buried.contains_key(site));
+        items
+    });
+    Plan { lowered, buried, items, status, notes }
 }
 
-fn rollouts(facts: &Facts<'_>) -> Vec<SiteRollout> {
+/// The hospitals that the status lists, and the tombstones for which it has no room.
+fn listed(
+    facts: &Facts<'_>,
+    accepted: bool,
+    lowered: &BTreeMap<SiteName, Item>,
+) -> (Vec<SiteRollout>, BTreeMap<SiteName, Item>) {
+    let asked: BTreeSet<SiteName> = match accepted {
+        true => facts.promotion.spec.sites.iter().cloned().collect(),
+        // Nobody new is asked.
+        false => known(facts).filter(|site| is_named(facts, site)).cloned().collect(),
+    };
+    let mut dropped = dropped(facts);
+    let room = LISTED.saturating_sub(asked.len());
+    let beyond = dropped.iter().nth(room).cloned();
+    let without_room = beyond.map(|first| dropped.split_off(&first)).unwrap_or_default();
+    let all = asked.into_iter().chain(dropped).collect();
+    let tombstone = |site: SiteName| Some((site.clone(), lowered.get(&site)?.clone()));
+    (rollouts(facts, all), without_room.into_iter().filter_map(tombstone).collect())
+}
+
+fn rollouts(facts: &Facts<'_>, all: BTreeSet<SiteName>) -> Vec<SiteRollout> {
     let one = |site: SiteName| {
         let report = facts.reports.get(&site);
         SiteRollout {
@@ -156,7 +245,6 @@ fn rollouts(facts: &Facts<'_>) -> Vec<SiteRollout> {
             site,
         }
     };
-    let all: BTreeSet<SiteName> = facts.promotion.spec.sites.iter().cloned().chain(dropped(facts)).collect();
     all.into_iter().map(one).collect()
 }
 

@@ -16,12 +16,12 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
-use super::book::Owner;
+use super::book::{Book, Owner};
 use super::context::Context;
 use super::error::Error;
 use super::study::accept::{self, Sites};
 use super::{finalizer, write};
-use decide::Facts;
+use decide::{Facts, Plan};
 
 /// How long hospitals may take to acknowledge that a promotion is gone.
 const LINGER: SignedDuration = SignedDuration::from_secs(60);
@@ -50,7 +50,8 @@ impl Read {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn reconcile(promotion: Arc<ModelPromotion>, context: Arc<Context>) -> Result<Action, Error> {
+pub async fn reconcile(cached: Arc<ModelPromotion>, context: Arc<Context>) -> Result<Action, Error> {
+    let promotion = context.promotions_written.newest(cached);
     let uid = promotion.uid().ok_or_else(|| Error::Bug("a ModelPromotion without a UID".into()))?;
     let api: Api<ModelPromotion> = Api::namespaced(context.client.clone(), &promotion.namespace().unwrap_or_default());
     let read = read(&context, &promotion, &uid);
@@ -64,26 +65,50 @@ pub async fn reconcile(promotion: Arc<ModelPromotion>, context: Arc<Context>) ->
         finalizer::add(&api, &*promotion).await?;
         return Ok(Action::await_change());
     }
-    let plan = decide::decide(&facts, now);
+    let Plan { lowered, buried, items, status, notes } = decide::decide(&facts, now);
+    // What is taken back waits for nothing: neither for a status that can be written nor for a volume with room.
+    publish(&context, &promotion, &uid, |book, owner| book.lower(&uid, owner, lowered));
+    context.bury(buried).await?;
     // The status names whom the offer goes to before it goes out: that is how a later turn knows whom to tell.
-    if promotion.status.as_ref() != Some(&plan.status) {
-        let wanted = ModelPromotion { status: Some(plan.status), ..(*promotion).clone() };
-        write::status(&api, &wanted).await?;
-        write::events(&context, &*promotion, plan.notes).await;
+    if promotion.status.as_ref() != Some(&status) {
+        let wanted = ModelPromotion { status: Some(status), ..(*promotion).clone() };
+        let written = write::status(&api, &wanted).await;
+        if written.is_err() {
+            // Whatever the reason, the cache knows better than we do now.
+            context.promotions_written.forget(&uid);
+        }
+        context.promotions_written.put(&promotion, written?);
+        write::events(&context, &*promotion, notes).await;
     }
-    if let Some(items) = plan.items {
-        let owner = owner(&promotion);
-        context.publish(|book| {
-            if !Context::stands(&context.caches.promotions, &promotion) {
-                return book.remove(&uid);
-            }
+    if let Some(items) = items {
+        let named: Vec<&SiteName> = items.keys().filter(|site| promotion.spec.sites.contains(site)).collect();
+        let buried = context.book().buried(&uid);
+        for site in buried.iter().filter(|site| named.contains(site)) {
+            let gone = context.hub.store().forget_tombstone(site, &uid).await;
+            gone.map_err(Error::store(format!("taking back a tombstone for {site}, which is named again")))?;
+        }
+        publish(&context, &promotion, &uid, |book, owner| {
             for site in &promotion.spec.sites {
                 book.revive(&uid, site);
             }
-            book.set(&uid, &owner, items)
+            book.set(&uid, owner, items)
         });
     }
     Ok(Action::await_change())
+}
+
+/// Changes a promotion's work in the book, unless its object is gone.
+fn publish(
+    context: &Context,
+    promotion: &ModelPromotion,
+    uid: &str,
+    change: impl FnOnce(&mut Book, &Owner) -> BTreeSet<SiteName>,
+) {
+    let owner = owner(promotion);
+    context.publish(|book| match Context::stands(&context.caches.promotions, promotion) {
+        true => change(book, &owner),
+        false => book.remove(uid),
+    });
 }
 
 /// Whose work it is in the book.
@@ -91,16 +116,15 @@ pub fn owner(promotion: &ModelPromotion) -> Owner {
     Owner::Promotion { namespace: promotion.namespace().unwrap_or_default(), name: promotion.name_any() }
 }
 
-/// What is known of a promotion from the caches and the hub.
+/// What hospitals were asked for before, or less, from the caches and the hub alone; the promotion's first turn asks for
+/// the rest.
 pub fn items_from_cache(
     context: &Context,
     promotion: &ModelPromotion,
 ) -> BTreeMap<SiteName, consilium_federation::assignment::Item> {
     let Some(uid) = promotion.uid() else { return BTreeMap::new() };
     let read = read(context, promotion, &uid);
-    let facts = read.facts(promotion);
-    let deleting = promotion.metadata.deletion_timestamp.is_some();
-    if deleting || decide::accept(&facts).is_ok() { decide::items(&facts) } else { BTreeMap::new() }
+    decide::lowered(&read.facts(promotion))
 }
 
 fn read(context: &Context, promotion: &ModelPromotion, uid: &str) -> Read {
@@ -129,12 +153,9 @@ async fn clean_up(
     now: Timestamp,
 ) -> Result<Action, Error> {
     let promotion = facts.promotion;
-    let items = decide::items(facts);
-    let outstanding = items.clone();
-    context.publish(|book| match Context::stands(&context.caches.promotions, promotion) {
-        true => book.set(uid, &owner(promotion), items),
-        false => book.remove(uid),
-    });
+    let outstanding = decide::lowered(facts);
+    let items = outstanding.clone();
+    publish(context, promotion, uid, |book, owner| book.set(uid, owner, items));
     let since = promotion.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
     if let (true, true, Ok(pause)) = (!outstanding.is_empty(), left.is_positive(), Duration::try_from(left)) {

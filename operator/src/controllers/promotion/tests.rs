@@ -3,14 +3,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, STALLED, status_of};
 use consilium_crds::model_promotion::{ReleaseRef, RolloutReason};
 use consilium_crds::{ModelPromotion, ModelPromotionSpec, ModelRelease, ModelReleaseStatus};
-use consilium_federation::assignment::{ItemState, Work};
+use consilium_federation::assignment::{Item, ItemState, Work};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::DeployReport;
 use consilium_federation::{Digest, SiteName};
 use ed25519_dalek::SigningKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::decide::{Facts, Plan, ROLLED_OUT, decide, items};
+use super::decide::{Facts, Plan, ROLLED_OUT, decide, lowered};
 use crate::controllers::release::decide::ATTESTED;
 use crate::controllers::study::accept::{SiteFacts, Sites};
 use crate::controllers::testing::{SITES, at, name, release};
@@ -87,22 +87,25 @@ fn a_promotion_is_offered_to_its_hospitals_with_the_release_they_can_check() {
     assert_eq!((work.release_digest, work.model), (release.spec.digest(), release.spec.model));
 }
 
-/// Each mistake is told with the field and what would be right; what hospitals serve is left alone meanwhile.
+type Edit = fn(&mut World);
+
+/// What keeps a promotion from being accepted: the edit, the reason, and a part of the message.
+const BROKEN: [(Edit, &str, &str); 5] = [
+    (|w| w.release = None, "InvalidReference", "spec.release.name"),
+    (|w| w.promotion.spec.release.digest = Digest::of(b"else"), "DigestMismatch", "spec.release.digest"),
+    (|w| w.release.as_mut().unwrap().status = None, "ReleaseNotAttested", "hippocampus-r1"),
+    (|w| w.promotion.spec.sites.push(name("elder")), "InvalidReference", "spec.sites["),
+    (|w| w.sites.get_mut(&name("birch")).unwrap().namespaces.clear(), "InvalidReference", "spec.studyNamespaces"),
+];
+
+/// Each mistake is told with the field and what would be right; hospitals are asked for nothing new meanwhile.
 #[test]
 fn a_promotion_that_makes_no_sense_asks_nothing_of_hospitals() {
-    type Edit = fn(&mut World);
-    let cases: [(Edit, &str, &str); 5] = [
-        (|w| w.release = None, "InvalidReference", "spec.release.name"),
-        (|w| w.promotion.spec.release.digest = Digest::of(b"else"), "DigestMismatch", "spec.release.digest"),
-        (|w| w.release.as_mut().unwrap().status = None, "ReleaseNotAttested", "hippocampus-r1"),
-        (|w| w.promotion.spec.sites.push(name("elder")), "InvalidReference", "spec.sites[2]"),
-        (|w| w.sites.get_mut(&name("birch")).unwrap().namespaces.clear(), "InvalidReference", "spec.studyNamespaces"),
-    ];
-    for (edit, reason, part) in cases {
+    for (edit, reason, part) in BROKEN {
         let mut world = world();
         edit(&mut world);
         let plan = world.decide();
-        assert!(plan.items.is_none(), "{reason}");
+        assert!(plan.items.is_none() && plan.lowered.is_empty(), "{reason}");
         let accepted = plan.status.conditions.iter().find(|c| c.type_ == ACCEPTED).unwrap();
         assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", reason));
         assert!(accepted.message.contains(part), "{part}: {}", accepted.message);
@@ -162,9 +165,77 @@ fn a_deleted_promotion_is_a_tombstone_for_everyone_even_without_its_release() {
     world.decide();
     world.promotion.metadata.deletion_timestamp = Some(Time(at(5)));
     world.release = None;
-    let left = items(&world.facts());
+    let left = lowered(&world.facts());
     assert_eq!(left.len(), 2);
     assert!(left.values().all(|i| i.state == ItemState::Cancelled));
     world.acknowledged = [name("alder"), name("birch")].into();
-    assert!(items(&world.facts()).is_empty());
+    assert!(lowered(&world.facts()).is_empty());
+}
+
+fn stage_of(item: &Item) -> (ItemState, Stage) {
+    let Work::Deploy(work) = &item.work else { panic!() };
+    (item.state, work.stage)
+}
+
+/// A model must be taken back, or trusted with less, whatever else of the promotion is broken: a hospital that was removed
+/// would otherwise go on serving because another one's name is misspelt. Also by a hub that has just restarted, which
+/// knows nothing but the object.
+#[test]
+fn what_is_taken_back_goes_out_whatever_is_broken() {
+    for (edit, reason, _) in BROKEN {
+        let mut world = world();
+        world.promotion.spec.sites = [name("alder"), name("birch"), name("cedar")].into();
+        world.promotion.spec.stage = Stage::Triage;
+        world.decide();
+        world.promotion.spec.sites = [name("alder"), name("birch"), name("damson")].into();
+        world.promotion.spec.stage = Stage::SafetyNet;
+        edit(&mut world);
+        let restarted = lowered(&world.facts());
+        let plan = world.decide();
+        let asked: Vec<_> = plan.lowered.iter().map(|(site, item)| (site.as_str(), stage_of(item))).collect();
+        let less = (ItemState::Active, Stage::SafetyNet);
+        assert_eq!(asked[..2], [("alder", less), ("birch", less)], "{reason}");
+        assert_eq!((asked.len(), asked[2].0, asked[2].1.0), (3, "cedar", ItemState::Cancelled), "{reason}");
+        assert_eq!(restarted, plan.lowered, "{reason}");
+        // Nobody new is asked, and what is raised again waits until it makes sense.
+        assert!(plan.items.is_none() && !plan.status.sites.iter().any(|s| s.site == name("damson")), "{reason}");
+        world.promotion.spec.stage = Stage::PrimaryReader;
+        world.promotion.spec.sites.push(name("cedar"));
+        let next = world.decide();
+        assert!(next.lowered.values().all(|item| stage_of(item) == less), "{reason}");
+    }
+}
+
+/// A promotion that names another release by mistake keeps the model in use that was offered, with its own approvals.
+#[test]
+fn a_release_that_is_not_there_does_not_take_the_one_in_use_away() {
+    let mut world = world();
+    let before = world.decide().items.unwrap();
+    world.promotion.spec.release = ReleaseRef { name: "typo".into(), digest: Digest::of(b"typo") };
+    world.release = None;
+    assert_eq!(world.decide().lowered, before);
+    assert_eq!(world.decide().lowered, before, "and in every later turn");
+}
+
+/// Two hundred hospitals that make way for two hundred others: the status lists no more than it may, and those that it
+/// has no room for are remembered in the store.
+#[test]
+fn a_promotion_that_moves_to_as_many_others_fits_its_status() {
+    let many = |prefix: &str| (0..200).map(|n| name(&format!("{prefix}{n}"))).collect::<Vec<_>>();
+    let mut world = world();
+    let allowed = SiteFacts { accepted: true, namespaces: vec!["research".into()] };
+    world.sites = many("old").into_iter().chain(many("new")).map(|site| (site, allowed.clone())).collect();
+    world.promotion.spec.sites = many("old");
+    world.decide();
+    world.promotion.spec.sites = many("new");
+    world.acknowledged = many("old")[..50].iter().cloned().collect();
+    let plan = world.decide();
+    assert_eq!(plan.status.sites.len(), 200);
+    assert_eq!((plan.lowered.len(), plan.buried.len()), (150, 150));
+    assert!(plan.buried.values().all(|item| item.state == ItemState::Cancelled));
+    assert_eq!(plan.items.unwrap().len(), 200);
+    // With room the status lists them, for people to see who has not heard yet.
+    world.promotion.spec.sites = many("new")[..120].to_vec();
+    let plan = world.decide();
+    assert_eq!((plan.status.sites.len(), plan.buried.len()), (200, 0));
 }

@@ -124,6 +124,11 @@ fn publish(context: &Context, round: &TrainingRound, uid: &str, inputs: &Inputs)
     });
 }
 
+/// Tells the hospitals of a round that is being deleted to stop.
+pub fn cancel(context: &Context, round: &TrainingRound, uid: &str) {
+    publish(context, round, uid, &Inputs::Nothing);
+}
+
 async fn delete_uploads(context: &Context, uid: &str, attempt: u32) -> Result<(), Error> {
     if context.is_clean(uid, attempt) {
         return Ok(());

@@ -48,6 +48,10 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
     if !deleting && context.study_is_gone(&study, &round.spec.study_uid).await? {
         return apply::delete(&context, &round, &uid).await;
     }
+    if deleting {
+        // Hospitals stop now, whether or not anything of the round can still be read or written.
+        apply::cancel(&context, &round, &uid);
+    }
     let policy = match policy(&context, &round, now).await {
         Ok(policy) => policy,
         // The clean-up needs no rules: an unreadable spec must not keep an object from going.
