@@ -18,7 +18,8 @@ use tokio::sync::{broadcast, watch};
 
 use crate::attempts::Attempts;
 use crate::metrics::Metrics;
-use crate::store::{BlobStore, StoreError};
+use crate::news::{News, differences};
+use crate::store::{BlobStore, StoreError, UploadKey};
 
 /// Changes that a slow listener may lag behind before it is told to look at everything.
 const CHANGES: usize = 4096;
@@ -40,12 +41,15 @@ struct Inner {
     manifests: Mutex<BTreeMap<Digest, Arc<ModelManifest>>>,
     attempts: Attempts,
     rosters: Mutex<Vec<Digest>>,
-    ledgers: tokio::sync::Mutex<BTreeMap<SiteName, LedgerEnd>>,
+    ledgers: Mutex<BTreeMap<SiteName, Ledger>>,
     key: SigningKey,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
     knows_accepted: AtomicBool,
-    changes: broadcast::Sender<SiteName>,
+    changes: broadcast::Sender<(SiteName, News)>,
 }
+
+/// Where one hospital's ledger stands, once it was read: each waits for the volume alone.
+type Ledger = Arc<tokio::sync::Mutex<Option<LedgerEnd>>>;
 
 struct Site {
     desired: watch::Sender<Option<Arc<Assignment>>>,
@@ -83,7 +87,7 @@ impl Hub {
             manifests: Mutex::default(),
             attempts: Attempts::default(),
             rosters: Mutex::default(),
-            ledgers: tokio::sync::Mutex::default(),
+            ledgers: Mutex::default(),
             key,
             accepted: watch::Sender::new(Arc::default()),
             knows_accepted: AtomicBool::new(false),
@@ -201,20 +205,29 @@ impl Hub {
         self.0.accepted.subscribe()
     }
 
-    /// Takes a hospital's report in place of its last one.
-    pub fn put_report(&self, site: &SiteName, report: Report, now: Timestamp) {
-        let differs = {
+    /// Takes a hospital's report in place of its last one: what it says of work that it was given. The controllers hear of
+    /// the parts that differ.
+    pub fn put_report(&self, site: &SiteName, mut report: Report, now: Timestamp) {
+        let news = {
             let mut sites = self.sites();
             let entry = sites.entry(site.clone()).or_default();
-            let differs = entry.report.as_ref().is_none_or(|(known, _)| **known != report);
+            // Until the first assignment is made nobody knows what the hospital was given.
+            if let Some(assignment) = entry.desired.borrow().as_ref() {
+                let given: BTreeSet<&str> = assignment.items.iter().map(|item| item.uid.as_str()).collect();
+                report.rounds.retain(|round| given.contains(round.uid.as_str()));
+                report.deployments.retain(|deployment| given.contains(deployment.uid.as_str()));
+            }
+            let known = entry.report.as_ref().map(|(known, _)| &**known);
+            let news = known.map_or(News::Everything, |known| differences(known, &report));
             if report.hub_epoch == self.0.epoch {
                 self.rise(site, entry, report.revision);
             }
             entry.report = Some((Arc::new(report), now));
-            differs
+            news
         };
-        if differs {
-            self.changed(site);
+        match news {
+            News::Nothing => {}
+            news => self.tell(site, news),
         }
     }
 
@@ -240,9 +253,10 @@ impl Hub {
     /// # Errors
     /// When the volume fails; nothing is acknowledged then.
     pub async fn countersign(&self, site: &SiteName, shown: LedgerEnd) -> Result<(LedgerEnd, Signature), StoreError> {
-        let mut ledgers = self.0.ledgers.lock().await;
-        let known = match ledgers.get(site) {
-            Some(known) => Some(*known),
+        let ledger = lock(&self.0.ledgers).entry(site.clone()).or_default().clone();
+        let mut ledger = ledger.lock().await;
+        let known = match *ledger {
+            Some(known) => Some(known),
             None => self.0.store.ledger_end(site).await?,
         };
         let further = known.is_none_or(|known| shown.entries > known.entries);
@@ -253,7 +267,7 @@ impl Hub {
         if end != shown {
             tracing::warn!(%site, entries = shown.entries, furthest = end.entries, "a hospital's ledger went back");
         }
-        ledgers.insert(site.clone(), end);
+        *ledger = Some(end);
         Ok((end, self.0.key.sign(&end.signed_bytes(site))))
     }
 
@@ -272,10 +286,10 @@ impl Hub {
         self.sites().get(site).and_then(|s| s.last_contact)
     }
 
-    /// Names of hospitals of which something changed: its report, its connection, an upload, its acceptance.
+    /// What changed of which hospital: its report, its connection, an upload, its acceptance.
     ///
     /// A listener that lags (`RecvError::Lagged`) must look at all of them.
-    pub fn changes(&self) -> broadcast::Receiver<SiteName> {
+    pub fn changes(&self) -> broadcast::Receiver<(SiteName, News)> {
         self.0.changes.subscribe()
     }
 
@@ -305,6 +319,16 @@ impl Hub {
             }
         }
         trouble.map_or(Ok(false), Err)
+    }
+
+    /// The attempt in which this object is made for this hospital when it asks, if it is one.
+    pub fn made_in(&self, site: &SiteName, digest: Digest) -> Option<UploadKey> {
+        self.assignment(site)?.items.iter().find_map(|item| match &item.work {
+            Work::Round(work) if item.state == ItemState::Active && work.inputs == Some(digest) => {
+                Some(UploadKey { round_uid: item.uid.clone(), attempt: work.attempt, site: site.clone() })
+            }
+            _ => None,
+        })
     }
 
     /// A model's manifest; those asked for lately are kept in memory.
@@ -367,8 +391,17 @@ impl Hub {
 
     /// Tells the controllers to look at what concerns this hospital.
     pub fn changed(&self, site: &SiteName) {
+        self.tell(site, News::Everything);
+    }
+
+    /// Tells the controllers to look at one piece of this hospital's work.
+    pub fn work_changed(&self, site: &SiteName, uid: &str) {
+        self.tell(site, News::Work(BTreeSet::from([uid.to_owned()])));
+    }
+
+    fn tell(&self, site: &SiteName, news: News) {
         // No listener is no fault: the controllers look at everything when they start.
-        let _ = self.0.changes.send(site.clone());
+        let _ = self.0.changes.send((site.clone(), news));
     }
 
     fn sites(&self) -> MutexGuard<'_, BTreeMap<SiteName, Site>> {

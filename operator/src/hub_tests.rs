@@ -78,12 +78,12 @@ async fn a_report_that_says_nothing_new_wakes_nobody_but_is_contact() {
     let mut changes = hub.changes();
     let at = |second| Timestamp::from_second(second).unwrap();
     hub.put_report(&site(), report(1), at(1));
-    assert_eq!(changes.try_recv().unwrap(), site());
+    assert_eq!(changes.try_recv().unwrap().0, site());
     hub.put_report(&site(), report(1), at(2));
     assert_eq!(changes.try_recv(), Err(TryRecvError::Empty));
     assert_eq!(hub.report(&site()).unwrap().1, at(2));
     hub.put_report(&site(), report(2), at(3));
-    assert_eq!(changes.try_recv().unwrap(), site());
+    assert_eq!(changes.try_recv().unwrap().0, site());
 }
 
 /// A hospital that was restored from a backup must be told what it had shown before, by a hub that was restarted since;
@@ -114,4 +114,33 @@ async fn a_hospital_is_connected_while_any_watch_is_open() {
     assert!(hub.connected(&site()));
     drop(new);
     assert!(!hub.connected(&site()));
+}
+
+/// What a hospital says of work that it was never given is not kept: ten thousand rounds that there are not would fill the
+/// memory of the hub, and wake what is no concern of the hospital's.
+#[tokio::test]
+async fn only_what_a_hospital_says_of_its_own_work_is_kept() {
+    use consilium_federation::assignment::{DeployWork, ItemState};
+    use consilium_federation::ladder::Stage;
+    use consilium_federation::report::{DeployReport, RolloutReason};
+    let hub = hub(&tempfile::tempdir().unwrap()).await;
+    let work = DeployWork {
+        release: "r".into(),
+        release_digest: Digest::of(b"r"),
+        model: Digest::of(b"m"),
+        stage: Stage::Shadow,
+        approvals: vec![],
+    };
+    hub.publish(&site(), vec![Item { uid: "mine".into(), state: ItemState::Active, work: Work::Deploy(work) }]);
+    let said =
+        |uid: &str| DeployReport { uid: uid.into(), reason: RolloutReason::Serving, serving: None, message: None };
+    let mut changes = hub.changes();
+    let deployments = vec![said("mine"), said("theirs")];
+    hub.put_report(&site(), Report { deployments, ..report(1) }, Timestamp::UNIX_EPOCH);
+    assert_eq!(changes.try_recv().unwrap(), (site(), News::Everything));
+    let kept: Vec<_> = hub.report(&site()).unwrap().0.deployments.iter().map(|d| d.uid.clone()).collect();
+    assert_eq!(kept, ["mine"]);
+    let deployments = vec![DeployReport { reason: RolloutReason::Withdrawn, ..said("mine") }, said("theirs")];
+    hub.put_report(&site(), Report { deployments, ..report(1) }, Timestamp::UNIX_EPOCH);
+    assert_eq!(changes.try_recv().unwrap(), (site(), News::Work(BTreeSet::from(["mine".to_owned()]))));
 }

@@ -6,12 +6,14 @@
 
 mod split;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use consilium_federation::digest::canonical_json;
-use consilium_federation::model::ModelManifest;
+use consilium_federation::model::{MAX_ELEMENTS, ModelManifest};
 use consilium_federation::task::{TaskFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
 use consilium_proto::FILE_PART_BYTES;
@@ -25,15 +27,28 @@ use kube::runtime::reflector::ObjectRef;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::controllers::context::{Context, ask};
 use crate::controllers::init::job::{self, Owner};
 use crate::controllers::init::{self, decide::TryState};
+use crate::gateway::door::{self, Bounds};
 use crate::store::{BlobStore, StoreError};
 use split::Splitter;
+
+/// Connections of Init pods; whoever reaches the port and shows no token holds at most these.
+const CONNECTIONS: Bounds = Bounds { pending: 32, open: 64, each: 64, handshake: Duration::from_secs(15) };
+/// Calls of one connection at a time.
+const MAX_CALLS: u32 = 8;
+/// Deliveries at a time; each holds a chunk or two.
+const MAX_DELIVERIES: usize = 4;
+/// A delivery that takes longer is given up.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(1800);
+/// The largest model, and room for its header.
+const MAX_MODEL_BYTES: u64 = MAX_ELEMENTS * 4 + (64 << 20);
 
 /// The one file of the result.
 const MODEL: &str = "model.safetensors";
@@ -55,6 +70,9 @@ pub enum PortError {
     /// The certificate.
     #[error("the task port's certificate cannot be made: {0}")]
     Certificate(rcgen::Error),
+    /// The certificate cannot be used.
+    #[error("the task port's certificate cannot be used: {0}; delete the folder task-port of the store's volume")]
+    Tls(String),
     /// The listener.
     #[error("the task port failed: {0}")]
     Serve(tonic::transport::Error),
@@ -123,18 +141,49 @@ pub async fn serve(
     context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> Result<(), PortError> {
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(&identity.certificate, &identity.key));
-    let service =
-        TaskPortServer::new(InitPort { context }).max_decoding_message_size(consilium_proto::MAX_MESSAGE_BYTES);
-    let server = Server::builder().tls_config(tls).map_err(PortError::Serve)?.add_service(service);
-    server
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown.cancelled_owned())
+    let tls = door::tls(identity.certificate.as_bytes(), identity.key.as_bytes(), None).map_err(PortError::Tls)?;
+    let incoming = door::open(listener, tls, CONNECTIONS, |_| None);
+    let port = InitPort { context: context.clone(), deliveries: Arc::default() };
+    let service = TaskPortServer::new(port).max_decoding_message_size(2 * FILE_PART_BYTES);
+    // Nothing of a call is read before its token is known.
+    let known = move |request: Request<()>| caller(&context, request.metadata()).map(|_| request);
+    Server::builder()
+        .max_concurrent_streams(MAX_CALLS)
+        .add_service(InterceptedService::new(service, known))
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await
         .map_err(PortError::Serve)
 }
 
 struct InitPort {
     context: Arc<Context>,
+    deliveries: Arc<Deliveries>,
+}
+
+/// UIDs of the Jobs whose delivery is under way: each has one at a time, and there are only so many.
+#[derive(Default)]
+struct Deliveries(Mutex<BTreeSet<String>>);
+
+/// One of them; over when this goes.
+struct Delivery {
+    all: Arc<Deliveries>,
+    job: String,
+}
+
+impl Deliveries {
+    fn begin(self: &Arc<Self>, job: &str) -> Result<Delivery, Status> {
+        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way.len() >= MAX_DELIVERIES || !under_way.insert(job.to_owned()) {
+            return Err(Status::unavailable("this task, or as many others as there may be, delivers now; try again"));
+        }
+        Ok(Delivery { all: self.clone(), job: job.to_owned() })
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.job);
+    }
 }
 
 /// The caller: a Job that has not ended, and the study it works for.
@@ -143,29 +192,30 @@ struct Caller {
     owner: Owner,
 }
 
+/// Finds the Job whose token the caller shows. Only the newest try of a study may come: one that was given up must not
+/// deliver beside its successor.
+fn caller(context: &Context, metadata: &MetadataMap) -> Result<Caller, Status> {
+    let refused = || {
+        Status::unauthenticated("the bearer token in the metadata key authorization is not that of a task under way")
+    };
+    let shown = metadata.get("authorization").and_then(|v| v.to_str().ok());
+    let shown = Digest::of(shown.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(refused)?.as_bytes());
+    let jobs = context.caches.jobs.state();
+    // Digests are compared, so that the time says nothing about the token.
+    let mine =
+        |j: &&Arc<Job>| j.uid().is_some_and(|uid| Digest::of(job::token(&context.key, &uid).as_bytes()) == shown);
+    let job = jobs.iter().find(mine).ok_or_else(refused)?.clone();
+    let owner = job::owner(&job).ok_or_else(refused)?;
+    let newer = |j: &Arc<Job>| job::owner(j).is_some_and(|o| o == owner) && job::number(j) > job::number(&job);
+    if jobs.iter().any(newer) || job::read(&job, None).state != TryState::Active {
+        return Err(Status::failed_precondition("this try of the task was given up; a later one takes its place"));
+    }
+    Ok(Caller { job, owner })
+}
+
 impl InitPort {
-    /// Finds the Job whose token the caller shows. Only the newest try of a study may come: one that was given up
-    /// must not deliver beside its successor.
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let refused = || {
-            Status::unauthenticated(
-                "the bearer token in the metadata key authorization is not that of a task under way",
-            )
-        };
-        let shown = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
-        let shown = Digest::of(shown.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(refused)?.as_bytes());
-        let jobs = self.context.caches.jobs.state();
-        // Digests are compared, so that the time says nothing about the token.
-        let mine = |j: &&Arc<Job>| {
-            j.uid().is_some_and(|uid| Digest::of(job::token(&self.context.key, &uid).as_bytes()) == shown)
-        };
-        let job = jobs.iter().find(mine).ok_or_else(refused)?.clone();
-        let owner = job::owner(&job).ok_or_else(refused)?;
-        let newer = |j: &Arc<Job>| job::owner(j).is_some_and(|o| o == owner) && job::number(j) > job::number(&job);
-        if jobs.iter().any(newer) || job::read(&job, None).state != TryState::Active {
-            return Err(Status::failed_precondition("this try of the task was given up; a later one takes its place"));
-        }
-        Ok(Caller { job, owner })
+        caller(&self.context, request.metadata())
     }
 
     async fn task_file(&self, owner: &Owner) -> Result<TaskFile, Status> {
@@ -201,11 +251,16 @@ impl TaskPort for InitPort {
 
     async fn deliver(&self, request: Request<Streaming<FilePart>>) -> Result<Response<DeliverReply>, Status> {
         let Caller { job, owner } = self.caller(&request)?;
+        let _delivery = self.deliveries.begin(&job.uid().unwrap_or_default())?;
         let mut parts = request.into_inner();
         let incoming = futures::stream::poll_fn(move |context| {
             Pin::new(&mut parts).poll_next(context).map(|part| part.map(|p| p.map(|p| p.part)))
         });
-        let model = receive(self.context.hub.store(), Box::pin(incoming)).await?;
+        let received = receive(self.context.hub.store(), Box::pin(incoming));
+        let model = tokio::time::timeout(DELIVERY_TIMEOUT, received).await.unwrap_or_else(|_| {
+            let minutes = DELIVERY_TIMEOUT.as_secs() / 60;
+            Err(Status::deadline_exceeded(format!("the delivery took longer than {minutes} min; deliver again")))
+        })?;
         tracing::info!(job = job.name_any(), study = %owner.study, %model, "the first model was delivered");
         self.context.delivered.put(&owner.uid, owner.spec, model);
         let StudyKey { namespace, name } = &owner.study;
@@ -233,10 +288,18 @@ async fn receive(
     use futures::StreamExt as _;
     let bad = |why: &str| Status::invalid_argument(format!("the delivery of an Init task is {MODEL} alone: {why}"));
     let mut file: Option<(Splitter, u64)> = None;
+    // The file and its manifest fit, or nothing of them is taken.
+    let mut _room = None;
     let mut chunks = Vec::new();
     while let Some(part) = parts.next().await {
         match (part?, &mut file) {
-            (Some(Part::Start(start)), None) if start.path == MODEL => file = Some((Splitter::default(), start.size)),
+            (Some(Part::Start(start)), None) if start.path == MODEL => {
+                if start.size > MAX_MODEL_BYTES {
+                    return Err(bad(&format!("{} bytes are more than any model has", start.size)));
+                }
+                _room = Some(store.reserve(start.size).map_err(unstored)?);
+                file = Some((Splitter::default(), start.size));
+            }
             (Some(Part::Start(start)), _) => return Err(bad(&format!("{:?} is not taken", start.path))),
             (Some(Part::Data(data)), Some((splitter, left))) => {
                 *left = left.checked_sub(data.len() as u64).ok_or_else(|| bad("it is longer than was said"))?;
@@ -258,6 +321,9 @@ async fn receive(
 }
 
 fn unstored(error: StoreError) -> Status {
+    if matches!(error, StoreError::NoSpace { .. }) {
+        return Status::resource_exhausted(error.to_string());
+    }
     Status::unavailable(format!("the model could not be stored: {error}"))
 }
 
@@ -332,6 +398,33 @@ mod tests {
             let status = deliver(&store, parts).await.unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{case}: {status}");
         }
+    }
+
+    /// A model that does not fit would fill the volume and stop every round's journal.
+    #[tokio::test]
+    async fn a_delivery_that_does_not_fit_is_refused_before_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = Arc::new(|| Ok(crate::store::RESERVED_BYTES + 100));
+        let store = BlobStore::open_with(folder.path(), full).await.unwrap();
+        let (_, bytes) = file(100);
+        let data = |bytes: &[u8]| Some(Part::Data(bytes.to_vec().into()));
+        let status = deliver(&store, vec![start(MODEL, bytes.len()), data(&bytes)]).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+        let status = deliver(&store, vec![start(MODEL, usize::MAX)]).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert_eq!(store.space().unwrap().1, 0);
+    }
+
+    /// A pod that delivers again and again side by side would hold a chunk of memory for each.
+    #[test]
+    fn a_task_delivers_once_at_a_time_and_only_so_many_do() {
+        let all = Arc::new(Deliveries::default());
+        let first = all.begin("1").unwrap();
+        assert!(all.begin("1").is_err());
+        let _others: Vec<_> = (2..=MAX_DELIVERIES).map(|n| all.begin(&n.to_string()).unwrap()).collect();
+        assert!(all.begin("one more").is_err());
+        drop(first);
+        all.begin("1").unwrap();
     }
 
     #[test]

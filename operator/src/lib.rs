@@ -16,4 +16,5 @@ pub mod gateway;
 pub mod hub;
 pub mod init_port;
 pub mod metrics;
+pub mod news;
 pub mod store;

@@ -116,6 +116,8 @@ label!(
         NotAccepted,
         /// The call concerns work that the hospital was not given.
         NotAssigned,
+        /// The store has no room for the upload.
+        StoreFull,
     }
 );
 

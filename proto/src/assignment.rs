@@ -4,7 +4,7 @@ use consilium_federation::Digest;
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Assignment, DeployWork, Item, MAX_ITEMS, RoundWork, Work};
 
-use crate::text::{WireError, digests, read, spell};
+use crate::text::{WireError, digests, read, spell, uid};
 use crate::v1;
 
 impl From<&Assignment> for v1::Assignment {
@@ -75,15 +75,6 @@ impl TryFrom<v1::Assignment> for Assignment {
         let items = a.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
         Ok(Self { hub_epoch: a.hub_epoch, revision: a.revision, rosters: digests("rosters", &a.rosters)?, items })
     }
-}
-
-/// UIDs name files here, and are shown to people who copy them into a policy.
-fn uid(field: &'static str, text: String) -> Result<String, WireError> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-    if text.is_empty() || text.len() > 63 || !text.bytes().all(plain) {
-        return Err(WireError::new(field, text, "expected a Kubernetes UID"));
-    }
-    Ok(text)
 }
 
 impl TryFrom<v1::Item> for Item {

@@ -1,14 +1,19 @@
 //! Facts on the wire.
 
+use std::collections::BTreeSet;
+
 use consilium_federation::gate::CaseSums;
 use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RoundReport};
 use consilium_federation::task::{ClassScore, ScoreFile};
 
-use crate::text::{WireError, digests, optional, read, spell};
+use crate::text::{WireError, digests, optional, read, spell, uid};
 use crate::v1;
 
 /// Cases that one hospital's evaluation may have: more than any archive holds.
 const MAX_CASES: u32 = 100_000_000;
+
+/// Characters of a message.
+const MAX_WORDS: usize = 300;
 
 /// Rounds and deployments that one report may list.
 const MAX_ENTRIES: usize = 10_000;
@@ -79,6 +84,8 @@ impl TryFrom<v1::ReportRequest> for Report {
             return Err(WireError::new("rounds", entries, format!("at most {MAX_ENTRIES} entries")));
         }
         let cut = |text: String| text.chars().take(63).collect();
+        once("rounds.uid", r.rounds.iter().map(|round| (&round.uid, &round.kind)))?;
+        once("deployments.uid", r.deployments.iter().map(|deployment| (&deployment.uid, "")))?;
         Ok(Self {
             hub_epoch: cut(r.hub_epoch),
             revision: r.revision,
@@ -91,14 +98,30 @@ impl TryFrom<v1::ReportRequest> for Report {
     }
 }
 
+/// Each part is said once: work named ten thousand times would be looked at as often.
+fn once<'a, K: Ord + 'a>(field: &'static str, parts: impl Iterator<Item = (&'a String, K)>) -> Result<(), WireError> {
+    let mut seen = BTreeSet::new();
+    for (uid, kind) in parts {
+        if !seen.insert((uid, kind)) {
+            return Err(WireError::new(field, uid, "it is listed twice"));
+        }
+    }
+    Ok(())
+}
+
+/// Words for people, no longer than anyone shows them.
+fn words(text: &str) -> Option<String> {
+    optional(text).map(|text| text.chars().take(MAX_WORDS).collect())
+}
+
 impl TryFrom<v1::RoundReport> for RoundReport {
     type Error = WireError;
     fn try_from(r: v1::RoundReport) -> Result<Self, WireError> {
         Ok(Self {
-            uid: r.uid,
+            uid: uid("rounds.uid", r.uid)?,
             kind: read("rounds.kind", &r.kind)?,
             reason: read("rounds.reason", &r.reason)?,
-            message: optional(&r.message),
+            message: words(&r.message),
             evaluation: r.evaluation.map(TryInto::try_into).transpose()?,
         })
     }
@@ -108,7 +131,12 @@ impl TryFrom<v1::DeployReport> for DeployReport {
     type Error = WireError;
     fn try_from(d: v1::DeployReport) -> Result<Self, WireError> {
         let serving = if d.serving.is_empty() { None } else { Some(read("deployments.serving", &d.serving)?) };
-        Ok(Self { uid: d.uid, reason: read("deployments.reason", &d.reason)?, serving, message: optional(&d.message) })
+        Ok(Self {
+            uid: uid("deployments.uid", d.uid)?,
+            reason: read("deployments.reason", &d.reason)?,
+            serving,
+            message: words(&d.message),
+        })
     }
 }
 

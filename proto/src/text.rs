@@ -60,3 +60,12 @@ pub(crate) fn digests(field: &'static str, texts: &[String]) -> Result<Vec<Diges
 pub(crate) fn optional(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
+
+/// UIDs name files here, and are shown to people who copy them into a policy.
+pub(crate) fn uid(field: &'static str, text: String) -> Result<String, WireError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if text.is_empty() || text.len() > 63 || !text.bytes().all(plain) {
+        return Err(WireError::new(field, text, "expected a Kubernetes UID"));
+    }
+    Ok(text)
+}

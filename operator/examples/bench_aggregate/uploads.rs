@@ -81,7 +81,7 @@ impl Shape {
         for (site, name) in self.names().iter().enumerate() {
             let digests: Vec<_> = (0..self.chunks()).map(|c| chunk_digest(&self.chunk(site, c))).collect();
             let key = self.key(name);
-            for index in store.begin_upload(&key, &digests).await.expect("begun") {
+            for index in store.begin_upload(&key, &digests, 0).await.expect("begun") {
                 store.put_chunk(&key, index, self.chunk(site, index)).await.expect("stored");
             }
         }

@@ -76,7 +76,7 @@ impl Case {
             std::iter::once(&head[..]).chain(body.chunks(CHUNK_ELEMENTS)).map(to_bytes).collect();
         let key = UploadKey { round_uid: "r-1".into(), attempt: 1, site: site.clone() };
         let digests: Vec<_> = chunks.iter().map(|c| chunk_digest(c)).collect();
-        for index in self.store.begin_upload(&key, &digests).await.unwrap() {
+        for index in self.store.begin_upload(&key, &digests, 1 << 22).await.unwrap() {
             self.store.put_chunk(&key, index, chunks[index as usize].clone().into()).await.unwrap();
         }
     }
@@ -231,7 +231,7 @@ async fn an_evaluation_sums_to_all_cases_and_their_dice() {
         ring.encode(weight, &[dice], &mut body).unwrap();
         let chunks = [to_bytes(&head), to_bytes(&body)];
         let key = UploadKey { round_uid: "r-1".into(), attempt: 2, site: site.parse().unwrap() };
-        store.begin_upload(&key, &[chunk_digest(&chunks[0]), chunk_digest(&chunks[1])]).await.unwrap();
+        store.begin_upload(&key, &[chunk_digest(&chunks[0]), chunk_digest(&chunks[1])], 128).await.unwrap();
         for (index, chunk) in (0..).zip(chunks) {
             store.put_chunk(&key, index, chunk.into()).await.unwrap();
         }

@@ -9,6 +9,7 @@ mod replay;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use consilium_crds::roster::site_id;
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::{Digest, SiteName};
@@ -137,6 +138,9 @@ struct Entry {
     machine: Machine,
     step: ProtocolStep,
     inputs: Inputs,
+    /// Bytes of what is made for each hospital when it asks; not stored, for together they grow with the cube of their
+    /// number.
+    made: BTreeMap<SiteName, usize>,
     /// Whose message for the open step is durable.
     heard: BTreeSet<SiteName>,
 }
@@ -158,8 +162,8 @@ impl Attempts {
         slots.get(&(round_uid.to_owned(), attempt)).cloned()
     }
 
-    /// Brings an attempt to its open step and answers what the hospitals start from; those objects are in the store
-    /// when this returns. Doing it again is cheap and gives the same.
+    /// Brings an attempt to its open step and answers what the hospitals start from; those objects are in the store, or
+    /// can be [`Self::made`], when this returns. Doing it again is cheap and gives the same.
     ///
     /// # Errors
     /// [`AttemptError`].
@@ -188,16 +192,38 @@ impl Attempts {
     ) -> Result<(), Refused> {
         let not_open = || Refused::NotOpen { round_uid: key.round_uid.clone(), attempt: key.attempt };
         let slot = self.known(&key.round_uid, key.attempt).ok_or_else(not_open)?;
-        let mut slot = slot.lock().await;
-        let entry = slot.as_mut().ok_or_else(not_open)?;
-        if entry.step != step {
-            return Err(Refused::OutOfStep { open: entry.step, got: step });
+        {
+            let mut slot = slot.lock().await;
+            let entry = slot.as_mut().ok_or_else(not_open)?;
+            if entry.step != step {
+                return Err(Refused::OutOfStep { open: entry.step, got: step });
+            }
+            take(&mut entry.machine, step, &key.site, content)?;
         }
-        take(&mut entry.machine, step, &key.site, content)?;
-        // The machine has it; the journal must too before anyone is told. A crash in between costs a repetition.
+        // The machine has it; the journal must too before anyone is told. A crash in between costs a repetition. The
+        // others' messages do not wait for the volume meanwhile.
         store.put_message(key, step, content).await?;
-        entry.heard.insert(key.site.clone());
+        if let Some(entry) = slot.lock().await.as_mut().filter(|entry| entry.step == step) {
+            entry.heard.insert(key.site.clone());
+        }
         Ok(())
+    }
+
+    /// Bytes of what is made for this hospital at the open step, if that is what it starts from.
+    pub async fn made_bytes(&self, key: &UploadKey, digest: Digest) -> Option<usize> {
+        let slot = self.known(&key.round_uid, key.attempt)?;
+        let slot = slot.lock().await;
+        let entry = slot.as_ref()?;
+        (entry.inputs.of(&key.site) == Some(digest)).then(|| entry.made.get(&key.site).copied()).flatten()
+    }
+
+    /// What is made for this hospital at the open step: the shares that the others dealt it.
+    pub async fn made(&self, key: &UploadKey, digest: Digest) -> Option<Bytes> {
+        self.made_bytes(key, digest).await?;
+        let slot = self.known(&key.round_uid, key.attempt)?;
+        let slot = slot.lock().await;
+        let bundle = slot.as_ref()?.machine.bundle_for(&site_id(&key.site)).ok()?;
+        Some(bundle.to_bytes().into())
     }
 
     /// Whose message for this step is durable.

@@ -26,21 +26,19 @@ pub(super) async fn replay(store: &BlobStore, plan: &Plan) -> Result<Entry, Atte
     }
     let built = {
         let plan = plan.clone();
-        tokio::task::spawn_blocking(move || build(&plan, &journal)).await.map_err(|_| AttemptError::Stopped)??
+        tokio::task::spawn_blocking(move || build(&plan, journal)).await.map_err(|_| AttemptError::Stopped)??
     };
     let Built { machine, heard, objects } = built;
+    let mut made = BTreeMap::new();
     let inputs = match objects {
         Objects::Nothing => Inputs::Nothing,
         Objects::Same(bytes) => Inputs::Same(store.put_object(bytes.into()).await?),
         Objects::Each(each) => {
-            let mut inputs: BTreeMap<SiteName, Digest> = BTreeMap::new();
-            for (site, bytes) in each {
-                inputs.insert(site, store.put_object(bytes.into()).await?);
-            }
-            Inputs::Each(inputs)
+            made = each.iter().map(|(site, (_, bytes))| (site.clone(), *bytes)).collect();
+            Inputs::Each(each.into_iter().map(|(site, (digest, _))| (site, digest)).collect())
         }
     };
-    Ok(Entry { machine, step: plan.step, inputs, heard })
+    Ok(Entry { machine, step: plan.step, inputs, made, heard })
 }
 
 /// The messages of a step that count: of a closed one those that the round's state names, of the open one all.
@@ -77,30 +75,31 @@ struct Built {
 enum Objects {
     Nothing,
     Same(Vec<u8>),
-    Each(Vec<(SiteName, Vec<u8>)>),
+    /// Digest and bytes of what is made for each hospital when it asks.
+    Each(BTreeMap<SiteName, (Digest, usize)>),
 }
 
 /// Plays the journal into a fresh machine. Pure; takes milliseconds to a second.
-fn build(plan: &Plan, journal: &[(ProtocolStep, Messages)]) -> Result<Built, AttemptError> {
+fn build(plan: &Plan, journal: Vec<(ProtocolStep, Messages)>) -> Result<Built, AttemptError> {
     let mut machine = Machine::open(plan.attempt.clone(), plan.roster.clone())?;
     let mut objects = Objects::Nothing;
     let mut heard = BTreeSet::new();
     for (step, messages) in journal {
-        heard = give(&mut machine, *step, messages)?;
-        if *step < plan.step {
-            objects = close(&mut machine, *step, plan)?;
+        heard = give(&mut machine, step, messages)?;
+        if step < plan.step {
+            objects = close(&mut machine, step, plan)?;
         }
     }
     Ok(Built { machine, heard, objects })
 }
 
 /// Gives all messages of a step; answers whose they were.
-fn give(machine: &mut Machine, step: ProtocolStep, messages: &Messages) -> Result<BTreeSet<SiteName>, AttemptError> {
+fn give(machine: &mut Machine, step: ProtocolStep, messages: Messages) -> Result<BTreeSet<SiteName>, AttemptError> {
     let mut heard = BTreeSet::new();
     for (site, content) in messages {
-        match take(machine, step, site, content) {
-            Ok(()) => drop(heard.insert(site.clone())),
-            Err(Refused::Wire(source)) => return Err(AttemptError::Unreadable { site: site.clone(), step, source }),
+        match take(machine, step, &site, &content) {
+            Ok(()) => drop(heard.insert(site)),
+            Err(Refused::Wire(source)) => return Err(AttemptError::Unreadable { site, step, source }),
             Err(Refused::Protocol(error)) => return Err(error.into()),
             Err(Refused::Store(error)) => return Err(error.into()),
             Err(Refused::NotOpen { .. } | Refused::OutOfStep { .. }) => {}
@@ -115,7 +114,11 @@ fn close(machine: &mut Machine, step: ProtocolStep, plan: &Plan) -> Result<Objec
         ProtocolStep::Advertise => Objects::Same(machine.close_adverts()?.to_bytes()),
         ProtocolStep::Share => {
             machine.close_shares()?;
-            let bundle = |site: &SiteName| Ok((site.clone(), machine.bundle_for(&site_id(site))?.to_bytes()));
+            // One at a time: each holds a header of every dealer, which holds a digest for every recipient.
+            let bundle = |site: &SiteName| {
+                let bytes = machine.bundle_for(&site_id(site))?.to_bytes();
+                Ok((site.clone(), (Digest::of(&bytes), bytes.len())))
+            };
             Objects::Each(plan.dealt.iter().map(bundle).collect::<Result<_, AttemptError>>()?)
         }
         ProtocolStep::Upload => {

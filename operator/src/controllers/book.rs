@@ -190,9 +190,10 @@ impl Book {
         }
     }
 
-    /// Whose work stands in this hospital's list.
-    pub fn owners(&self, site: &SiteName) -> BTreeSet<Owner> {
-        self.sites.get(site).into_iter().flat_map(BTreeMap::values).map(|slot| slot.owner.clone()).collect()
+    /// Whose work stands in this hospital's list, of the pieces of work that `which` names.
+    pub fn owners(&self, site: &SiteName, which: impl Fn(&str) -> bool) -> BTreeSet<Owner> {
+        let slots = self.sites.get(site).into_iter().flatten();
+        slots.filter(|(uid, _)| which(uid)).map(|(_, slot)| slot.owner.clone()).collect()
     }
 
     /// The hospitals with anything to do.

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{Book, Owner};
+use super::cache::Change;
 use super::error::Error;
 use super::init::Delivered;
 use super::rosters::Known;
@@ -123,6 +124,8 @@ pub struct Context {
     specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
     cleaned: Mutex<BTreeSet<(String, u32)>>,
     rosters: Mutex<Arc<[Known]>>,
+    /// UID, generation and deletion of each TrustSite as last seen.
+    seen_sites: Mutex<BTreeMap<SiteName, (Option<String>, Option<i64>, bool)>>,
     /// One look at the rosters at a time, so that an older one never overtakes a newer one.
     pub(super) roster_turn: tokio::sync::Mutex<()>,
 }
@@ -168,6 +171,7 @@ impl Context {
             specs: Mutex::default(),
             cleaned: Mutex::default(),
             rosters: Mutex::new(Arc::from([])),
+            seen_sites: Mutex::default(),
             roster_turn: tokio::sync::Mutex::default(),
         })
     }
@@ -180,6 +184,22 @@ impl Context {
     /// The book of assignments. Never held over an await.
     pub fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a TrustSite differs from how it was last seen in anything but its status.
+    pub fn site_changed(&self, name: &SiteName, change: &Change<TrustSite>) -> bool {
+        let mut seen = self.seen_sites.lock().unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Change::Gone(_) => {
+                seen.remove(name);
+                true
+            }
+            Change::Touched(object) => {
+                let meta = &object.metadata;
+                let now = (meta.uid.clone(), meta.generation, meta.deletion_timestamp.is_some());
+                seen.insert(name.clone(), now.clone()) != Some(now)
+            }
+        }
     }
 
     /// Whether this very object is still in its cache. Asked under the book's lock: the cache forgets an object before

@@ -15,13 +15,18 @@ use super::cache::Change;
 use super::context::{Context, ask};
 use super::init::{self, job};
 use super::{rosters, trust_site};
+use crate::news::News;
 
 /// A TrustSite: the gateway at once, then the hospital, and everything that names it.
 pub fn site(context: &Context, change: Change<TrustSite>) {
     trust_site::admit(context);
-    let (Change::Touched(object) | Change::Gone(object)) = change;
-    ask(&context.queues.sites, ObjectRef::from_obj(&*object));
+    let (Change::Touched(object) | Change::Gone(object)) = &change;
+    ask(&context.queues.sites, ObjectRef::from_obj(&**object));
     let Some(name) = object.site_name() else { return };
+    // A heartbeat in its status is nothing that a study or a promotion acts on.
+    if !context.site_changed(&name, &change) {
+        return;
+    }
     for study in context.caches.studies.state_filter(|s| s.spec.sites.iter().any(|site| site.name == name)) {
         ask(&context.queues.studies, ObjectRef::from_obj(&*study));
     }
@@ -118,7 +123,7 @@ pub async fn hospitals(context: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         };
         match changed {
-            Ok(site) => hospital(&context, &site),
+            Ok((site, news)) => hospital(&context, &site, &news),
             Err(RecvError::Lagged(_)) => all_hospitals(&context),
             Err(RecvError::Closed) => return,
         }
@@ -128,18 +133,25 @@ pub async fn hospitals(context: Arc<Context>, shutdown: CancellationToken) {
 /// Looks at every hospital.
 pub fn all_hospitals(context: &Arc<Context>) {
     for site in context.caches.sites.state().iter().filter_map(|s| s.site_name()) {
-        hospital(context, &site);
+        hospital(context, &site, &News::Everything);
     }
 }
 
-fn hospital(context: &Arc<Context>, site: &SiteName) {
-    ask(&context.queues.sites, ObjectRef::new(site.as_str()));
+fn hospital(context: &Arc<Context>, site: &SiteName, news: &News) {
+    if *news == News::Everything {
+        ask(&context.queues.sites, ObjectRef::new(site.as_str()));
+    }
     let (owners, rested) = {
         let mut book = context.book();
         let report = context.hub.report(site);
         let heard = report.map(|(report, _)| book.heard(site, &report, context.hub.store().epoch()));
-        let rested = book.lay_to_rest(site, &heard.unwrap_or_default());
-        (book.owners(site), rested)
+        let heard = heard.unwrap_or_default();
+        let owners = match news {
+            News::Nothing => Default::default(),
+            News::Work(uids) => book.owners(site, |uid| uids.contains(uid) || heard.iter().any(|h| h == uid)),
+            News::Everything => book.owners(site, |_| true),
+        };
+        (owners, book.lay_to_rest(site, &heard))
     };
     if !rested.is_empty() {
         context.publish_one(site);

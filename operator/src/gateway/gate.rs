@@ -1,37 +1,63 @@
-//! Before any body is read: who calls, from the connection's certificate, and whether it may; and for chunks and reports a
-//! place, so that a few bodies are in memory at a time and the others wait at their senders.
+//! Before any body is read: who calls, from the connection's certificate, and whether it may; then room for what the call
+//! holds in memory, of this hospital and of all, so that a few bodies are in memory at a time and the others wait at their
+//! senders. Every kind of call has its own room: who sends large chunks over a slow line keeps no report or veto waiting.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use consilium_federation::SiteName;
-use consilium_proto::CHUNKS_IN_FLIGHT;
-use http_body_util::Limited;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES};
+use http_body_util::{BodyExt as _, Full, Limited};
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codegen::Bytes;
 use tonic::codegen::http::{Request, Response};
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower::{Layer, Service};
 
-use super::Clock;
+use super::door::Visitor;
 use super::identity::{Caller, IdentityError, caller};
+use super::objects;
+use super::scales::{Scales, Weight, count};
+use super::{Clock, service};
 use crate::hub::Hub;
 use crate::metrics::{Metrics, Refusal};
 
 /// Chunk bodies that are read at a time; each holds at most one message.
 const BODIES: usize = 8;
-/// A body that takes longer loses its place: two at a time, on a line of one megabit a second, just fit.
+/// A chunk or an object that takes longer loses its place: two at a time, on a line of one megabit a second, just fit.
 const BODY_TIMEOUT: Duration = Duration::from_secs(90);
-const PUT_CHUNK: &str = "/consilium.v1.Hub/PutChunk";
-const REPORT: &str = "/consilium.v1.Hub/Report";
-/// Most bytes of a report, and one is read from a hospital at a time: decoded it may need ninety times as much, since an
-/// entry of two bytes becomes a whole one, and how many there are is only seen then.
-const REPORT_BYTES: usize = 1 << 20;
+/// Any other call that takes longer is given up.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Downloads at a time, of all hospitals and of one.
+const DOWNLOADS: (usize, usize) = (128 * objects::HELD, CHUNKS_IN_FLIGHT * 4 * objects::HELD);
+/// Words (all other bodies) that are read at a time, and those that are decoded and served.
+const WORDS: (usize, usize) = (64 << 20, 2 << 20);
+const SERVED: (usize, usize) = (64 << 20, 16 << 20);
+/// Watches that one hospital may have open: its own, and those of connections that are not given up yet.
+const WATCHES: usize = 8;
+/// Most bytes of a call that only says a name.
+const NAME_BYTES: usize = 4 << 10;
+
+const SERVICE: &str = "/consilium.v1.Hub/";
+
+/// What is known of a kind of call before it is read.
+struct Words {
+    /// Most bytes of its body.
+    bytes: usize,
+    /// Fields that become structures of their own when it is decoded, by their path, and how many there may be.
+    entries: (&'static [&'static [u32]], usize),
+}
+
+/// Entries of a report: rounds, deployments, rosters, and the classes of published scores.
+const REPORT: Words = Words { bytes: 1 << 20, entries: (&[&[4], &[5], &[6], &[4, 5, 3, 2]], 20_000) };
+/// Digests of chunks: four thousand for the largest model there can be.
+const BEGIN_UPLOAD: Words = Words { bytes: 512 << 10, entries: (&[&[3]], 8192) };
+/// The shares of the largest roster take eighty thousand bytes.
+const PUT_MESSAGE: Words = Words { bytes: 256 << 10, entries: (&[], 0) };
+/// Bytes that a decoded entry takes, at most.
+const ENTRY: usize = 512;
 
 /// The layer; all connections share it.
 #[derive(Clone)]
@@ -41,51 +67,35 @@ struct Shared {
     hub: Hub,
     metrics: Metrics,
     clock: Clock,
-    places: Places,
-    reports: Places,
+    chunks: Scales,
+    downloads: Scales,
+    words: Scales,
+    served: Scales,
+    watches: Scales,
 }
 
 impl Gate {
     pub(super) fn new(hub: Hub, metrics: Metrics, clock: Clock) -> Self {
-        let (places, reports) = (Places::new(BODIES, CHUNKS_IN_FLIGHT), Places::new(Semaphore::MAX_PERMITS, 1));
-        Self(Arc::new(Shared { hub, metrics, clock, places, reports }))
-    }
-}
-
-/// Places for bodies of one kind.
-struct Places {
-    all: Arc<Semaphore>,
-    /// How many one hospital gets.
-    each: usize,
-    /// By hospital; only accepted ones get here.
-    of_one: Mutex<HashMap<SiteName, Arc<Semaphore>>>,
-}
-
-impl Places {
-    fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), each, of_one: Mutex::default() }
-    }
-
-    /// Waits for a place. The semaphores are never closed; without a place a call would be unbounded, not wrong.
-    async fn take(&self, site: &SiteName) -> [Option<OwnedSemaphorePermit>; 2] {
-        let own = {
-            let mut known = self.of_one.lock().unwrap_or_else(PoisonError::into_inner);
-            known.entry(site.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.each))).clone()
-        };
-        // Its own first, so that one hospital that stalls holds nobody else up.
-        let own = own.acquire_owned().await.ok();
-        [own, self.all.clone().acquire_owned().await.ok()]
+        Self(Arc::new(Shared {
+            hub,
+            metrics,
+            clock,
+            chunks: Scales::new(BODIES * MAX_MESSAGE_BYTES, CHUNKS_IN_FLIGHT * MAX_MESSAGE_BYTES),
+            downloads: Scales::new(DOWNLOADS.0, DOWNLOADS.1),
+            words: Scales::new(WORDS.0, WORDS.1),
+            served: Scales::new(SERVED.0, SERVED.1),
+            // One KiB each stands for one.
+            watches: Scales::new(1 << 30, WATCHES << 10),
+        }))
     }
 }
 
 impl Shared {
     /// Who calls, if it may.
     fn admit(&self, request: &Request<Body>) -> Result<Caller, Status> {
-        let tls = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-        let certificates = tls.and_then(TlsConnectInfo::peer_certs);
-        let leaf = certificates.as_ref().and_then(|chain| chain.first());
+        let certificate = request.extensions().get::<Visitor>().and_then(Visitor::certificate);
         let now = (self.clock)();
-        let known = leaf.ok_or(IdentityError::NoCertificate).and_then(|leaf| caller(leaf)?.at(now));
+        let known = certificate.ok_or(IdentityError::NoCertificate).and_then(|leaf| caller(leaf)?.at(now));
         let caller = known.map_err(|error| {
             self.metrics.refused(Refusal::NoIdentity);
             Status::unauthenticated(error.to_string())
@@ -100,6 +110,38 @@ impl Shared {
         self.hub.contact(&caller.site, now);
         self.metrics.certificate_expiry(&caller.site, caller.expires);
         Ok(caller)
+    }
+
+    /// Reads a whole body that is no longer than the call may be, within the room of this hospital.
+    async fn read(&self, caller: &Caller, body: Body, words: &Words) -> Result<(Bytes, Weight), Status> {
+        let weight = self.words.take(&caller.site, words.bytes).await;
+        let body = Limited::new(body, words.bytes).collect().await.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return Status::resource_exhausted(format!("the call has more than {} bytes", words.bytes));
+            }
+            Status::unavailable("the call's body ended early; send it again")
+        })?;
+        let bytes = body.to_bytes();
+        let (paths, most) = words.entries;
+        let entries = objects::message(&bytes).and_then(|message| count(message, paths)).unwrap_or(0);
+        if !paths.is_empty() && entries > most {
+            return Err(Status::invalid_argument(format!("the call lists {entries} entries, at most {most} are read")));
+        }
+        drop(weight);
+        let weight = self.served.take(&caller.site, 2 * bytes.len() + entries * ENTRY).await;
+        Ok((bytes, weight))
+    }
+
+    async fn download(&self, caller: &Caller, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let visitor = request.extensions().get::<Visitor>().cloned();
+        let words = Words { bytes: NAME_BYTES, entries: (&[], 0) };
+        let (body, _weight) = self.read(caller, request.into_body(), &words).await?;
+        let digest = objects::asked(&body)?;
+        let found = service::find_object(&self.hub, &self.metrics, &caller.site, &digest).await?;
+        let weight = self.downloads.take(&caller.site, objects::HELD + found.in_memory()).await;
+        let object = service::open_object(&self.hub, found).await?;
+        self.metrics.downloaded(&caller.site, object.length());
+        Ok(objects::answer(object, weight, visitor, BODY_TIMEOUT))
     }
 }
 
@@ -143,50 +185,89 @@ where
                 return Box::pin(async move { Ok(status.into_http()) });
             }
         };
-        let site = caller.site.clone();
-        request.extensions_mut().insert(caller);
-        let is_report = match request.uri().path() {
-            PUT_CHUNK => false,
-            REPORT => true,
-            _ => return Box::pin(self.inner.call(request)),
-        };
-        if is_report {
-            request = request.map(|body| Body::new(Limited::new(body, REPORT_BYTES)));
-        }
+        request.extensions_mut().insert(caller.clone());
         // The instance that was polled ready must serve the call (tower's contract).
         let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
         Box::pin(async move {
-            let places = if is_report { &gate.reports } else { &gate.places };
-            let _place = places.take(&site).await;
-            match tokio::time::timeout(BODY_TIMEOUT, inner.call(request)).await {
+            let method = request.uri().path().strip_prefix(SERVICE).unwrap_or_default().to_owned();
+            let limit = if matches!(&*method, "PutChunk" | "GetObject") { BODY_TIMEOUT } else { CALL_TIMEOUT };
+            match tokio::time::timeout(limit, gate.serve(&method, caller, request, inner)).await {
                 Ok(answer) => answer,
-                Err(_) => Ok(Status::deadline_exceeded(format!(
-                    "the call took longer than {} s; send it again",
-                    BODY_TIMEOUT.as_secs()
-                ))
-                .into_http()),
+                Err(_) => {
+                    let seconds = limit.as_secs();
+                    let text = format!("the call took longer than {seconds} s; send it again");
+                    Ok(Status::deadline_exceeded(text).into_http())
+                }
             }
         })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
+impl Shared {
+    async fn serve<S>(
+        &self,
+        method: &str,
+        caller: Caller,
+        request: Request<Body>,
+        mut inner: S,
+    ) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let words = match method {
+            "PutChunk" => {
+                let _weight = self.chunks.take(&caller.site, MAX_MESSAGE_BYTES).await;
+                return inner.call(request).await;
+            }
+            "GetObject" => {
+                let begun = std::time::Instant::now();
+                let answer = self.download(&caller, request).await;
+                service::observed(&self.metrics, "GetObject", begun, answer.as_ref().err());
+                return Ok(answer.unwrap_or_else(Status::into_http));
+            }
+            "Watch" => {
+                let Some(place) = self.watches.try_take(&caller.site, 1) else {
+                    let text = format!("{WATCHES} watches are open for this hospital; close one");
+                    return Ok(Status::resource_exhausted(text).into_http());
+                };
+                let request = request.map(|body| Body::new(Limited::new(body, NAME_BYTES)));
+                let answer = inner.call(request).await?;
+                return Ok(answer.map(|body| Body::new(Holding { body, place })));
+            }
+            "Report" => REPORT,
+            "BeginUpload" => BEGIN_UPLOAD,
+            "PutMessage" => PUT_MESSAGE,
+            // There is no such call, and the answer says so without reading anything.
+            _ => return inner.call(request.map(|_| Body::empty())).await,
+        };
+        let (head, body) = request.into_parts();
+        match self.read(&caller, body, &words).await {
+            Ok((bytes, _weight)) => inner.call(Request::from_parts(head, Body::new(Full::new(bytes)))).await,
+            Err(status) => {
+                tracing::info!(site = %caller.site, method, message = status.message(), "a call was not read");
+                Ok(status.into_http())
+            }
+        }
+    }
+}
 
-    use super::*;
+/// A body that holds a place until it ends.
+struct Holding {
+    body: Body,
+    #[allow(dead_code, reason = "held for its Drop")]
+    place: Weight,
+}
 
-    /// A hospital whose uploads stall must not stop the uploads of every study.
-    #[tokio::test]
-    async fn one_hospital_cannot_take_all_places() {
-        let places = Places::new(BODIES, CHUNKS_IN_FLIGHT);
-        let (alder, birch): (SiteName, SiteName) = ("alder".parse().unwrap(), "birch".parse().unwrap());
-        let held = [places.take(&alder).await, places.take(&alder).await];
-        assert!(places.take(&alder).now_or_never().is_none());
-        assert!(places.take(&birch).now_or_never().is_some());
-        drop(held);
-        assert!(places.take(&alder).now_or_never().is_some());
+impl http_body::Body for Holding {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 }

@@ -3,8 +3,11 @@
 //! Who calls is read from the client certificate and from nothing else; whether it may call is asked again on every
 //! call, and what it may read or send follows from the work that it was given.
 
+pub(crate) mod door;
 mod gate;
 mod identity;
+mod objects;
+mod scales;
 mod service;
 
 use std::path::{Path, PathBuf};
@@ -18,11 +21,11 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use door::Bounds;
 
 pub use identity::{IdentityError, SPIFFE_PREFIX};
 
@@ -33,8 +36,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long it waits for the answer: with the interval, a killed hospital is noticed within 20 s (the budget is 30).
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A TLS handshake that takes longer is given up.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections of hospitals: an agent has one, and others that are not given up yet.
+const CONNECTIONS: Bounds = Bounds { pending: 256, open: 2048, each: 8, handshake: Duration::from_secs(15) };
 /// Bytes that a hospital may send ahead of being read, in one call: bounds memory with 200 hospitals sending.
 const CALL_WINDOW: u32 = 128 << 10;
 /// The same, in a connection. Chunks that wait for their place leave room in it for one that is being read, or nobody's
@@ -65,8 +68,11 @@ pub enum GatewayError {
         /// What the system said.
         cause: std::io::Error,
     },
-    /// Certificate, key or listener.
-    #[error("the gateway cannot serve: {}; check tls.crt, tls.key and ca.crt of the gateway", describe(.0))]
+    /// Certificates or key.
+    #[error("the gateway cannot serve: {0}; check tls.crt, tls.key and ca.crt of the gateway")]
+    Tls(String),
+    /// The listener.
+    #[error("the gateway cannot serve: {}", describe(.0))]
     Transport(#[from] tonic::transport::Error),
 }
 
@@ -114,19 +120,14 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
     // A client without a certificate of this CA does not get past the handshake.
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(&tls.certificate, &tls.key))
-        .client_ca_root(Certificate::from_pem(&tls.client_ca))
-        .timeout(HANDSHAKE_TIMEOUT);
+    let tls = door::tls(&tls.certificate, &tls.key, Some(&tls.client_ca)).map_err(GatewayError::Tls)?;
+    let named = |leaf: &[u8]| identity::caller(leaf).ok().map(|caller| caller.site.to_string());
+    let incoming = door::open(listener, tls, CONNECTIONS, named);
     let gate = gate::Gate::new(hub.clone(), metrics.clone(), clock.clone());
     let service = HubServer::new(service::Gateway::new(hub, metrics, clock, shutdown.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    // Small messages take turns with a hospital's: each would wait 40 ms for the other side's delayed acknowledgement.
-    // The builder's own option of this name has no say over listeners that come from outside.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(CALL_WINDOW)

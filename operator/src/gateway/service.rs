@@ -28,7 +28,7 @@ use super::not_accepted;
 use crate::attempts::Refused;
 use crate::hub::{Connection, Hub};
 use crate::metrics::{Metrics, Refusal};
-use crate::store::{BlobStore, StoreError, UploadKey};
+use crate::store::{BlobStore, Object, StoreError, UploadKey};
 
 /// The service; one for all connections.
 pub(super) struct Gateway {
@@ -68,12 +68,16 @@ impl Gateway {
     ) -> Result<Response<T>, Status> {
         let start = Instant::now();
         let result = call.await;
-        let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
-        self.metrics.request(method, code, start.elapsed());
-        if let Err(status) = &result {
-            tracing::info!(method, code = ?status.code(), message = status.message(), "a call was not served");
-        }
+        observed(&self.metrics, method, start, result.as_ref().err());
         result.map(Response::new)
+    }
+
+    /// An upload that the store does not take.
+    fn unstored(&self, error: StoreError) -> Status {
+        if matches!(error, StoreError::NoSpace { .. }) {
+            self.metrics.refused(Refusal::StoreFull);
+        }
+        status(error)
     }
 
     fn not_assigned(&self, message: String) -> Status {
@@ -125,21 +129,6 @@ impl Gateway {
         Err(Status::invalid_argument("field chunks differs from the chunks that the manifest lists"))
     }
 
-    async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<v1::GetObjectReply, Status> {
-        let site = self.site(&request)?;
-        let text = request.into_inner().digest;
-        let digest: Digest =
-            text.parse().map_err(|error| Status::invalid_argument(format!("field digest: {error}")))?;
-        // The same answer for what is not there and what is not for this hospital: others' work is not to be probed.
-        if !self.hub.may_read(&site, digest).await.map_err(status)? {
-            self.metrics.refused(Refusal::NotAssigned);
-            return Err(Status::not_found(format!("no active work of {site} leads to the object {digest}")));
-        }
-        let content = self.store.get_object(digest).await.map_err(status)?;
-        self.metrics.downloaded(&site, content.len());
-        Ok(v1::GetObjectReply { content })
-    }
-
     async fn begin_upload(&self, request: Request<v1::BeginUploadRequest>) -> Result<v1::BeginUploadReply, Status> {
         let site = self.site(&request)?;
         let request = request.into_inner();
@@ -156,9 +145,10 @@ impl Gateway {
         };
         let chunks: Vec<ChunkDigest> = request.chunks.iter().map(digest).collect::<Result<_, _>>()?;
         self.manifest(&upload, &chunks, &request.manifest).await?;
-        let missing = self.store.begin_upload(&upload.key, &chunks).await.map_err(status)?;
+        let bytes = 4 * (upload.layout.body() + upload.layout.head() as u64);
+        let missing = self.store.begin_upload(&upload.key, &chunks, bytes).await.map_err(|e| self.unstored(e))?;
         if missing.is_empty() {
-            self.hub.changed(&site);
+            self.hub.work_changed(&site, &request.round_uid);
         }
         Ok(v1::BeginUploadReply { missing })
     }
@@ -176,7 +166,7 @@ impl Gateway {
         let complete = self.store.put_chunk(&upload.key, request.index, request.content).await.map_err(status)?;
         self.metrics.uploaded(&site, bytes);
         if complete {
-            self.hub.changed(&site);
+            self.hub.work_changed(&site, &request.round_uid);
         }
         Ok(v1::PutChunkReply { complete })
     }
@@ -194,22 +184,26 @@ impl Gateway {
         let (key, _) = self.step(&site, &request.round_uid, request.attempt, step)?;
         self.hub.attempts().receive(&self.store, &key, step, &request.content).await.map_err(refused)?;
         self.metrics.uploaded(&site, request.content.len());
-        self.hub.changed(&site);
+        self.hub.work_changed(&site, &request.round_uid);
         Ok(v1::PutMessageReply {})
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
         let site = self.site(&request)?;
         let report = Report::try_from(request.into_inner())?;
-        let reply = match report.ledger {
-            Some(shown) => {
-                let (end, signature) = self.hub.countersign(&site, shown).await.map_err(status)?;
-                v1::ReportReply { ledger: Some((&end).into()), signature: signature.to_vec().into() }
-            }
-            None => v1::ReportReply::default(),
-        };
+        let shown = report.ledger;
+        // Heard before anything is written: a full volume must not keep a hospital's no from being heard.
         self.hub.put_report(&site, report, (self.clock)());
-        Ok(reply)
+        let Some(shown) = shown else { return Ok(v1::ReportReply::default()) };
+        match self.hub.countersign(&site, shown).await {
+            Ok((end, signature)) => {
+                Ok(v1::ReportReply { ledger: Some((&end).into()), signature: signature.to_vec().into() })
+            }
+            Err(error) => {
+                tracing::error!(%site, %error, "where a hospital's ledger stands was not kept; it is asked again");
+                Ok(v1::ReportReply::default())
+            }
+        }
     }
 }
 
@@ -240,8 +234,9 @@ impl HubService for Gateway {
         self.observe("Report", self.report(request)).await
     }
 
-    async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {
-        self.observe("GetObject", self.get_object(request)).await
+    async fn get_object(&self, _: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {
+        // The gate answers these, piece by piece: here an object would have to be held whole.
+        Err(Status::internal("objects are handed out at the gate"))
     }
 
     async fn begin_upload(
@@ -308,6 +303,60 @@ async fn next(watch: Option<Watch>) -> Option<(Result<v1::Assignment, Status>, O
     }
 }
 
+/// Counts one call.
+pub(super) fn observed(metrics: &Metrics, method: &'static str, begun: Instant, refused: Option<&Status>) {
+    metrics.request(method, refused.map_or(Code::Ok, Status::code), begun.elapsed());
+    if let Some(status) = refused {
+        tracing::info!(method, code = ?status.code(), message = status.message(), "a call was not served");
+    }
+}
+
+/// An object that a hospital may have.
+pub(super) enum Found {
+    /// It lies in the store.
+    Stored(Digest),
+    /// It is made for this hospital, with so many bytes.
+    Made(UploadKey, Digest, usize),
+}
+
+impl Found {
+    /// Bytes that it takes in memory beside the piece that is sent.
+    pub(super) const fn in_memory(&self) -> usize {
+        match self {
+            // While it is made there are three copies of its parts.
+            Self::Made(_, _, bytes) => 3 * *bytes,
+            Self::Stored(_) => 0,
+        }
+    }
+}
+
+/// The object of a digest, if this hospital's work leads to it.
+pub(super) async fn find_object(hub: &Hub, metrics: &Metrics, site: &SiteName, digest: &str) -> Result<Found, Status> {
+    let digest: Digest = digest.parse().map_err(|error| Status::invalid_argument(format!("field digest: {error}")))?;
+    if let Some(key) = hub.made_in(site, digest)
+        && let Some(bytes) = hub.attempts().made_bytes(&key, digest).await
+    {
+        return Ok(Found::Made(key, digest, bytes));
+    }
+    // The same answer for what is not there and what is not for this hospital: others' work is not to be probed.
+    if !hub.may_read(site, digest).await.map_err(status)? {
+        metrics.refused(Refusal::NotAssigned);
+        return Err(Status::not_found(format!("no active work of {site} leads to the object {digest}")));
+    }
+    Ok(Found::Stored(digest))
+}
+
+/// The object itself, verified.
+pub(super) async fn open_object(hub: &Hub, found: Found) -> Result<Object, Status> {
+    match found {
+        Found::Stored(digest) => hub.store().open_verified(digest).await.map_err(status),
+        Found::Made(key, digest, _) => {
+            let made = hub.attempts().made(&key, digest).await;
+            made.map(Object::of).ok_or_else(|| Status::unavailable("the step is over; look at the assignment again"))
+        }
+    }
+}
+
 /// An upload that is asked of a hospital.
 struct Upload {
     key: UploadKey,
@@ -342,7 +391,11 @@ fn status(error: StoreError) -> Status {
         | StoreError::ChunkCount { .. }
         | StoreError::NoSuchChunk { .. }
         | StoreError::ChunkDigest { .. } => Status::invalid_argument(text),
-        StoreError::Folder { .. } | StoreError::Io { .. } | StoreError::FreeSpace(_) | StoreError::Stopped => {
+        StoreError::Folder { .. }
+        | StoreError::Io { .. }
+        | StoreError::Reading { .. }
+        | StoreError::FreeSpace(_)
+        | StoreError::Stopped => {
             // Paths of the hub's volume are for its own logs.
             tracing::error!(error = %text, "the store failed");
             Status::unavailable("the hub's store failed; try again later")

@@ -27,6 +27,14 @@ pub enum StoreError {
         /// What the system said.
         cause: object_store::Error,
     },
+    /// The volume, in the middle of an object.
+    #[error("reading {path} failed: {cause}; check the volume of the store")]
+    Reading {
+        /// Which object.
+        path: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// The free space could not be measured.
     #[error("the free space of the store's volume cannot be measured: {0}")]
     FreeSpace(std::io::Error),
@@ -123,7 +131,12 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Folder { .. } | Self::Io { .. } | Self::FreeSpace(_) | Self::Stopped | Self::NoSpace { .. }
+            Self::Folder { .. }
+                | Self::Io { .. }
+                | Self::Reading { .. }
+                | Self::FreeSpace(_)
+                | Self::Stopped
+                | Self::NoSpace { .. }
         )
     }
 

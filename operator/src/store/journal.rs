@@ -1,7 +1,7 @@
 //! The rules of the journal over a plain object store: create only if absent, tell torn from different, and the
 //! two records that every store has.
 
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Seek as _};
 
 use bytes::Bytes;
 use consilium_federation::Digest;
@@ -21,6 +21,20 @@ pub struct ChunkReader(Source);
 enum Source {
     File(std::fs::File),
     Memory(Cursor<Bytes>),
+}
+
+impl ChunkReader {
+    pub(super) fn of(bytes: Bytes) -> Self {
+        Self(Source::Memory(Cursor::new(bytes)))
+    }
+
+    /// Back to the first byte.
+    pub(super) fn rewind(&mut self) -> std::io::Result<()> {
+        match &mut self.0 {
+            Source::File(file) => file.rewind(),
+            Source::Memory(bytes) => bytes.rewind(),
+        }
+    }
 }
 
 impl Read for ChunkReader {

@@ -33,7 +33,8 @@ use object_store::local::LocalFileSystem;
 pub use error::StoreError;
 pub use journal::ChunkReader;
 pub use kept::SignedSet;
-pub use uploads::UploadKey;
+pub use objects::Object;
+pub use uploads::{Reserved, UploadKey};
 
 /// Free bytes that an upload must leave on the volume, so that sums and journals still fit.
 pub const RESERVED_BYTES: u64 = 64 << 20;
@@ -53,8 +54,6 @@ struct Inner {
     uploads: Mutex<uploads::Open>,
     /// Sets of studies that were asked for, read once.
     sets: Mutex<HashMap<String, Vec<SignedSet>>>,
-    /// Many chunks at a time, or one look at which are missing.
-    upload_turns: tokio::sync::RwLock<()>,
 }
 
 impl BlobStore {
@@ -82,8 +81,8 @@ impl BlobStore {
             .map_err(|cause| StoreError::Io { what: "opening", path: root.display().to_string(), cause })?
             .with_fsync(true);
         let epoch = journal::epoch(&files, rand::random()).await?;
-        let (uploads, sets, upload_turns) = Default::default();
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets, upload_turns })))
+        let (uploads, sets) = Default::default();
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets })))
     }
 
     fn sets(&self) -> MutexGuard<'_, HashMap<String, Vec<SignedSet>>> {

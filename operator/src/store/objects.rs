@@ -1,11 +1,14 @@
 //! Content-addressed objects, and models as manifests of them.
 
+use std::io::Read as _;
+
 use bytes::Bytes;
 use consilium_federation::Digest;
 use consilium_federation::digest::canonical_json;
 use consilium_federation::model::ModelManifest;
 use object_store::path::Path;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use super::{BlobStore, ChunkReader, StoreError, check_name, journal};
 
@@ -22,7 +25,68 @@ pub(super) async fn digest_of(bytes: Bytes) -> Result<Digest, StoreError> {
     tokio::task::spawn_blocking(move || Digest::of(&bytes)).await.map_err(|_| StoreError::Stopped)
 }
 
+/// An object that is handed out piece by piece.
+pub struct Object {
+    reader: ChunkReader,
+    length: usize,
+}
+
+impl Object {
+    /// One that is made for the occasion.
+    pub fn of(bytes: Bytes) -> Self {
+        Self { length: bytes.len(), reader: ChunkReader::of(bytes) }
+    }
+
+    /// Bytes in it.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The next `bytes` bytes; blocks.
+    ///
+    /// # Errors
+    /// When the volume fails, or the object ends before.
+    pub fn read(&mut self, bytes: usize) -> std::io::Result<Bytes> {
+        let mut piece = vec![0; bytes];
+        self.reader.read_exact(&mut piece)?;
+        Ok(piece.into())
+    }
+}
+
+/// Reads all of an object; its length and its digest.
+fn read_through(reader: &mut ChunkReader) -> std::io::Result<(usize, Digest)> {
+    let (mut tile, mut length, mut hasher) = (vec![0; 128 << 10], 0, Sha256::new());
+    loop {
+        let read = reader.read(&mut tile)?;
+        if read == 0 {
+            return Ok((length, Digest::from_bytes(hasher.finalize().into())));
+        }
+        length += read;
+        hasher.update(&tile[..read]);
+    }
+}
+
 impl BlobStore {
+    /// The object with this digest, verified and not held in memory.
+    ///
+    /// # Errors
+    /// As [`Self::get_object`].
+    pub async fn open_verified(&self, digest: Digest) -> Result<Object, StoreError> {
+        let path = path_of(digest);
+        let mut reader = journal::open(&self.0.files, &path).await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let (length, found) = read_through(&mut reader)?;
+            reader.rewind()?;
+            Ok::<_, std::io::Error>((Object { reader, length }, found))
+        });
+        let failed = |cause| StoreError::Reading { path: path.to_string(), cause };
+        let (object, found) = read.await.map_err(|_| StoreError::Stopped)?.map_err(failed)?;
+        if found != digest {
+            return Err(StoreError::Corrupt { path: path.to_string(), found });
+        }
+        Ok(object)
+    }
+
     /// Stores bytes under their digest, durably; a second time is a no-op.
     ///
     /// # Errors

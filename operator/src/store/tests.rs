@@ -11,6 +11,9 @@ use serde_json::json;
 
 use super::*;
 
+/// More than any upload here has.
+const BYTES: u64 = 1 << 30;
+
 async fn open(folder: &tempfile::TempDir) -> BlobStore {
     BlobStore::open(folder.path()).await.unwrap()
 }
@@ -100,7 +103,7 @@ async fn a_kill_between_any_two_chunks_loses_nothing() {
     let mut sent = Vec::new();
     loop {
         let store = open(&folder).await;
-        let missing = store.begin_upload(&alder, &chunks).await.unwrap();
+        let missing = store.begin_upload(&alder, &chunks, BYTES).await.unwrap();
         assert_eq!(store.upload_complete(&alder).await.unwrap(), missing.is_empty());
         let Some(&index) = missing.last() else { break };
         sent.push(index);
@@ -117,7 +120,7 @@ async fn a_kill_between_any_two_chunks_loses_nothing() {
 async fn a_restarted_hub_takes_the_next_chunk_of_an_upload_that_it_has_not_seen() {
     let folder = tempfile::tempdir().unwrap();
     let (alder, chunks) = (key("alder"), digests(2));
-    open(&folder).await.begin_upload(&alder, &chunks).await.unwrap();
+    open(&folder).await.begin_upload(&alder, &chunks, BYTES).await.unwrap();
     let store = open(&folder).await;
     assert!(!store.put_chunk(&alder, 0, chunk(0)).await.unwrap());
     assert!(store.put_chunk(&alder, 1, chunk(1)).await.unwrap());
@@ -131,12 +134,12 @@ async fn a_torn_chunk_is_asked_for_again() {
     let folder = tempfile::tempdir().unwrap();
     let (alder, chunks) = (key("alder"), digests(3));
     let store = open(&folder).await;
-    store.begin_upload(&alder, &chunks).await.unwrap();
+    store.begin_upload(&alder, &chunks, BYTES).await.unwrap();
     store.put_chunk(&alder, 0, chunk(0)).await.unwrap();
     store.put_chunk(&alder, 1, chunk(1)).await.unwrap();
     let torn = file_of(&folder, &format!("{}/1", Digest::of_json(&chunks).hex()));
     std::fs::write(torn, &chunk(1)[..10]).unwrap();
-    assert_eq!(open(&folder).await.begin_upload(&alder, &chunks).await.unwrap(), [1, 2]);
+    assert_eq!(open(&folder).await.begin_upload(&alder, &chunks, BYTES).await.unwrap(), [1, 2]);
 }
 
 /// One attempt, one update: a hospital (or someone with its certificate) must not swap what it committed to.
@@ -146,33 +149,105 @@ async fn other_content_for_the_same_attempt_is_a_conflict() {
     let store = open(&folder).await;
     let alder = key("alder");
     assert!(matches!(store.put_chunk(&alder, 0, chunk(0)).await, Err(StoreError::NotBegun { .. })));
-    store.begin_upload(&alder, &digests(2)).await.unwrap();
-    assert_eq!(store.begin_upload(&alder, &digests(2)).await.unwrap(), [0, 1]);
-    assert!(matches!(store.begin_upload(&alder, &digests(3)).await, Err(StoreError::Conflict { .. })));
+    store.begin_upload(&alder, &digests(2), BYTES).await.unwrap();
+    assert_eq!(store.begin_upload(&alder, &digests(2), BYTES).await.unwrap(), [0, 1]);
+    assert!(matches!(store.begin_upload(&alder, &digests(3), BYTES).await, Err(StoreError::Conflict { .. })));
     let other = store.put_chunk(&alder, 0, chunk(7)).await.unwrap_err();
     assert!(matches!(other, StoreError::ChunkDigest { index: 0, .. }));
     let beyond = store.put_chunk(&alder, 2, chunk(2)).await.unwrap_err();
     assert!(matches!(beyond, StoreError::NoSuchChunk { index: 2, chunks: 2 }));
     let next = UploadKey { attempt: 2, ..alder };
-    assert_eq!(store.begin_upload(&next, &digests(3)).await.unwrap(), [0, 1, 2], "another attempt is another upload");
-    assert!(matches!(store.begin_upload(&next, &[]).await, Err(StoreError::ChunkCount { .. })));
+    assert_eq!(
+        store.begin_upload(&next, &digests(3), BYTES).await.unwrap(),
+        [0, 1, 2],
+        "another attempt is another upload"
+    );
+    assert!(matches!(store.begin_upload(&next, &[], BYTES).await, Err(StoreError::ChunkCount { .. })));
 }
 
-/// A volume that fills up in the middle of four uploads would stop all of them, and the journal with them.
-#[tokio::test]
-async fn an_upload_is_refused_when_its_space_is_already_promised() {
-    let folder = tempfile::tempdir().unwrap();
-    let free = Arc::new(AtomicU64::new(RESERVED_BYTES + 3 * CHUNK_BYTES as u64));
+/// A store on a volume with room for so many chunks beside what is kept free.
+async fn with_room(folder: &tempfile::TempDir, chunks: u64) -> (BlobStore, Arc<AtomicU64>) {
+    let free = Arc::new(AtomicU64::new(RESERVED_BYTES + chunks * CHUNK_BYTES as u64));
     let measure = free.clone();
-    let store =
-        BlobStore::open_with(folder.path(), Arc::new(move || Ok(measure.load(Ordering::Relaxed)))).await.unwrap();
-    store.begin_upload(&key("alder"), &digests(2)).await.unwrap();
-    let refused = store.begin_upload(&key("birch"), &digests(2)).await.unwrap_err();
+    let store = BlobStore::open_with(folder.path(), Arc::new(move || Ok(measure.load(Ordering::Relaxed)))).await;
+    (store.unwrap(), free)
+}
+
+/// Bytes of an upload of two full chunks.
+const TWO: u64 = 2 * CHUNK_BYTES as u64;
+
+/// A volume that fills up in the middle of four uploads, or of the sum that all have waited for, would stop all of them,
+/// and the journal with them.
+#[tokio::test]
+async fn an_upload_is_refused_when_its_space_or_that_of_the_sum_is_already_promised() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = with_room(&folder, 5).await;
+    store.begin_upload(&key("alder"), &digests(2), TWO).await.unwrap();
+    assert_eq!(store.space().unwrap().1, 2 * TWO, "the upload, and as much for what the sum gives");
+    let refused = store.begin_upload(&key("birch"), &digests(2), TWO).await.unwrap_err();
     assert!(matches!(refused, StoreError::NoSpace { .. }) && refused.is_transient());
     assert!(!files(&folder).iter().any(|f| f.to_string_lossy().contains("birch")), "nothing is left of a refused one");
     store.put_chunk(&key("alder"), 0, chunk(0)).await.unwrap();
     store.put_chunk(&key("alder"), 1, chunk(1)).await.unwrap();
-    assert_eq!(store.begin_upload(&key("birch"), &digests(2)).await.unwrap(), [0, 1]);
+    assert_eq!(store.begin_upload(&key("birch"), &digests(2), TWO).await.unwrap(), [0, 1]);
+    // The sum is still to come: another round's model does not fit beside it.
+    let other = UploadKey { round_uid: "other".into(), ..key("alder") };
+    assert!(matches!(store.begin_upload(&other, &digests(2), TWO).await, Err(StoreError::NoSpace { .. })));
+    store.delete_round_uploads("3f0c-1").await.unwrap();
+    assert_eq!(store.space().unwrap().1, 0, "what was promised for a round goes with it");
+    store.begin_upload(&other, &digests(2), TWO).await.unwrap();
+}
+
+/// The evaluation of two hundred hospitals is a few kilobytes: it must not ask for the room of full chunks.
+#[tokio::test]
+async fn an_upload_is_promised_the_bytes_that_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = with_room(&folder, 1).await;
+    for n in 0..200 {
+        store.begin_upload(&key(&format!("site-{n}")), &digests(2), 128).await.unwrap();
+    }
+}
+
+/// Attempts that came to nothing would hold their uploads for as long as the round lasts, and their promises with them.
+#[tokio::test]
+async fn the_uploads_of_a_burned_attempt_are_deleted_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = with_room(&folder, 12).await;
+    let next = UploadKey { attempt: 2, ..key("alder") };
+    for upload in [&key("alder"), &key("birch"), &next] {
+        store.begin_upload(upload, &digests(2), TWO).await.unwrap();
+        store.put_chunk(upload, 0, chunk(0)).await.unwrap();
+    }
+    store.delete_attempts("3f0c-1", 1).await.unwrap();
+    assert_eq!(store.space().unwrap().1, TWO + CHUNK_BYTES as u64);
+    assert!(matches!(store.put_chunk(&key("alder"), 1, chunk(1)).await, Err(StoreError::NotBegun { .. })));
+    assert!(store.put_chunk(&next, 1, chunk(1)).await.unwrap());
+    assert!(!files(&folder).iter().any(|f| f.starts_with("rounds/3f0c-1/1")));
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_free_again_when_it_is_not_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = with_room(&folder, 2).await;
+    let held = store.reserve(TWO).unwrap();
+    assert!(matches!(store.reserve(1), Err(StoreError::NoSpace { .. })));
+    drop(held);
+    store.reserve(TWO).unwrap();
+}
+
+/// A resumed upload is looked through, which takes seconds for a large one: chunks of other hospitals go on meanwhile.
+#[tokio::test]
+async fn a_turn_of_one_upload_holds_up_no_other_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    for site in ["alder", "birch"] {
+        store.begin_upload(&key(site), &digests(2), BYTES).await.unwrap();
+    }
+    let turn = store.hold(&key("alder"));
+    let _held = turn.write().await;
+    store.put_chunk(&key("birch"), 0, chunk(0)).await.unwrap();
+    use futures::FutureExt as _;
+    assert!(store.put_chunk(&key("alder"), 0, chunk(0)).now_or_never().is_none());
 }
 
 #[tokio::test]
@@ -181,7 +256,7 @@ async fn what_was_uploaded_for_a_round_goes_with_it() {
     let store = open(&folder).await;
     let other = UploadKey { round_uid: "other".into(), ..key("alder") };
     for upload in [&key("alder"), &key("birch"), &other] {
-        store.begin_upload(upload, &digests(2)).await.unwrap();
+        store.begin_upload(upload, &digests(2), BYTES).await.unwrap();
         store.put_chunk(upload, 0, chunk(0)).await.unwrap();
     }
     let written = file_of(&folder, "alder/manifest");
@@ -216,7 +291,7 @@ async fn names_that_mean_something_in_a_path_are_refused() {
         assert!(matches!(store.delete_round_uploads(bad).await, Err(StoreError::Name { .. })), "{bad}");
         assert!(matches!(store.archive(bad, 1, &json!({})).await, Err(StoreError::Name { .. })), "{bad}");
         let upload = UploadKey { round_uid: bad.into(), ..key("alder") };
-        assert!(matches!(store.begin_upload(&upload, &digests(1)).await, Err(StoreError::Name { .. })), "{bad}");
+        assert!(matches!(store.begin_upload(&upload, &digests(1), BYTES).await, Err(StoreError::Name { .. })), "{bad}");
     }
 }
 

@@ -35,13 +35,53 @@ async fn blake3_of(bytes: Bytes) -> Result<ChunkDigest, StoreError> {
     tokio::task::spawn_blocking(move || chunk_digest(&bytes)).await.map_err(|_| StoreError::Stopped)
 }
 
-/// Uploads under way, as far as this process has seen them.
+/// Uploads under way, as far as this process has seen them, and the space that is promised.
 #[derive(Default)]
-pub(super) struct Open(HashMap<UploadKey, OpenUpload>);
+pub(super) struct Open {
+    uploads: HashMap<UploadKey, OpenUpload>,
+    /// Bytes of what the sum of a round will give, until its uploads are deleted.
+    results: HashMap<String, u64>,
+    /// Bytes that others asked for, by the number of the promise.
+    others: HashMap<u64, u64>,
+    promises: u64,
+    /// One look at which chunks of an upload are missing at a time, or many chunks of it.
+    turns: HashMap<UploadKey, Turn>,
+    /// One deletion of a round's uploads at a time, or many uploads.
+    rounds: HashMap<String, Turn>,
+}
+
+pub(super) type Turn = Arc<tokio::sync::RwLock<()>>;
 
 struct OpenUpload {
     chunks: Arc<[ChunkDigest]>,
     missing: BTreeSet<u32>,
+    /// Bytes of all chunks, at most.
+    bytes: u64,
+}
+
+impl OpenUpload {
+    fn promised(&self) -> u64 {
+        (self.missing.len() as u64 * CHUNK_BYTES as u64).min(self.bytes)
+    }
+}
+
+impl Open {
+    fn promised(&self) -> u64 {
+        let uploads: u64 = self.uploads.values().map(OpenUpload::promised).sum();
+        uploads + self.results.values().sum::<u64>() + self.others.values().sum::<u64>()
+    }
+}
+
+/// Space that is promised to someone, until this goes.
+pub struct Reserved {
+    store: BlobStore,
+    number: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.store.open_uploads().others.remove(&self.number);
+    }
 }
 
 impl UploadKey {
@@ -69,26 +109,35 @@ impl UploadKey {
 }
 
 impl BlobStore {
-    /// Begins or resumes an upload; answers which chunks are missing. None missing: it is complete and durable.
+    /// Begins or resumes an upload of so many bytes; answers which chunks are missing. None missing: it is complete and
+    /// durable. What its round's sum will give is promised room too: as much as one upload.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when this attempt was begun with other chunks, [`StoreError::NoSpace`],
     /// [`StoreError::ChunkCount`], or the volume.
-    pub async fn begin_upload(&self, key: &UploadKey, chunks: &[ChunkDigest]) -> Result<Vec<u32>, StoreError> {
+    pub async fn begin_upload(
+        &self,
+        key: &UploadKey,
+        chunks: &[ChunkDigest],
+        bytes: u64,
+    ) -> Result<Vec<u32>, StoreError> {
         if !(1..=MAX_CHUNKS).contains(&chunks.len()) {
             return Err(StoreError::ChunkCount { found: chunks.len(), max: MAX_CHUNKS });
         }
-        // Alone with the journal: a chunk that lands while the missing ones are counted would be counted for ever.
-        let _turn = self.0.upload_turns.write().await;
-        if let Some(known) = self.open_uploads().0.get(key).filter(|upload| *upload.chunks == *chunks) {
+        key.folder()?;
+        let (round, turn) = self.turns(key);
+        let _round = round.read().await;
+        // Alone with this upload: a chunk that lands while the missing ones are counted would be counted for ever.
+        let _turn = turn.write().await;
+        if let Some(known) = self.open_uploads().uploads.get(key).filter(|upload| *upload.chunks == *chunks) {
             return Ok(known.missing.iter().copied().collect());
         }
         let missing = self.missing(key, chunks).await?;
-        self.admit(key, chunks.into(), &missing)?;
+        self.admit(key, chunks.into(), &missing, bytes)?;
         let written = journal::put_sealed(&self.0.files, &key.manifest()?, &canonical_json(&chunks)).await;
         if written.is_err() {
             // An upload that is known here is not begun again, and this one has no manifest.
-            self.open_uploads().0.remove(key);
+            self.open_uploads().uploads.remove(key);
         }
         written?;
         if missing.is_empty() {
@@ -102,12 +151,18 @@ impl BlobStore {
     /// # Errors
     /// [`StoreError::NotBegun`], [`StoreError::NoSuchChunk`], [`StoreError::ChunkDigest`], or the volume.
     pub async fn put_chunk(&self, key: &UploadKey, index: u32, bytes: Bytes) -> Result<bool, StoreError> {
+        key.folder()?;
+        let (round, turn) = self.turns(key);
+        let _round = round.read().await;
         let chunks = match self.known_chunks(key) {
             Some(chunks) => chunks,
             // This process has not seen the upload: it was begun before a restart, or it is complete.
-            None => self.reopen(key).await?,
+            None => {
+                let _turn = turn.write().await;
+                self.reopen(key).await?
+            }
         };
-        let _turn = self.0.upload_turns.read().await;
+        let _turn = turn.read().await;
         let no_such = StoreError::NoSuchChunk { index, chunks: chunks.len() };
         let expected = *chunks.get(index as usize).ok_or(no_such)?;
         let found = blake3_of(bytes.clone()).await?;
@@ -118,7 +173,7 @@ impl BlobStore {
         journal::put(&self.0.files, &key.chunk(&chunks, index)?, bytes, |_| false).await?;
         let complete = {
             let mut open = self.open_uploads();
-            open.0.get_mut(key).is_none_or(|upload| {
+            open.uploads.get_mut(key).is_none_or(|upload| {
                 upload.missing.remove(&index);
                 upload.missing.is_empty()
             })
@@ -169,22 +224,102 @@ impl BlobStore {
         journal::open(&self.0.files, &key.chunk(chunks, index)?).await
     }
 
-    /// Deletes what was uploaded for a round; what is deleted already is no fault.
+    /// Deletes what was sent for a round; what is deleted already is no fault.
     ///
     /// # Errors
     /// [`StoreError::Name`], or the volume.
     pub async fn delete_round_uploads(&self, round_uid: &str) -> Result<(), StoreError> {
         check_name("round UID", round_uid)?;
-        let _turn = self.0.upload_turns.write().await;
-        self.open_uploads().0.retain(|key, _| key.round_uid != round_uid);
-        let folder = format!("rounds/{round_uid}");
-        journal::delete_all(&self.0.files, &Path::from(folder.as_str())).await?;
-        // Half-written files of a killed hub are invisible to the listing above.
-        match tokio::fs::remove_dir_all(self.0.root.join(&folder)).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(cause) => Err(StoreError::Folder { folder: self.0.root.join(&folder), cause }),
+        self.delete_uploads(round_uid, &format!("rounds/{round_uid}"), |_| true).await
+    }
+
+    /// Deletes what was sent for the attempts of a round up to this one, which came to nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`], or the volume.
+    pub async fn delete_attempts(&self, round_uid: &str, upto: u32) -> Result<(), StoreError> {
+        check_name("round UID", round_uid)?;
+        let folder = Path::from(format!("rounds/{round_uid}"));
+        let attempts = journal::folders(&self.0.files, &folder).await?;
+        for attempt in attempts.iter().filter_map(|name| name.parse::<u32>().ok()).filter(|&n| n <= upto) {
+            let folder = format!("rounds/{round_uid}/{attempt}");
+            self.delete_uploads(round_uid, &folder, |key| key.attempt == attempt).await?;
         }
+        Ok(())
+    }
+
+    async fn delete_uploads(
+        &self,
+        round_uid: &str,
+        folder: &str,
+        which: impl Fn(&UploadKey) -> bool,
+    ) -> Result<(), StoreError> {
+        let round = self.open_uploads().rounds.entry(round_uid.to_owned()).or_default().clone();
+        let _round = round.write().await;
+        {
+            let mut open = self.open_uploads();
+            let stays = |key: &UploadKey| key.round_uid != round_uid || !which(key);
+            open.uploads.retain(|key, _| stays(key));
+            open.turns.retain(|key, _| stays(key));
+            if !open.turns.keys().any(|key| key.round_uid == round_uid) {
+                open.results.remove(round_uid);
+            }
+        }
+        journal::delete_all(&self.0.files, &Path::from(folder)).await?;
+        // Half-written files of a killed hub are invisible to the listing above.
+        let gone = match tokio::fs::remove_dir_all(self.0.root.join(folder)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::Folder { folder: self.0.root.join(folder), cause: error })
+            }
+            _ => Ok(()),
+        };
+        let mut open = self.open_uploads();
+        // Nobody waits for it: what comes later makes another one.
+        if Arc::strong_count(&round) <= 2 {
+            open.rounds.remove(round_uid);
+        }
+        gone
+    }
+
+    /// Promises space for something that is not an upload, or refuses when the volume is too full for it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`], or the volume.
+    pub fn reserve(&self, bytes: u64) -> Result<Reserved, StoreError> {
+        let mut open = self.open_uploads();
+        self.check_space(open.promised() + bytes)?;
+        open.promises += 1;
+        let number = open.promises;
+        open.others.insert(number, bytes);
+        Ok(Reserved { store: self.clone(), number })
+    }
+
+    /// Bytes that are free on the volume, and those that are promised.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn space(&self) -> Result<(u64, u64), StoreError> {
+        let free = (self.0.free_space)().map_err(StoreError::FreeSpace)?;
+        Ok((free, self.open_uploads().promised()))
+    }
+
+    fn check_space(&self, promised: u64) -> Result<(), StoreError> {
+        let needed = promised + RESERVED_BYTES;
+        let free = (self.0.free_space)().map_err(StoreError::FreeSpace)?;
+        if free < needed { Err(StoreError::NoSpace { needed, free }) } else { Ok(()) }
+    }
+
+    /// The turn of one upload.
+    #[cfg(test)]
+    pub(super) fn hold(&self, key: &UploadKey) -> Turn {
+        self.turns(key).1
+    }
+
+    /// Whose turn it is, with the uploads of the round and with this one.
+    fn turns(&self, key: &UploadKey) -> (Turn, Turn) {
+        let mut open = self.open_uploads();
+        let round = open.rounds.entry(key.round_uid.clone()).or_default().clone();
+        (round, open.turns.entry(key.clone()).or_default().clone())
     }
 
     /// Which chunks are not there whole. What is there is read once, and set aside when it is torn.
@@ -227,44 +362,54 @@ impl BlobStore {
         Ok(false)
     }
 
+    /// Alone with this upload.
     async fn reopen(&self, key: &UploadKey) -> Result<Arc<[ChunkDigest]>, StoreError> {
-        let _turn = self.0.upload_turns.write().await;
         if let Some(chunks) = self.known_chunks(key) {
             return Ok(chunks);
         }
         let chunks: Arc<[ChunkDigest]> = self.upload_chunks(key).await?.into();
         let missing = self.missing(key, &chunks).await?;
-        self.admit(key, chunks.clone(), &missing)?;
+        let bytes = chunks.len() as u64 * CHUNK_BYTES as u64;
+        self.admit(key, chunks.clone(), &missing, bytes)?;
         Ok(chunks)
     }
 
-    /// Promises the space for what is missing, or refuses when the volume is too full for it.
-    fn admit(&self, key: &UploadKey, chunks: Arc<[ChunkDigest]>, missing: &BTreeSet<u32>) -> Result<(), StoreError> {
-        let bytes = |missing: &BTreeSet<u32>| missing.len() as u64 * CHUNK_BYTES as u64;
+    /// Promises the space for what is missing, and for the result, or refuses when the volume is too full for it.
+    fn admit(
+        &self,
+        key: &UploadKey,
+        chunks: Arc<[ChunkDigest]>,
+        missing: &BTreeSet<u32>,
+        bytes: u64,
+    ) -> Result<(), StoreError> {
         let mut open = self.open_uploads();
-        open.0.remove(key);
+        open.uploads.remove(key);
+        let result = open.results.get(&key.round_uid).copied().unwrap_or_default().max(bytes);
+        let before = open.results.insert(key.round_uid.clone(), result);
         if missing.is_empty() {
             return Ok(());
         }
-        let promised: u64 = open.0.values().map(|upload| bytes(&upload.missing)).sum();
-        let needed = promised + bytes(missing) + RESERVED_BYTES;
-        let free = (self.0.free_space)().map_err(StoreError::FreeSpace)?;
-        if free < needed {
-            return Err(StoreError::NoSpace { needed, free });
+        let upload = OpenUpload { chunks, missing: missing.clone(), bytes };
+        if let Err(error) = self.check_space(open.promised() + upload.promised()) {
+            match before {
+                Some(before) => open.results.insert(key.round_uid.clone(), before),
+                None => open.results.remove(&key.round_uid),
+            };
+            return Err(error);
         }
-        open.0.insert(key.clone(), OpenUpload { chunks, missing: missing.clone() });
+        open.uploads.insert(key.clone(), upload);
         Ok(())
     }
 
     async fn mark_complete(&self, key: &UploadKey, chunks: &[ChunkDigest]) -> Result<(), StoreError> {
         let manifest = Digest::of_json(&chunks).to_string();
         journal::put_sealed(&self.0.files, &key.complete()?, manifest.as_bytes()).await?;
-        self.open_uploads().0.remove(key);
+        self.open_uploads().uploads.remove(key);
         Ok(())
     }
 
     fn known_chunks(&self, key: &UploadKey) -> Option<Arc<[ChunkDigest]>> {
-        self.open_uploads().0.get(key).map(|upload| upload.chunks.clone())
+        self.open_uploads().uploads.get(key).map(|upload| upload.chunks.clone())
     }
 
     fn open_uploads(&self) -> MutexGuard<'_, Open> {

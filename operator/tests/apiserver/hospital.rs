@@ -151,7 +151,7 @@ impl Hospital {
         }
         if step == ProtocolStep::Upload {
             let digests: Vec<_> = masked.iter().map(|c| chunk_digest(c)).collect();
-            for index in hub.store().begin_upload(&key, &digests).await.unwrap() {
+            for index in hub.store().begin_upload(&key, &digests, 1 << 20).await.unwrap() {
                 hub.store().put_chunk(&key, index, masked[index as usize].clone().into()).await.unwrap();
             }
         }

@@ -14,7 +14,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
 use super::decide::Ended;
-use super::{items, secure};
+use super::{decide, items, secure};
 use crate::aggregation::{Subject, SumJob};
 use crate::attempts::Inputs;
 use crate::controllers::book::Owner;
@@ -86,6 +86,13 @@ pub async fn effects(
         context.sums.forget(uid);
         context.hub.attempts().forget(uid);
         delete_uploads(context, uid, state.attempt).await?;
+        return Ok(());
+    }
+    let spent = decide::spent(state);
+    if spent > 0 && !context.is_clean(uid, spent) {
+        let gone = context.hub.store().delete_attempts(uid, spent).await;
+        gone.map_err(Error::store("deleting the uploads of an attempt that came to nothing"))?;
+        context.mark_clean(uid, spent);
     }
     Ok(())
 }

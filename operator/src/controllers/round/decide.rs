@@ -63,6 +63,11 @@ pub fn awaited(state: &RoundState) -> Option<(ProtocolStep, Vec<SiteName>)> {
     Some((step, waiting.collect()))
 }
 
+/// The last attempt whose uploads nobody needs any more, though the round goes on: it came to nothing. 0 when there is none.
+pub fn spent(state: &RoundState) -> u32 {
+    if state.protocol_step.is_some() { state.attempt.saturating_sub(1) } else { state.attempt }
+}
+
 /// The state after everything that is known. The same facts twice give the same state.
 pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundPolicy) -> RoundState {
     let attempt = state.attempt;
@@ -110,8 +115,8 @@ pub fn status(
     let known = round.status.as_ref().map_or(&[][..], |s| &s.conditions);
     let mut conditions = Conditions::from_status(known, round.metadata.generation, now);
     describe(&mut conditions, &state, trouble, policy);
-    match overdue(&state, now) {
-        Some(why) => conditions.set(READY, false, "UnmaskOverdue", &why).set(STALLED, true, "UnmaskOverdue", &why),
+    match overdue(&state, trouble, now) {
+        Some((reason, why)) => conditions.set(READY, false, reason, &why).set(STALLED, true, reason, &why),
         None => conditions.set(READY, true, "Reconciling", "the round is driven by the operator").clear(STALLED),
     };
     TrainingRoundStatus {
@@ -122,16 +127,26 @@ pub fn status(
     }
 }
 
-/// What a person should know of a step that only hospitals that come back can end.
-fn overdue(state: &RoundState, now: Timestamp) -> Option<String> {
-    let waits = state.protocol_step == Some(ProtocolStep::Unmask) && now >= state.deadline;
-    waits.then(|| {
-        format!(
-            "attempt {} waits for shares that take its masks off, and its time is over; it can only be finished, by the \
-             hospitals that have not answered",
-            state.attempt
-        )
-    })
+/// What a person should know of a step that no deadline may end: the masks can come off once and for all.
+fn overdue(state: &RoundState, trouble: Option<&str>, now: Timestamp) -> Option<(&'static str, String)> {
+    let attempt = state.attempt;
+    match state.protocol_step.filter(|_| now >= state.deadline)? {
+        ProtocolStep::Unmask => Some((
+            "UnmaskOverdue",
+            format!(
+                "attempt {attempt} waits for shares that take its masks off, and its time is over; it can only be finished, \
+                 by the hospitals that have not answered"
+            ),
+        )),
+        ProtocolStep::Sum => {
+            let why = trouble.unwrap_or("it is still under way");
+            Some((
+                "SumOverdue",
+                format!("the sum of attempt {attempt} has not ended in its time: {why}; nothing is lost"),
+            ))
+        }
+        _ => None,
+    }
 }
 
 fn describe(conditions: &mut Conditions, state: &RoundState, trouble: Option<&str>, policy: &RoundPolicy) {

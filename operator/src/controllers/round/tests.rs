@@ -403,3 +403,30 @@ fn an_attempt_that_breaks_at_the_hub_is_followed_by_another() {
     state = decide::advance(state, &broken, at(2), &policy);
     assert_eq!((state.attempt, state.protocol_step), (2, Some(ProtocolStep::Advertise)));
 }
+
+/// What hospitals sent for an attempt that was burned is of no use to the one that follows, and must not fill the volume
+/// for as long as the round lasts; what the open one needs must stay.
+#[test]
+fn only_attempts_that_came_to_nothing_are_spent() {
+    let mut state = RoundState::new(SITES.map(name), at(0), at(3600));
+    assert_eq!(decide::spent(&state), 0);
+    (state.attempt, state.protocol_step) = (1, Some(ProtocolStep::Upload));
+    assert_eq!(decide::spent(&state), 0);
+    state.protocol_step = None;
+    assert_eq!(decide::spent(&state), 1);
+    (state.attempt, state.protocol_step) = (2, Some(ProtocolStep::Sum));
+    assert_eq!(decide::spent(&state), 1);
+}
+
+/// A sum that a full volume keeps from ending is said where people look, with what keeps it.
+#[test]
+fn a_sum_that_takes_too_long_is_told_with_its_reason() {
+    let mut state = RoundState::new(SITES.map(name), at(0), at(60));
+    (state.step, state.attempt, state.protocol_step) = (RoundStep::Aggregating, 1, Some(ProtocolStep::Sum));
+    let status = |now| decide::status(&round(1, None), state.clone(), Some("the volume is full"), &policy(), at(now));
+    assert_eq!(status_of(&status(59).conditions, STALLED), None);
+    let late = status(60);
+    let ready = late.conditions.iter().find(|c| c.type_ == READY).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "SumOverdue"));
+    assert!(ready.message.contains("the volume is full"), "{}", ready.message);
+}

@@ -1,6 +1,7 @@
 //! The gateway as hospitals meet it: over loopback, with real certificates.
 
 mod attempts;
+mod hostile;
 mod rig;
 
 use std::time::Duration;
@@ -114,7 +115,7 @@ async fn revoking_a_hospital_closes_its_open_watch_and_forgets_what_it_said() {
     rig.accept(&["birch"]);
     assert_eq!(revoked.message().await.unwrap_err().code(), Code::PermissionDenied);
     while rig.hub.connected(&name("alder")) {
-        assert_eq!(changes.recv().await.unwrap(), name("alder"));
+        assert_eq!(changes.recv().await.unwrap().0, name("alder"));
     }
     assert!(rig.hub.report(&name("alder")).is_none());
     assert_eq!(alder.report(v1::ReportRequest::default()).await.unwrap_err().code(), Code::PermissionDenied);
@@ -145,7 +146,7 @@ async fn a_hospital_that_hangs_up_is_noticed() {
     stream.message().await.unwrap().unwrap();
     let mut changes = rig.hub.changes();
     drop((stream, client));
-    assert_eq!(changes.recv().await.unwrap(), name("alder"));
+    assert_eq!(changes.recv().await.unwrap().0, name("alder"));
     assert!(!rig.hub.connected(&name("alder")));
 }
 
@@ -184,7 +185,7 @@ async fn a_hospital_that_falls_silent_is_noticed_within_the_budget_of_30_seconds
     let mut changes = rig.hub.changes();
     silence.cancel();
     let noticed = tokio::time::timeout(std::time::Duration::from_secs(30), changes.recv()).await;
-    assert_eq!(noticed.expect("within the budget").unwrap(), name("alder"));
+    assert_eq!(noticed.expect("within the budget").unwrap().0, name("alder"));
     assert!(!rig.hub.connected(&name("alder")));
 }
 
@@ -257,7 +258,7 @@ async fn an_upload_goes_on_after_the_hub_restarts() {
     let mut alder = rig.site("alder");
     assert_eq!(alder.begin_upload(begin.clone()).await.unwrap().into_inner().missing, [1]);
     assert!(alder.put_chunk(upload.chunk("r-1", 1, 1)).await.unwrap().into_inner().complete);
-    assert_eq!(changes.recv().await.unwrap(), name("alder"), "the round is told");
+    assert_eq!(changes.recv().await.unwrap().0, name("alder"), "the round is told");
     assert!(alder.begin_upload(begin).await.unwrap().into_inner().missing.is_empty());
     assert!(rig.hub.store().upload_complete(&rig::key("alder", "r-1", 1)).await.unwrap());
 }

@@ -93,6 +93,15 @@ impl Rig {
         (self.hub, self.address, self.server) = serve_in(&self.folder, &self.tls, &self.metrics, &self.stop).await;
     }
 
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Replaces a file of the store.
+    pub(super) fn spoil(&self, file: &str, content: &[u8]) {
+        std::fs::write(self.folder.path().join(file), content).unwrap();
+    }
+
     pub(super) fn accept(&self, sites: &[&str]) {
         self.hub.set_accepted(sites.iter().map(|site| site.parse().unwrap()).collect());
     }
