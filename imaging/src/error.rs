@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::place::Axes;
+
 /// A scan, a mask or a data folder that cannot be used. All of these are permanent: trying again does not help.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,7 +28,7 @@ pub enum ScanError {
         expected: String,
     },
     /// Not a NIfTI-1 single file at all.
-    #[error("{}: not a NIfTI-1 file: {reason}; convert the scan to .nii or .nii.gz (one file, not a .hdr/.img pair)", file.display())]
+    #[error("{}: not a NIfTI-1 file: {reason}; convert the scan to NIfTI-1 in one file, .nii or .nii.gz", file.display())]
     NotNifti {
         /// The file.
         file: PathBuf,
@@ -46,8 +48,8 @@ pub enum ScanError {
     NotThreeDimensional {
         /// The file.
         file: PathBuf,
-        /// Sizes in x, y, z, … order.
-        found: Vec<usize>,
+        /// Sizes in x, y, z, … order, as they stand there.
+        found: Vec<i64>,
     },
     /// A header field that cannot be, or that contradicts another.
     #[error("{}: {field} is {found}: {rule}; correct the header", file.display())]
@@ -62,7 +64,7 @@ pub enum ScanError {
         rule: &'static str,
     },
     /// NaN or infinite voxels.
-    #[error("{}: {count} voxels are NaN or infinite (the first at x={} y={} z={}): every voxel must be finite; replace them by the background value", file.display(), at[0], at[1], at[2])]
+    #[error("{}: {count} voxels are NaN, infinite or beyond 3.4e38 (the first at x={} y={} z={}){}: every voxel must be finite; replace them by the background value", file.display(), at[0], at[1], at[2], by(scaling))]
     NotFinite {
         /// The file.
         file: PathBuf,
@@ -70,6 +72,8 @@ pub enum ScanError {
         count: usize,
         /// Position of the first, x, y, z.
         at: [usize; 3],
+        /// The header's slope and intercept, where it has them.
+        scaling: Option<(f64, f64)>,
     },
     /// An image all of whose voxels are equal.
     #[error("{}: empty: all voxels are {value}; a scan must show something; export it again or take the case out", file.display())]
@@ -104,16 +108,64 @@ pub enum ScanError {
         image_shape: [usize; 3],
     },
     /// Image and mask lie in different places.
-    #[error("{}: affine differs from that of its image {} by {difference:.4} mm: at most {allowed} mm is allowed; resample the mask onto the image", mask.display(), image.display())]
+    #[error("{}: lies elsewhere than its image {}: the corners of the two, by their affines, are up to {difference:.3} mm apart, at most {allowed:.3} mm is allowed; if they do lie elsewhere, resample the mask onto the image, if only the headers differ, copy the image's into the mask", mask.display(), image.display())]
     AffineMismatch {
         /// The mask.
         mask: PathBuf,
         /// Its image.
         image: PathBuf,
-        /// Largest difference of an entry.
-        difference: f32,
+        /// Largest distance of a corner, in mm.
+        difference: f64,
         /// The bound.
-        allowed: f32,
+        allowed: f64,
+    },
+    /// Only one of an image and its mask says where it lies.
+    #[error("{}: {} (its axes go {axes}) and {} {} does not (qform_code and sform_code are 0): whether the two lie on each other cannot be told from the headers, and a program that assumes an orientation for one of them can mirror it; find out how the scan lies, and write the same sform into both", mask.display(), if *image_is { "its image says where it lies" } else { "says where it lies" }, if *image_is { "this mask of" } else { "its image" }, image.display())]
+    HalfPlaced {
+        /// The mask.
+        mask: PathBuf,
+        /// Its image.
+        image: PathBuf,
+        /// It is the image that says it.
+        image_is: bool,
+        /// What the one says.
+        axes: Axes,
+    },
+    /// A scan that does not say how it lies, where that matters.
+    #[error("{}: orientation unknown (qform_code and sform_code are 0): the header does not say where left and right are, and the scan has to be brought to {axes}; find out how it lies, and write its sform into the file", file.display())]
+    UnknownOrientation {
+        /// The scan.
+        file: PathBuf,
+        /// What it has to be brought to.
+        axes: Axes,
+    },
+    /// Voxels of another size than asked for.
+    #[error("{}: voxels of {found:?} mm (along {axes}), where {wanted:?} mm is asked for, to {percent} %: nothing is resampled here; resample scan and mask", file.display())]
+    WrongSpacing {
+        /// The scan.
+        file: PathBuf,
+        /// Its spacing in the order asked for.
+        found: [f32; 3],
+        /// That order.
+        axes: Axes,
+        /// What is asked for.
+        wanted: [f32; 3],
+        /// The tolerance.
+        percent: u8,
+    },
+    /// Cutting a scan to the study's shape takes labels away.
+    #[error("{}: cut to shape {shape:?}, {lost} of its {all} labelled voxels are lost: a case must keep all its labels; set shape to {needed:?}, which keeps them, or crop the scans around the structure yourself", mask.display())]
+    LabelsCutOff {
+        /// The mask.
+        mask: PathBuf,
+        /// The shape of the study.
+        shape: [usize; 3],
+        /// Labelled voxels beyond it.
+        lost: usize,
+        /// Labelled voxels.
+        all: usize,
+        /// The shape that would do.
+        needed: [usize; 3],
     },
     /// An image without its mask.
     #[error("{}: no mask {} for it: every training image needs one of the same name; add it or take the image out", image.display(), mask.display())]
@@ -131,13 +183,47 @@ pub enum ScanError {
         /// What is missing.
         reason: String,
     },
+    /// A mask without its image.
+    #[error("{}: there is no image of the same name in {}: every mask needs one; add it or take the mask out", mask.display(), images.display())]
+    MissingImage {
+        /// The mask.
+        mask: PathBuf,
+        /// Where the image was looked for.
+        images: PathBuf,
+    },
+    /// Two files of one case.
+    #[error("{} and {}: two files of case {case}: which one counts cannot be told; take one of them out", first.display(), second.display())]
+    TwoFiles {
+        /// The case.
+        case: String,
+        /// One.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A file whose name is no text.
+    #[error("{}: the name {name:?} is not UTF-8 (what is no text stands as �), so that it can stand in no table and no report; rename the file", folder.display())]
+    BadName {
+        /// Where.
+        folder: PathBuf,
+        /// The name, as far as it is text.
+        name: String,
+    },
+    /// `dataset.json` or `splits_final.json` says something that is not read, or that the folder contradicts.
+    #[error("{}: {reason}", file.display())]
+    BadDataset {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong and the way out.
+        reason: String,
+    },
     /// A row of `cases.csv` or `subjects.csv` cannot be used.
-    #[error("{}: line {line}: {reason}; the header must name the columns case and subject (or subject_guess), optionally regime", file.display())]
+    #[error("{}: line {line}: {reason}; the header must name the columns case and subject (or subject_guess), optionally regime; fields are separated by commas, semicolons or tabs", file.display())]
     BadTable {
         /// The table.
         file: PathBuf,
         /// Line number from 1.
-        line: usize,
+        line: u64,
         /// What is wrong.
         reason: String,
     },
@@ -148,18 +234,6 @@ pub enum ScanError {
         file: PathBuf,
         /// The case.
         case: String,
-    },
-    /// Scans of one folder whose axes point differently.
-    #[error("{}: voxel axes point to {found}, those of {} to {expected}: a network sees the voxels as they are stored, so that all scans of a folder must lie alike; reorient the scans and masks to {expected}", file.display(), first.display())]
-    MixedOrientation {
-        /// The scan.
-        file: PathBuf,
-        /// Its axes, such as `RAS`.
-        found: String,
-        /// The folder's first scan.
-        first: PathBuf,
-        /// The axes of that.
-        expected: String,
     },
     /// A result could not be written.
     #[error("{}: cannot be written: {reason}; check free space and permissions of the folder", file.display())]
@@ -197,7 +271,13 @@ impl ScanError {
             Self::MissingMask { .. } => "MissingMask",
             Self::BadFolder { .. } => "BadFolder",
             Self::BadTable { .. } | Self::NotInTable { .. } => "BadTable",
-            Self::MixedOrientation { .. } => "MixedOrientation",
+            Self::HalfPlaced { .. } | Self::UnknownOrientation { .. } => "UnknownOrientation",
+            Self::WrongSpacing { .. } => "WrongSpacing",
+            Self::LabelsCutOff { .. } => "LabelsCutOff",
+            Self::MissingImage { .. } => "MissingImage",
+            Self::TwoFiles { .. } => "TwoFiles",
+            Self::BadName { .. } => "BadName",
+            Self::BadDataset { .. } => "BadDataset",
             Self::Unwritable { .. } => "Unwritable",
             Self::Several { .. } => "SeveralFiles",
         }
@@ -221,4 +301,9 @@ impl ScanError {
     pub(crate) fn unwritable(file: &Path, reason: impl ToString) -> Self {
         Self::Unwritable { file: file.to_owned(), reason: reason.to_string() }
     }
+}
+
+/// The scaling that may be what made a voxel infinite.
+fn by(scaling: &Option<(f64, f64)>) -> String {
+    scaling.map_or(String::new(), |(slope, intercept)| format!(", with scl_slope {slope} and scl_inter {intercept}"))
 }

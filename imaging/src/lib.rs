@@ -10,16 +10,21 @@
 //! Axis order: a [`volume::Volume`] stores x fastest, as NIfTI does. A tensor of it has the shape `[z, y, x]` over the
 //! same memory. Shapes in configurations and messages are always written x, y, z.
 
+pub mod dataset;
 pub mod error;
+mod foreign;
+pub mod frame;
 pub mod metrics;
 pub mod msd;
 pub mod nifti_file;
 mod nifti_header;
 pub mod phantom;
+pub mod place;
 pub mod preprocess;
 pub mod random;
 pub mod shift;
 pub mod split;
+pub mod table;
 pub mod tiles;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -1,8 +1,11 @@
 //! NIfTI-1 files in and out, with every rule of a usable scan checked at the door.
 //!
 //! A file is read as a stream: its header, then as many voxels as the header says, then its end, so that gzip's own
-//! checksum is verified too. A file cut short, with flipped bits or with more in it is never trained on, and a small
-//! compressed file cannot fill the memory with anything that its header does not admit to.
+//! checksum is verified too. A file cut short, with flipped bits or with more in it is never trained on.
+//!
+//! What a file costs is bounded by its size and not by its header's word: a header that announces more than the file can
+//! hold ([`INFLATION`] times its bytes where it is compressed) is refused before anything is set aside for its voxels.
+//! Reading takes 4 bytes a voxel for an image and 1 for a mask, and 64 Ki voxels at a time beside them.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -14,28 +17,30 @@ use nifti::writer::WriterOptions;
 use nifti::{Endianness, NiftiHeader, NiftiType};
 
 use crate::error::ScanError;
+use crate::foreign::kind_of;
 use crate::nifti_header::{HEADER_BYTES, Head};
+use crate::place::{Axes, Turn, corner_distance, corner_tolerance};
 use crate::volume::{Grid, Mask, Volume};
 
-/// Image and mask may differ by this much, in mm, in each entry of the affine: rounding of the exporting tool.
-const AFFINE_TOLERANCE_MM: f32 = 1e-2;
+/// Deflate makes of one byte at most so many: 258 bytes for two bits, less what its blocks take themselves.
+const INFLATION: u64 = 1032;
 /// Voxels that are decoded at once.
 const CHUNK: usize = 1 << 16;
 
 /// Reads where a scan's voxels lie, and nothing of the voxels.
 pub fn read_grid(file: &Path) -> Result<Grid, ScanError> {
-    Ok(Scan::at(file)?.head.grid)
+    Ok(Scan::at(file)?.fits()?.head.grid)
 }
 
 /// Reads an image. Errors: everything of [`ScanError`] that concerns one file.
 pub fn read_volume(file: &Path) -> Result<Volume, ScanError> {
     let scan = Scan::at(file)?;
-    let grid = scan.head.grid.clone();
+    let (grid, scaling) = (scan.head.grid.clone(), scan.head.scaling);
     let voxels = scan.voxels(|_, voxel| Ok(voxel))?;
     let bad = voxels.iter().filter(|v| !v.is_finite()).count();
     if bad > 0 {
         let first = voxels.iter().position(|v| !v.is_finite()).unwrap_or_default();
-        return Err(ScanError::NotFinite { file: file.to_owned(), count: bad, at: grid.position(first) });
+        return Err(ScanError::NotFinite { file: file.to_owned(), count: bad, at: grid.position(first), scaling });
     }
     let first = voxels[0];
     if voxels.iter().all(|&v| v == first) {
@@ -49,8 +54,9 @@ pub fn read_mask(file: &Path, classes: u8) -> Result<Mask, ScanError> {
     Scan::at(file)?.mask(classes)
 }
 
-/// Reads a mask of someone who is not trusted, from a handle on it; `file` is for messages. That it lies on `truth` is
-/// checked before a voxel is inflated, so that it costs no more memory than the truth does.
+/// Reads a mask of someone who is not trusted, from a handle on it; `file` is for messages. It may be stored in another
+/// order of axes than `truth` and is brought to that. That it lies on `truth` is checked before a voxel is inflated, so
+/// that it costs no more memory than the truth does.
 pub fn read_prediction(
     file: &Path,
     opened: File,
@@ -58,29 +64,43 @@ pub fn read_prediction(
     (truth_file, truth): (&Path, &Grid),
 ) -> Result<Mask, ScanError> {
     let scan = Scan::of(file, opened)?;
-    check_pair(truth_file, truth, file, &scan.head.grid)?;
-    scan.mask(classes)
+    let turn = turn_onto(truth, &scan.head.grid);
+    check_pair(truth_file, truth, file, &turn.grid(&scan.head.grid))?;
+    Ok(turn.mask(scan.mask(classes)?))
 }
 
-/// Checks that a mask lies on its image: same shape, same place.
+/// How a mask is turned to its image's order of axes; not at all where one of them does not say its own.
+pub fn turn_onto(image: &Grid, mask: &Grid) -> Turn {
+    match (mask.axes(), image.axes()) {
+        (Some(from), Some(to)) => Turn::between(from, to),
+        _ => Turn::NONE,
+    }
+}
+
+/// Checks that a mask lies on its image: same shape, same place. Where neither file says where it lies, their spacings
+/// must agree; where only one does, nobody can tell.
 pub fn check_pair(image_file: &Path, image: &Grid, mask_file: &Path, mask: &Grid) -> Result<(), ScanError> {
+    let (mask_name, image_name) = (mask_file.to_owned(), image_file.to_owned());
+    if image.placed != mask.placed {
+        let known = if image.placed { image } else { mask };
+        return Err(ScanError::HalfPlaced {
+            mask: mask_name,
+            image: image_name,
+            image_is: image.placed,
+            axes: Axes::of(&known.affine),
+        });
+    }
     if image.shape != mask.shape {
         return Err(ScanError::ShapeMismatch {
-            mask: mask_file.to_owned(),
-            image: image_file.to_owned(),
+            mask: mask_name,
+            image: image_name,
             mask_shape: mask.shape,
             image_shape: image.shape,
         });
     }
-    let entries = |grid: &Grid| grid.affine.iter().flatten().copied().collect::<Vec<f32>>();
-    let difference = entries(image).iter().zip(entries(mask)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    if difference > AFFINE_TOLERANCE_MM {
-        return Err(ScanError::AffineMismatch {
-            mask: mask_file.to_owned(),
-            image: image_file.to_owned(),
-            difference,
-            allowed: AFFINE_TOLERANCE_MM,
-        });
+    let (difference, allowed) = (corner_distance(image, mask), corner_tolerance(image));
+    if difference > allowed {
+        return Err(ScanError::AffineMismatch { mask: mask_name, image: image_name, difference, allowed });
     }
     Ok(())
 }
@@ -110,7 +130,8 @@ fn header_of(grid: &Grid) -> NiftiHeader {
         // 2 = millimetres.
         xyzt_units: 2,
         qform_code: 0,
-        sform_code: 1,
+        // What nobody knew of the scan must not be claimed of its mask.
+        sform_code: i16::from(grid.placed),
         srow_x: grid.affine[0],
         srow_y: grid.affine[1],
         srow_z: grid.affine[2],
@@ -123,6 +144,8 @@ struct Scan {
     file: PathBuf,
     source: Box<dyn Read>,
     head: Head,
+    /// The most bytes that the file can hold, inflated.
+    room: u64,
 }
 
 impl Scan {
@@ -131,11 +154,28 @@ impl Scan {
     }
 
     fn of(file: &Path, opened: File) -> Result<Self, ScanError> {
-        let mut source = inflated(opened).map_err(|e| ScanError::unreadable(file, &e))?;
+        let unreadable = |e| ScanError::unreadable(file, &e);
+        let size = opened.metadata().map_err(unreadable)?.len();
+        let (mut source, room) = inflated(opened, size).map_err(unreadable)?;
         let mut header = [0; HEADER_BYTES];
-        let expected = || format!("at least a header of {HEADER_BYTES} bytes");
-        fill(&mut source, &mut header).map_err(|end| end.truncated(file, 0, expected()))?;
-        Ok(Self { file: file.to_owned(), source, head: Head::parse(file, &header)? })
+        if let Err(end) = fill(&mut source, &mut header) {
+            if let (None, Some(kind)) = (&end.reason, kind_of(&header[..end.found])) {
+                return Err(ScanError::NotNifti { file: file.to_owned(), reason: kind.to_owned() });
+            }
+            return Err(end.truncated(file, 0, format!("at least a header of {HEADER_BYTES} bytes")));
+        }
+        Ok(Self { file: file.to_owned(), source, head: Head::parse(file, &header)?, room })
+    }
+
+    /// Refuses what the file cannot hold, whatever its header says.
+    fn fits(self) -> Result<Self, ScanError> {
+        let needed = self.head.file_bytes();
+        if needed <= self.room {
+            return Ok(self);
+        }
+        let found = format!("room for {} bytes at most, header included", self.room);
+        let expected = format!("{needed} (shape {:?}, {:?})", self.head.grid.shape, self.head.datatype);
+        Err(ScanError::Truncated { file: self.file, found, expected })
     }
 
     fn mask(self, classes: u8) -> Result<Mask, ScanError> {
@@ -151,8 +191,9 @@ impl Scan {
     }
 
     /// Every voxel, x fastest, as `take` makes it of its offset and value; then the file must end.
-    fn voxels<T>(mut self, mut take: impl FnMut(usize, f32) -> Result<T, ScanError>) -> Result<Vec<T>, ScanError> {
-        let Head { grid, datatype, endianness, offset, slope, intercept } = &self.head;
+    fn voxels<T>(self, mut take: impl FnMut(usize, f32) -> Result<T, ScanError>) -> Result<Vec<T>, ScanError> {
+        let mut scan = self.fits()?;
+        let Head { grid, datatype, endianness, offset, scaling } = &scan.head;
         let (count, width) = (grid.len(), datatype.size_of());
         let expected = || format!("{} (shape {:?}, {datatype:?})", count * width, grid.shape);
         let decode = decoder(*datatype, *endianness);
@@ -160,26 +201,29 @@ impl Scan {
         let mut between = offset - HEADER_BYTES;
         while between > 0 {
             let bytes = between.min(buffer.len());
-            fill(&mut self.source, &mut buffer[..bytes]).map_err(|end| end.truncated(&self.file, 0, expected()))?;
+            fill(&mut scan.source, &mut buffer[..bytes]).map_err(|end| end.truncated(&scan.file, 0, expected()))?;
             between -= bytes;
         }
-        let mut taken = Vec::with_capacity(count);
+        let mut taken = Vec::new();
+        taken.try_reserve_exact(count).map_err(|e| ScanError::Unreadable {
+            file: scan.file.clone(),
+            reason: format!("{count} voxels do not fit into this machine's memory ({e})"),
+        })?;
         while taken.len() < count {
             let bytes = &mut buffer[..CHUNK.min(count - taken.len()) * width];
             let before = taken.len() * width;
-            fill(&mut self.source, bytes).map_err(|end| end.truncated(&self.file, before, expected()))?;
+            fill(&mut scan.source, bytes).map_err(|end| end.truncated(&scan.file, before, expected()))?;
             for voxel in bytes.chunks_exact(width) {
                 let value = decode(voxel);
-                // A slope of 0 says that there is no scaling (nifti1.h).
-                let value = if *slope == 0.0 { value } else { value * slope + intercept };
-                taken.push(take(taken.len(), value)?);
+                let value = scaling.map_or(value, |(slope, intercept)| value * slope + intercept);
+                taken.push(take(taken.len(), value as f32)?);
             }
         }
-        match fill(&mut self.source, &mut [0]) {
+        match fill(&mut scan.source, &mut [0]) {
             Err(End { found: 0, reason: None }) => Ok(taken),
-            Err(end) => Err(end.truncated(&self.file, count * width, expected())),
+            Err(end) => Err(end.truncated(&scan.file, count * width, expected())),
             Ok(()) => Err(ScanError::Truncated {
-                file: self.file,
+                file: scan.file.clone(),
                 found: "more bytes of voxels".into(),
                 expected: expected(),
             }),
@@ -214,21 +258,25 @@ fn fill(source: &mut dyn Read, bytes: &mut [u8]) -> Result<(), End> {
     Ok(())
 }
 
-/// The file's bytes, decompressed when they begin with gzip's magic number.
-fn inflated(file: File) -> io::Result<Box<dyn Read>> {
+/// The file's bytes, decompressed when they begin with gzip's magic number, and how many there can be of `size` bytes.
+fn inflated(file: File, size: u64) -> io::Result<(Box<dyn Read>, u64)> {
     let mut raw = BufReader::with_capacity(CHUNK, file);
     let compressed = raw.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-    Ok(if compressed { Box::new(MultiGzDecoder::new(raw)) } else { Box::new(raw) })
+    Ok(if compressed {
+        (Box::new(MultiGzDecoder::new(raw)), size.saturating_mul(INFLATION))
+    } else {
+        (Box::new(raw), size)
+    })
 }
 
 /// How the bytes of one voxel become a number.
-fn decoder(datatype: NiftiType, endianness: Endianness) -> fn(&[u8]) -> f32 {
+fn decoder(datatype: NiftiType, endianness: Endianness) -> fn(&[u8]) -> f64 {
     macro_rules! of {
         ($number:ty) => {
             match endianness {
                 // The default is never used: a voxel has exactly the bytes of its type.
-                Endianness::Little => |bytes| <$number>::from_le_bytes(bytes.try_into().unwrap_or_default()) as f32,
-                Endianness::Big => |bytes| <$number>::from_be_bytes(bytes.try_into().unwrap_or_default()) as f32,
+                Endianness::Little => |bytes| <$number>::from_le_bytes(bytes.try_into().unwrap_or_default()) as f64,
+                Endianness::Big => |bytes| <$number>::from_be_bytes(bytes.try_into().unwrap_or_default()) as f64,
             }
         };
     }

@@ -69,3 +69,44 @@ fn centred<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill: T, cha
 pub fn divisible(shape: [usize; 3], levels: u32) -> bool {
     shape.iter().all(|side| *side > 0 && side % (1 << levels) == 0)
 }
+
+/// What a cut to `shape` takes of a mask, if it takes anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// Labelled voxels beyond the cut.
+    pub lost: usize,
+    /// Labelled voxels.
+    pub all: usize,
+    /// The smallest shape, not below `shape` and of sides that can be halved as often, that keeps them all.
+    pub needed: [usize; 3],
+}
+
+/// Counts the labelled voxels of shape `from` that [`pad_or_crop`] to `shape` would take away; `levels` is how often
+/// shapes must be halved.
+pub fn labels_lost(labels: &[u8], from: [usize; 3], shape: [usize; 3], levels: u32) -> Option<Lost> {
+    if (0..3).all(|axis| from[axis] <= shape[axis]) {
+        return None;
+    }
+    let inside = |at: usize, axis: usize, to: usize| {
+        let first = from[axis].saturating_sub(to) / 2;
+        (first..first + to).contains(&at)
+    };
+    let (mut lost, mut all) = (0, 0);
+    let mut span = [(usize::MAX, 0); 3];
+    let [nx, ny, _] = from;
+    for (offset, _) in labels.iter().enumerate().filter(|(_, label)| **label != 0) {
+        let at = [offset % nx, (offset / nx) % ny, offset / (nx * ny)];
+        all += 1;
+        lost += usize::from(!(0..3).all(|axis| inside(at[axis], axis, shape[axis])));
+        for axis in 0..3 {
+            span[axis] = (span[axis].0.min(at[axis]), span[axis].1.max(at[axis]));
+        }
+    }
+    let needed = [0, 1, 2].map(|axis| {
+        let (low, high) = span[axis];
+        let mut sides = (shape[axis]..).step_by(1 << levels);
+        let holds = |side: &usize| *side >= from[axis] || (inside(low, axis, *side) && inside(high, axis, *side));
+        sides.find(holds).unwrap_or(shape[axis])
+    });
+    (lost > 0).then_some(Lost { lost, all, needed })
+}

@@ -44,15 +44,20 @@ impl UntrustedFolder {
         &self.path
     }
 
-    /// Names of the masks' files by case.
+    /// Names of the masks' files by case; one file a case.
     pub fn masks(&self) -> Result<BTreeMap<String, String>, ScanError> {
         let unreadable = |e: Errno| ScanError::unreadable(&self.path, &e.into());
-        let mut found = BTreeMap::new();
+        let mut found = BTreeMap::<String, String>::new();
         for entry in Dir::read_from(&self.handle).map_err(unreadable)? {
             let entry = entry.map_err(unreadable)?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            if let Some(id) = case_id(name) {
-                found.insert(id.to_owned(), name.to_owned());
+            let lossy = entry.file_name().to_string_lossy();
+            let Some(id) = case_id(&lossy) else { continue };
+            let Ok(name) = entry.file_name().to_str() else {
+                return Err(ScanError::BadName { folder: self.path.clone(), name: lossy.into_owned() });
+            };
+            if let Some(other) = found.insert(id.to_owned(), name.to_owned()) {
+                let (first, second) = (self.path.join(other), self.path.join(name));
+                return Err(ScanError::TwoFiles { case: id.to_owned(), first, second });
             }
         }
         Ok(found)

@@ -1,5 +1,7 @@
 //! A scan in memory: intensities or labels on a regular grid.
 
+use crate::place::Axes;
+
 /// Where voxels lie: shape, spacing and place in the scanner's space.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {
@@ -9,16 +11,19 @@ pub struct Grid {
     pub spacing: [f32; 3],
     /// Rows x, y, z of the voxel-to-space matrix, in mm (NIfTI's `srow_*`).
     pub affine: [[f32; 4]; 3],
+    /// Whether the file says where the axes point in the patient. Without a `qform_code` or `sform_code` the affine is
+    /// made of the spacing alone and says nothing of left and right.
+    pub placed: bool,
 }
 
 impl Grid {
-    /// A grid at the origin with axes along the scanner's.
+    /// A grid at the origin with axes along the scanner's: `RAS`.
     pub fn axis_aligned(shape: [usize; 3], spacing: [f32; 3]) -> Self {
         let mut affine = [[0.0; 4]; 3];
         for axis in 0..3 {
             affine[axis][axis] = spacing[axis];
         }
-        Self { shape, spacing, affine }
+        Self { shape, spacing, affine, placed: true }
     }
 
     /// Number of voxels.
@@ -36,16 +41,9 @@ impl Grid {
         x + self.shape[0] * (y + self.shape[1] * z)
     }
 
-    /// Where the voxel axes point, each by its largest part: `RAS` when x goes to the patient's right, y to the front
-    /// and z upwards; `L`, `P` and `I` are the opposites (NIfTI's space is RAS).
-    pub fn axes(&self) -> String {
-        let letter = |column: usize| {
-            let size = |row: &usize| self.affine[*row][column].abs();
-            let row = (0..3).max_by(|a, b| size(a).total_cmp(&size(b))).unwrap_or_default();
-            let (forward, backward) = [('R', 'L'), ('A', 'P'), ('S', 'I')][row];
-            if self.affine[row][column] < 0.0 { backward } else { forward }
-        };
-        (0..3).map(letter).collect()
+    /// Where the voxel axes point in the patient; `None` where the file does not say.
+    pub fn axes(&self) -> Option<Axes> {
+        self.placed.then(|| Axes::of(&self.affine))
     }
 
     /// Voxel (x, y, z) at an offset.

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::http::{Method, Request, Uri};
+use consilium_imaging::frame::Frame;
 use consilium_imaging::metrics::dice;
-use consilium_imaging::nifti_file::{check_pair, read_mask, read_volume, write_mask};
+use consilium_imaging::nifti_file::{check_pair, read_mask, read_volume, turn_onto, write_mask};
 use consilium_imaging::{Mask, ScanError, Volume};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -73,9 +74,13 @@ pub struct Question {
 
 /// Asks, and gives `{model, digest, voxels by class, milliseconds, dice by class when there is a true mask}`.
 pub async fn ask(question: &Question) -> Result<Value, AskError> {
-    let volume = read_volume(&question.image)?;
+    let stored = read_volume(&question.image)?;
+    let grid = stored.grid.clone();
+    // As in training: the model sees every scan in one order of axes, and its answer is brought back to the scan's own.
+    let (volume, turn) = Frame::default().bring(&question.image, stored)?;
     let began = Instant::now();
-    let (head, mask) = send(question, &volume).await?;
+    let (head, seen) = send(question, &volume).await?;
+    let mask = Mask { labels: turn.back().voxels(seen.labels, seen.grid.shape), grid };
     let milliseconds = began.elapsed().as_secs_f64() * 1e3;
     if let Some(out) = &question.out {
         write_mask(out, &mask)?;
@@ -93,6 +98,7 @@ pub async fn ask(question: &Question) -> Result<Value, AskError> {
 /// Dice of every foreground class up to the highest in either mask; null for one that is in neither.
 fn compare(image: &Path, mask: &Mask, label: &Path) -> Result<Vec<Option<f64>>, ScanError> {
     let truth = read_mask(label, ANY_CLASS)?;
+    let truth = turn_onto(&mask.grid, &truth.grid).mask(truth);
     check_pair(image, &mask.grid, label, &truth.grid)?;
     let highest = truth.labels.iter().chain(&mask.labels).copied().max().unwrap_or_default();
     Ok((1..=highest).map(|class| dice(mask, &truth, class)).collect())

@@ -120,7 +120,7 @@ pub struct FitArgs {
     /// Folder for model.safetensors and fit.json
     #[arg(long)]
     pub out: PathBuf,
-    /// The study's trainer config as JSON [default: a U-Net of width 8 for 3 classes]
+    /// The study's trainer config: a file of JSON, or the JSON itself [default: a U-Net of width 8 for 3 classes]
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Rounds' worth of training: epochs are this times epochsPerRound

@@ -1,8 +1,8 @@
 //! A folder's scans as the network sees them, checked and kept in memory; the raw ones are not kept.
 
-use consilium_imaging::msd::{Case, Orientation, load};
-use consilium_imaging::nifti_file::read_grid;
-use consilium_imaging::preprocess::{covering_shape, pad_or_crop, z_scored};
+use consilium_imaging::frame::Frame;
+use consilium_imaging::msd::{Case, load};
+use consilium_imaging::preprocess::{covering_shape, labels_lost, pad_or_crop, z_scored};
 use consilium_imaging::torch::{to_label_tensor, to_tensor};
 use consilium_imaging::{Mask, ScanError, Volume};
 use tch::{Device, Kind, TchError, Tensor};
@@ -26,22 +26,16 @@ pub struct Examples {
     shape: [usize; 3],
 }
 
-/// The shape a config asks for, else the smallest that covers the scans; of these only the headers are read.
-pub fn shape_for(config: &TrainerConfig, cases: &[Case]) -> Result<[usize; 3], ScanError> {
-    match config.shape {
-        Some(shape) => Ok(shape),
-        None => {
-            let grids = all(cases, |case| read_grid(&case.image))?;
-            Ok(covering_shape(grids.iter().map(|grid| grid.shape), config.network().levels))
-        }
-    }
+/// Reads and checks labelled cases one after the other, as if to use them; gives their shapes as the network sees them.
+pub fn check(cases: &[Case], classes: u8, frame: &Frame) -> Result<Vec<[usize; 3]>, ScanError> {
+    all(cases, |case| Ok(placed(case, classes, frame)?.0.grid.shape))
 }
 
-/// Reads and checks labelled cases one after the other, as if to use them.
-pub fn check(cases: &[Case], classes: u8) -> Result<(), ScanError> {
-    let mut orientation = Orientation::default();
-    all(cases, |case| orientation.check(&case.image, &load(case, classes)?.0.grid))?;
-    Ok(())
+/// A labelled case, brought to where the network wants it.
+pub fn placed(case: &Case, classes: u8, frame: &Frame) -> Result<(Volume, Mask), ScanError> {
+    let (volume, mask) = load(case, classes)?;
+    let turn = frame.turn(&case.image, &volume.grid)?;
+    Ok((turn.volume(volume), turn.mask(mask)))
 }
 
 /// Does something with every case. All bad files are named at once, so that a hospital corrects its export once and not
@@ -58,17 +52,32 @@ fn all<T>(cases: &[Case], mut act: impl FnMut(&Case) -> Result<T, ScanError>) ->
 }
 
 impl Examples {
-    /// Reads, checks and prepares labelled cases: z-scored, then padded or cut to the shape. One raw scan is held at a
-    /// time.
-    pub fn read(cases: &[Case], config: &TrainerConfig) -> Result<Self, TrainerError> {
-        let shape = shape_for(config, cases)?;
-        let mut orientation = Orientation::default();
-        let prepared = all(cases, |case| {
-            let (volume, mask) = load(case, config.network().classes)?;
-            orientation.check(&case.image, &volume.grid)?;
-            Ok(example(&volume, &mask, shape))
-        })?;
-        Ok(Self { all: prepared.into_iter().collect::<Result<_, _>>()?, shape })
+    /// Reads, checks and prepares labelled cases: brought to `frame`, z-scored, then padded or cut to the shape that the
+    /// config asks for, else to the smallest that covers them. One raw scan is held at a time.
+    pub fn read(cases: &[Case], config: &TrainerConfig, frame: &Frame) -> Result<Self, TrainerError> {
+        let (classes, levels) = (config.network().classes, config.network().levels);
+        let shape = match config.shape {
+            Some(shape) => shape,
+            // Every scan is read to its end before the word of its header sets the size of all the others.
+            None => covering_shape(check(cases, classes, frame)?, levels),
+        };
+        let (mut prepared, mut bad) = (Vec::new(), Vec::new());
+        for case in cases {
+            let kept = placed(case, classes, frame).and_then(|(volume, mask)| {
+                labels_stay(case, &mask, shape, levels)?;
+                Ok((volume, mask))
+            });
+            match kept {
+                // After a bad scan the others are only checked.
+                Ok((volume, mask)) if bad.is_empty() => prepared.push(example(&volume, &mask, shape)?),
+                Ok(_) => {}
+                Err(e) => bad.push(e),
+            }
+        }
+        match ScanError::fold(one_shape_for_all(bad)) {
+            Some(e) => Err(e.into()),
+            None => Ok(Self { all: prepared, shape }),
+        }
     }
 
     /// How many.
@@ -97,6 +106,29 @@ impl Examples {
         let labels = Tensor::f_cat(&labels, 0)?.f_to_device(device)?.f_to_kind(Kind::Int64)?;
         Ok((Tensor::f_cat(&images, 0)?.f_to_device(device)?, labels))
     }
+}
+
+/// Refuses a cut that takes labels: the network would learn that there is nothing where there is something.
+fn labels_stay(case: &Case, mask: &Mask, shape: [usize; 3], levels: u32) -> Result<(), ScanError> {
+    let Some(found) = labels_lost(&mask.labels, mask.grid.shape, shape, levels) else { return Ok(()) };
+    let file = case.mask.as_ref().unwrap_or(&case.image).clone();
+    Err(ScanError::LabelsCutOff { mask: file, shape, lost: found.lost, all: found.all, needed: found.needed })
+}
+
+/// Names in every such message the one shape that does for all.
+fn one_shape_for_all(mut errors: Vec<ScanError>) -> Vec<ScanError> {
+    let mut most = [0; 3];
+    for error in &errors {
+        if let ScanError::LabelsCutOff { needed, .. } = error {
+            most = [0, 1, 2].map(|axis: usize| most[axis].max(needed[axis]));
+        }
+    }
+    for error in &mut errors {
+        if let ScanError::LabelsCutOff { needed, .. } = error {
+            *needed = most;
+        }
+    }
+    errors
 }
 
 fn example(volume: &Volume, mask: &Mask, shape: [usize; 3]) -> Result<Example, TchError> {

@@ -128,6 +128,7 @@ fn a_stopped_round_resumes_to_the_same_bits() {
 fn stop_after_step(root: &Path, data: &Path, steps: u64) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use consilium_imaging::frame::Frame;
     use consilium_imaging::msd::labelled_cases;
     use consilium_imaging::torch::load_weights;
     use consilium_trainer::TrainerError;
@@ -139,7 +140,7 @@ fn stop_after_step(root: &Path, data: &Path, steps: u64) {
     let files = Root::new(root);
     let (task, digest) = files.task().unwrap();
     let config = TrainerConfig::parse(&task.config).unwrap();
-    let examples = Examples::read(&labelled_cases(data).unwrap(), &config).unwrap();
+    let examples = Examples::read(&labelled_cases(data).unwrap().cases, &config, &Frame::default()).unwrap();
     tch::set_num_threads(1);
     let mut engine = Engine::new(&config, task.seed, tch::Device::Cpu).unwrap();
     load_weights(engine.store(), &files.model()).unwrap();

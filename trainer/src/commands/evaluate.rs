@@ -3,17 +3,17 @@
 use std::fs;
 
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
-use consilium_imaging::ScanError;
-use consilium_imaging::msd::{self, Orientation};
+use consilium_imaging::frame::{Frame, survey};
+use consilium_imaging::msd;
 use consilium_imaging::nifti_file::{read_volume, write_mask};
 use consilium_imaging::torch::{Segmenter, load_weights};
+use consilium_imaging::{Mask, ScanError};
 use serde_json::json;
 
-use super::{device, expect_kind, log, set_threads};
+use super::{device, expect_kind, log, set_threads, warn};
 use crate::cli::DataArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
-use crate::data::shape_for;
 use crate::engine::Engine;
 use crate::error::TrainerError;
 
@@ -24,31 +24,37 @@ pub(super) fn run(root: &Root, args: &DataArgs, task: &TaskFile) -> Result<(), T
     expect_kind(task, TaskKind::Evaluate)?;
     let config = TrainerConfig::of_study(&task.config)?;
     set_threads(args.threads);
-    let cases = msd::unlabelled_cases(&args.data)?;
+    let folder = msd::unlabelled_cases(&args.data)?;
+    let (cases, frame) = (folder.cases, Frame::default());
+    warn(&folder.notices);
+    warn(&survey(cases.iter().map(|case| &case.image), &frame).notices);
     let device = device();
     let engine = Engine::new(&config, task.seed, device)?;
     load_weights(engine.store(), &root.model())?;
-    let tile = shape_for(&config, &cases)?;
+    // Safety of the default: a study's config has a shape.
+    let tile = config.shape.unwrap_or_default();
     let segmenter = Segmenter::new(engine.into_net(), device, tile, TILES_AT_ONCE, config.network().classes)?;
     let folder = root.result("predictions");
     fs::create_dir_all(&folder).map_err(|e| TrainerError::file("made", &folder, e))?;
     let (mut written, mut bad) = (vec!["metrics.json".to_owned()], Vec::new());
-    let (mut orientation, of) = (Orientation::default(), cases.len() as u64);
+    let of = cases.len() as u64;
     for (at, case) in cases.iter().enumerate() {
-        let volume = match read_volume(&case.image) {
-            Ok(volume) => volume,
-            Err(e) => {
-                bad.push(e);
-                continue;
+        let read = read_volume(&case.image).and_then(|volume| {
+            let grid = volume.grid.clone();
+            Ok((grid, frame.bring(&case.image, volume)?))
+        });
+        match read {
+            Err(e) => bad.push(e),
+            // After a bad scan the others are only checked, so that all bad ones are named at once.
+            Ok(_) if !bad.is_empty() => {}
+            Ok((grid, (volume, turn))) => {
+                let seen = segmenter.segment(&volume)?;
+                let mask = Mask { labels: turn.back().voxels(seen.labels, seen.grid.shape), grid };
+                let name = format!("predictions/{}.nii.gz", case.id);
+                write_mask(&root.result(&name), &mask)?;
+                written.push(name);
+                root.progress(&Progress { step: at as u64 + 1, of, eta_seconds: None })?;
             }
-        };
-        bad.extend(orientation.check(&case.image, &volume.grid).err());
-        // After a bad scan the others are only checked, so that all bad ones are named at once.
-        if bad.is_empty() {
-            let name = format!("predictions/{}.nii.gz", case.id);
-            write_mask(&root.result(&name), &segmenter.segment(&volume)?)?;
-            written.push(name);
-            root.progress(&Progress { step: at as u64 + 1, of, eta_seconds: None })?;
         }
     }
     if let Some(e) = ScanError::fold(bad) {

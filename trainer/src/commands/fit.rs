@@ -7,19 +7,22 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use consilium_federation::task::Progress;
+use consilium_imaging::ScanError;
+use consilium_imaging::dataset::Split;
+use consilium_imaging::frame::{Frame, survey};
 use consilium_imaging::metrics::{CaseScore, Summary, score, summarise};
-use consilium_imaging::msd::{Case, labelled_cases, load};
+use consilium_imaging::msd::{Case, Folder, labelled_cases};
 use consilium_imaging::split::{hold_back, subjects};
 use consilium_imaging::torch::{Segmenter, named_parameters, save_weights};
 use serde::Serialize;
 use serde_json::json;
 
 use super::evaluate::TILES_AT_ONCE;
-use super::{device, log, set_threads, warn_without_table};
+use super::{device, log, set_threads, warn, warn_without_table};
 use crate::cli::FitArgs;
 use crate::config::TrainerConfig;
 use crate::contract::write_json;
-use crate::data::{Examples, check};
+use crate::data::{Examples, check, placed};
 use crate::engine::{Engine, Job};
 use crate::error::TrainerError;
 
@@ -28,6 +31,8 @@ use crate::error::TrainerError;
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
     config: &'a TrainerConfig,
+    /// The axes that scans were brought to.
+    orientation: String,
     rounds: u32,
     seed: u64,
     train_cases: usize,
@@ -48,19 +53,15 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
     fs::create_dir_all(&args.out).map_err(|e| TrainerError::file("made", &args.out, e))?;
     let classes = config.network().classes;
     warn_without_table(&args.data)?;
-    let (train, held_back) = hold_back(&labelled_cases(&args.data)?, args.hold_back as usize, None);
-    if train.is_empty() || held_back.is_empty() {
-        return Err(TrainerError::Config(format!(
-            "{}: {} cases to train on and {} held back: both must be at least 1; lower --hold-back or add cases",
-            args.data.display(),
-            train.len(),
-            held_back.len()
-        )));
-    }
+    let folder = labelled_cases(&args.data)?;
+    warn(&folder.notices);
+    folder.check_classes(classes)?;
+    let frame = frame_for(&folder.cases);
+    let (train, held_back) = split(&folder, args)?;
     // Now, and not after an hour of training.
-    check(&held_back, classes)?;
+    check(&held_back, classes, &frame)?;
     let began = Instant::now();
-    let examples = Examples::read(&train, &config)?;
+    let examples = Examples::read(&train, &config, &frame)?;
     // Into the report with it: a study must fix the shape.
     config.shape = Some(examples.shape());
     let mut engine = Engine::new(&config, args.seed, device())?;
@@ -69,9 +70,10 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
     save_weights(&named_parameters(engine.store()), &args.out.join("model.safetensors"))?;
     let began = Instant::now();
     let segmenter = Segmenter::new(engine.into_net(), device(), examples.shape(), TILES_AT_ONCE, classes)?;
-    let cases = score_all(&segmenter, &held_back, classes)?;
+    let cases = score_all(&segmenter, &held_back, classes, &frame)?;
     let report = Report {
         config: &config,
+        orientation: frame.axes().to_string(),
         rounds: args.rounds,
         seed: args.seed,
         train_cases: train.len(),
@@ -90,13 +92,66 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
     Ok(())
 }
 
+/// Where the scans are brought to. A folder none of whose scans says how it lies can only be taken as it is stored; with
+/// some that say it, the others are refused.
+fn frame_for(cases: &[Case]) -> Frame {
+    let frame = Frame::default();
+    let found = survey(cases.iter().map(|case| &case.image), &frame);
+    warn(&found.notices);
+    if found.none_placed { frame.taking_unknown_as_stored() } else { frame }
+}
+
+/// Cases to train on and to hold back: by the first fold of `splits_final.json` where there is one, else by person.
+fn split(folder: &Folder, args: &FitArgs) -> Result<(Vec<Case>, Vec<Case>), TrainerError> {
+    let (train, held_back) = match Split::of_folder(&args.data)? {
+        Some(split) => by_fold(&folder.cases, &split)?,
+        None => hold_back(&folder.cases, args.hold_back as usize, None),
+    };
+    if train.is_empty() || held_back.is_empty() {
+        return Err(TrainerError::Config(format!(
+            "{}: {} cases to train on and {} held back: both must be at least 1; lower --hold-back or add cases",
+            args.data.display(),
+            train.len(),
+            held_back.len()
+        )));
+    }
+    Ok((train, held_back))
+}
+
+fn by_fold(cases: &[Case], split: &Split) -> Result<(Vec<Case>, Vec<Case>), ScanError> {
+    let bad = |reason: String| ScanError::BadDataset { file: split.file.clone(), reason };
+    let (mut train, mut held_back, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    for case in cases {
+        match (split.train.contains(&case.id), split.held_back.contains(&case.id)) {
+            (true, false) => train.push(case.clone()),
+            (false, true) => held_back.push(case.clone()),
+            (in_both, _) => errors.push(bad(format!(
+                "case {} stands in {} of the first fold's train and val; put it into one of them",
+                case.id,
+                if in_both { "both" } else { "neither" }
+            ))),
+        }
+    }
+    let trained = subjects(&train);
+    errors.extend(subjects(&held_back).into_iter().filter(|person| trained.contains(person)).map(|person| {
+        bad(format!(
+            "the first fold has scans of person {person} in train and in val, which makes every figure too good; keep a \
+             person's scans together, or take the file away and the split is made by person"
+        ))
+    }));
+    ScanError::fold(errors).map_or(Ok((train, held_back)), Err)
+}
+
 fn read_config(file: Option<&Path>) -> Result<TrainerConfig, TrainerError> {
     let Some(file) = file else {
         return TrainerConfig::parse(&json!({ "network": { "kind": "UNet3D", "classes": 3 } }));
     };
-    let bytes = fs::read(file).map_err(|e| TrainerError::file("read", file, e))?;
-    let value = serde_json::from_slice(&bytes)
-        .map_err(|e| TrainerError::Config(format!("{}: not JSON: {e}", file.display())))?;
+    // No file is called so: what begins with a brace is the configuration itself.
+    let (what, bytes) = match file.to_str().filter(|text| text.trim_start().starts_with('{')) {
+        Some(text) => ("--config".into(), text.as_bytes().to_vec()),
+        None => (file.display().to_string(), fs::read(file).map_err(|e| TrainerError::file("read", file, e))?),
+    };
+    let value = serde_json::from_slice(&bytes).map_err(|e| TrainerError::Config(format!("{what}: not JSON: {e}")))?;
     TrainerConfig::parse(&value)
 }
 
@@ -123,11 +178,16 @@ fn train_all(
     Ok((outcome.steps, outcome.epoch_losses))
 }
 
-fn score_all(segmenter: &Segmenter, cases: &[Case], classes: u8) -> Result<Vec<CaseScore>, TrainerError> {
+fn score_all(
+    segmenter: &Segmenter,
+    cases: &[Case],
+    classes: u8,
+    frame: &Frame,
+) -> Result<Vec<CaseScore>, TrainerError> {
     cases
         .iter()
         .map(|case| {
-            let (volume, truth) = load(case, classes)?;
+            let (volume, truth) = placed(case, classes, frame)?;
             let classes = score(&segmenter.segment(&volume)?, &truth, classes);
             Ok(CaseScore { case: case.id.clone(), subject: case.subject.clone(), classes })
         })

@@ -13,7 +13,7 @@ use consilium_imaging::shift::{Shift, apply};
 use consilium_imaging::split::hold_back;
 use serde_json::json;
 
-use super::warn_without_table;
+use super::{warn, warn_without_table};
 use crate::cli::{PhantomArgs, ShardArgs};
 use crate::contract::write_json;
 use crate::error::TrainerError;
@@ -91,7 +91,9 @@ pub(super) fn shard(args: &ShardArgs) -> Result<(), TrainerError> {
         TrainerError::Config(format!("--names has {} names: it needs four, for F, F, U and H", names.len()))
     })?;
     warn_without_table(&args.data)?;
-    let shards = by_regime(&labelled_cases(&args.data)?, &names, args.hold_back as usize)?;
+    let folder = labelled_cases(&args.data)?;
+    warn(&folder.notices);
+    let shards = by_regime(&folder.cases, &names, args.hold_back as usize)?;
     let mut listing = Vec::new();
     for (index, shard) in shards.iter().enumerate() {
         let folders = Folders::make(&args.out, &shard.name)?;

@@ -113,6 +113,13 @@ fn warn_without_table(data: &Path) -> Result<(), TrainerError> {
     Ok(())
 }
 
+/// Says what a person should know of a folder that is used all the same.
+fn warn(notices: &[String]) {
+    for message in notices {
+        log("warning", json!({ "message": message }));
+    }
+}
+
 /// A line of JSON on standard error: what happened, for the pod's log.
 pub(crate) fn log(event: &str, fields: serde_json::Value) {
     let mut line = json!({ "event": event });

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use consilium_federation::task::{ClassScore, ScoreFile};
 use consilium_imaging::ScanError;
+use consilium_imaging::frame::shear;
 use consilium_imaging::metrics::{CaseScore, ClassSummary, Summary, score, summarise};
 use consilium_imaging::msd::{CaseTable, masks_in};
 use consilium_imaging::nifti_file::read_mask;
@@ -14,7 +15,7 @@ use consilium_imaging::untrusted::UntrustedFolder;
 use serde::Serialize;
 use serde_json::json;
 
-use super::log;
+use super::{log, warn};
 use crate::cli::ScoreArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
@@ -101,6 +102,7 @@ fn score_folders(predictions: &UntrustedFolder, labels: &Path, classes: u8) -> R
         let reason = "there are no masks to score against".into();
         return Err(ScanError::BadFolder { folder: labels.to_owned(), reason }.into());
     }
+    warn(shear(truths.values()).as_slice());
     let predicted = predictions.masks().map_err(blame)?;
     let missing: Vec<&str> = truths.keys().filter(|id| !predicted.contains_key(*id)).map(String::as_str).collect();
     if let Some(first) = missing.first() {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use consilium_federation::digest::Digest;
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
+use consilium_imaging::frame::{Frame, survey};
 use consilium_imaging::msd::labelled_cases;
 use consilium_imaging::torch::{load_weights, named_parameters, save_weights};
 use serde_json::json;
 use tch::{Device, TchError, Tensor};
 
-use super::{device, device_name, expect_kind, log, set_threads};
+use super::{device, device_name, expect_kind, log, set_threads, warn};
 use crate::cli::TrainArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
@@ -32,14 +33,18 @@ pub(super) fn run(
     let config = TrainerConfig::of_study(&task.config)?;
     set_threads(args.data.threads);
     let began = Instant::now();
-    let examples = Examples::read(&labelled_cases(&args.data.data)?, &config)?;
+    let (folder, frame) = (labelled_cases(&args.data.data)?, Frame::default());
+    warn(&folder.notices);
+    warn(&survey(folder.cases.iter().map(|case| &case.image), &frame).notices);
+    folder.check_classes(config.network().classes)?;
+    let examples = Examples::read(&folder.cases, &config, &frame)?;
     let device = device();
     let mut engine = Engine::new(&config, task.seed, device)?;
     load_weights(engine.store(), &root.model())?;
     log(
         "training",
         json!({ "study": task.study, "round": task.round, "examples": examples.len(), "shape": examples.shape(),
-            "device": device_name(device), "threads": tch::get_num_threads() }),
+            "orientation": frame.axes().to_string(), "device": device_name(device), "threads": tch::get_num_threads() }),
     );
     let job = Job {
         examples: &examples,
