@@ -18,7 +18,9 @@ pub mod ladder;
 pub mod model;
 pub mod quorum;
 pub mod report;
+pub mod results;
 pub mod round;
+pub mod safetensors;
 pub mod task;
 
 pub use digest::Digest;

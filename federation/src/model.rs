@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, canonical_json};
+use crate::safetensors::{Format, Header};
 
 /// Parameters in a full chunk: 1 Mi.
 pub const CHUNK_ELEMENTS: usize = 1 << 20;
@@ -41,7 +42,8 @@ impl TensorSchema {
     pub fn elements(&self) -> Result<u64, ModelError> {
         let mut total = 0u64;
         for tensor in &self.0 {
-            let size = tensor.elements().filter(|&n| n <= MAX_ELEMENTS && !tensor.shape.is_empty() && n > 0);
+            // A scalar has an empty shape and one element, an empty tensor a side of 0 and none.
+            let size = tensor.elements().filter(|&n| n <= MAX_ELEMENTS);
             total = size
                 .and_then(|n| total.checked_add(n))
                 .filter(|&n| n <= MAX_ELEMENTS)
@@ -80,6 +82,20 @@ pub enum ModelError {
     /// The manifest is not what it should be.
     #[error("the model manifest cannot be read: {0}; ask for the model again")]
     Manifest(String),
+    /// Not a `safetensors` file that can be used.
+    #[error("not a safetensors file that can be used: {0}; write it with the safetensors library")]
+    NotSafetensors(String),
+    /// A tensor of a type that no model holds.
+    #[error(
+        "tensor {tensor:?} is of type {dtype}: a model holds F32 (F16 and BF16 are widened to it, F64 is rounded), and \
+         integers and booleans stay local; convert the tensor, in PyTorch with .float()"
+    )]
+    TensorType {
+        /// Which tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+    },
     /// Another format.
     #[error("model format {0:?} is not known; this version reads {FORMAT:?}")]
     Format(String),
@@ -87,9 +103,7 @@ pub enum ModelError {
     #[error("the model holds no parameters")]
     Empty,
     /// A tensor's shape.
-    #[error(
-        "tensor {tensor:?} has the shape {shape:?}: every side must be at least 1 and the model at most 2^32 parameters"
-    )]
+    #[error("tensor {tensor:?} has the shape {shape:?}: a model has at most 2^32 parameters; make it smaller")]
     Shape {
         /// Which tensor.
         tensor: String,
@@ -223,49 +237,17 @@ impl ModelManifest {
     }
 }
 
-/// The header of a `safetensors` file, parsed: the schema in payload order and where the payload begins.
-///
-/// Only what Consilium exchanges is accepted: every tensor `F32`, the data without holes.
+/// The header of a `safetensors` file whose tensors are all `F32`, as Consilium itself writes it: the schema in payload
+/// order and where the payload begins. What others write is read by [`crate::safetensors`].
 pub fn parse_safetensors_header(start: &[u8]) -> Result<(TensorSchema, usize), ModelError> {
-    #[derive(Deserialize)]
-    struct Entry {
-        dtype: String,
-        shape: Vec<u64>,
-        data_offsets: (u64, u64),
+    let header = Header::parse(start)?;
+    match header.tensors.iter().find(|stored| stored.format != Format::F32) {
+        None => Ok((header.schema()?, header.begin)),
+        Some(other) => Err(ModelError::NotSafetensors(format!(
+            "tensor {:?} is {:?}, and a model that is handed out holds F32 alone",
+            other.tensor.name, other.format
+        ))),
     }
-    let bad = |why: &str| ModelError::Manifest(format!("not a safetensors file: {why}"));
-    let length = start
-        .get(..8)
-        .and_then(|b| b.try_into().ok())
-        .map(u64::from_le_bytes)
-        .ok_or_else(|| bad("shorter than 8 bytes"))?;
-    if length > 16 << 20 {
-        return Err(bad("its header is longer than 16 MiB"));
-    }
-    let end = 8 + length as usize;
-    let json = start.get(8..end).ok_or_else(|| bad("the header is cut off"))?;
-    let tree: std::collections::BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
-    let mut entries = Vec::new();
-    for (name, value) in tree.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let entry: Entry = serde_json::from_value(value).map_err(|e| bad(&format!("tensor {name:?}: {e}")))?;
-        if entry.dtype != "F32" {
-            return Err(bad(&format!("tensor {name:?} is {}, only F32 is exchanged", entry.dtype)));
-        }
-        entries.push((entry.data_offsets, Tensor { name, shape: entry.shape }));
-    }
-    entries.sort_by_key(|(offsets, _)| *offsets);
-    let mut at = 0;
-    for ((from, to), tensor) in &entries {
-        let size = tensor.elements().and_then(|n| n.checked_mul(4));
-        if *from != at || size.and_then(|s| from.checked_add(s)) != Some(*to) {
-            return Err(bad(&format!("tensor {:?} does not follow the one before it", tensor.name)));
-        }
-        at = *to;
-    }
-    let schema = TensorSchema(entries.into_iter().map(|(_, tensor)| tensor).collect());
-    schema.elements()?;
-    Ok((schema, end))
 }
 
 #[cfg(test)]
@@ -310,10 +292,26 @@ mod tests {
 
     #[test]
     fn impossible_shapes_are_refused() {
-        for shape in [vec![], vec![0], vec![u64::MAX, 2]] {
+        for shape in [vec![0], vec![u64::MAX, 2], vec![MAX_ELEMENTS + 1]] {
             let schema = TensorSchema(vec![Tensor { name: "t".into(), shape }]);
             assert!(schema.elements().is_err());
         }
         assert!(ModelManifest::new(TensorSchema(vec![Tensor { name: "t".into(), shape: vec![4] }]), vec![]).is_err());
+    }
+
+    /// A learned scalar and an empty buffer, as PyTorch's networks have them, travel like other tensors: through the
+    /// manifest, the file that hospitals get, and back.
+    #[test]
+    fn scalars_and_empty_tensors_travel() {
+        let tensor = |name: &str, shape: &[u64]| Tensor { name: name.into(), shape: shape.to_vec() };
+        let schema =
+            TensorSchema(vec![tensor("a", &[0, 3]), tensor("b", &[0]), tensor("scale", &[]), tensor("w", &[2])]);
+        let payload = [0_u8; 12];
+        let manifest = ModelManifest::new(schema.clone(), vec![Digest::of(&payload)]).unwrap();
+        assert_eq!(manifest.elements(), 3);
+        manifest.verify(&payload).unwrap();
+        assert_eq!(ModelManifest::parse(&manifest.to_bytes(), manifest.digest()).unwrap(), manifest);
+        let header = manifest.safetensors_header();
+        assert_eq!(parse_safetensors_header(&header).unwrap(), (schema, header.len()));
     }
 }

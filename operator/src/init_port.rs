@@ -37,7 +37,7 @@ use crate::controllers::init::job::{self, Owner};
 use crate::controllers::init::{self, decide::TryState};
 use crate::gateway::door::{self, Bounds};
 use crate::store::{BlobStore, StoreError};
-use split::Splitter;
+use split::{Finished, Splitter};
 
 /// Connections of Init pods; whoever reaches the port and shows no token holds at most these.
 const CONNECTIONS: Bounds = Bounds { pending: 32, open: 64, each: 64, handshake: Duration::from_secs(15) };
@@ -312,7 +312,10 @@ async fn receive(
         }
     }
     let Some((splitter, 0)) = file else { return Err(bad("it is shorter than was said")) };
-    let (schema, last) = splitter.finish().map_err(|e| bad(&e.to_string()))?;
+    let Finished { schema, last, local } = splitter.finish().map_err(|e| bad(&e.to_string()))?;
+    if !local.is_empty() {
+        tracing::info!(?local, "tensors of integers are no part of the model: they stay with each trainer");
+    }
     if let Some(last) = last {
         chunks.push(store.put_object(last).await.map_err(unstored)?);
     }

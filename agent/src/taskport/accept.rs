@@ -6,7 +6,8 @@ use std::io;
 use consilium_crds::study::{EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP, Weighting};
 use consilium_federation::digest::Digest;
 use consilium_federation::model::ModelManifest;
-use consilium_federation::task::{ScoreFile, TaskMetrics};
+use consilium_federation::results::{self, Reported};
+use consilium_federation::task::ScoreFile;
 use consilium_secagg::layout::Layout;
 use consilium_secagg::ring::{RingParams, encode_head};
 use consilium_secagg::sum::to_bytes;
@@ -72,7 +73,7 @@ pub(super) fn train(
     from: &Deliverer<'_>,
 ) -> Result<Accepted, Refusal> {
     let entry = from.entry;
-    let metrics: TaskMetrics = parse(inbox, "metrics.json")?;
+    let metrics = reported(inbox, from.uid)?;
     let weight = match entry.spec.aggregation.weighting {
         Weighting::Examples => weight_of_examples(metrics.examples, entry.weight_bucket)?,
         Weighting::Equal => Weight::EQUAL,
@@ -168,6 +169,16 @@ fn meta(from: &Deliverer<'_>, examples: u64) -> UpdateMeta {
         clipped: false,
         delivered: from.now,
     }
+}
+
+/// What the trainer says of its training. A metric that is no number costs a word and not the round.
+fn reported(inbox: &Inbox, task: &str) -> Result<Reported, Refusal> {
+    let bytes = fs::read(inbox.file("metrics.json")).map_err(|e| Refusal::Status(storage(&e)))?;
+    let reported = results::metrics(&bytes).map_err(Refusal::Rejected)?;
+    if !reported.dropped.is_empty() {
+        tracing::warn!(task, metrics = ?reported.dropped, "metrics.json: these are no numbers (NaN or infinite) and are left out");
+    }
+    Ok(reported)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(inbox: &Inbox, name: &str) -> Result<T, Refusal> {

@@ -187,7 +187,8 @@ impl Setup {
     fn trained(&self, values: [f32; 3]) {
         let mut update = self.manifest.safetensors_header();
         update.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-        let metrics = br#"{"examples": 52}"#.to_vec();
+        // As Python's json.dumps writes a loss that is no number: it must not cost the hospital its round.
+        let metrics = br#"{"examples": 52, "metrics": {"loss": NaN}}"#.to_vec();
         self.result(TaskKind::Train, &[("update.safetensors", update), ("metrics.json", metrics)]);
     }
 

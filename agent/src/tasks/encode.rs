@@ -7,14 +7,12 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use consilium_crds::study::EXAMPLES_CAP;
-use consilium_federation::model::{ModelError, Tensor, TensorSchema, parse_safetensors_header};
+use consilium_federation::model::{ModelError, Tensor, TensorSchema};
+use consilium_federation::safetensors::{Format, Header, MAX_HEADER, Stored};
 use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout, LayoutError};
 use consilium_secagg::ring::{RingError, RingParams, encode_head};
 use consilium_secagg::sum::to_bytes;
 use consilium_secagg::weight::{Weight, WeightError};
-
-/// Longest header of a `safetensors` file that is read.
-const MAX_HEADER: u64 = 16 << 20;
 
 /// What an update is checked against and how it is encoded.
 #[derive(Clone, Copy, Debug)]
@@ -94,19 +92,19 @@ pub fn encode<R: Read + Seek>(
     spec: &EncodeSpec<'_>,
     mut sink: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Encoded, EncodeError> {
-    let offsets = tensor_offsets(file, spec.schema)?;
+    let tensors = stored_tensors(file, spec.schema)?;
     let elements = spec.schema.elements().map_err(EncodeError::File)?;
     let layout = Layout::new(0, elements)?;
     let ring = RingParams::new(spec.roster_size as usize, spec.clip)?;
 
-    let norm = norm(&mut Payload::new(file, spec.schema, &offsets), spec.schema)?;
+    let norm = norm(&mut Payload::new(file, &tensors), spec.schema)?;
     let factor = clip_factor(norm, spec.clip);
 
     let mut head = vec![0u32; layout.head()];
     encode_head(&ring, spec.weight, &[], &mut head)?;
     sink(&to_bytes(&head))?;
 
-    let mut payload = Payload::new(file, spec.schema, &offsets);
+    let mut payload = Payload::new(file, &tensors);
     let (mut values, mut encoded) = (Vec::new(), Vec::new());
     while payload.next_block(&mut values)? {
         if let Some(factor) = factor {
@@ -157,76 +155,89 @@ fn locate(schema: &TensorSchema, mut element: u64) -> (String, u64) {
     (String::new(), element)
 }
 
-/// Where each tensor of the schema begins in the file. The file may hold them in another order.
-fn tensor_offsets<R: Read + Seek>(file: &mut R, schema: &TensorSchema) -> Result<Vec<u64>, EncodeError> {
+/// Where each tensor of the schema stands in the file. The file may hold them in another order, in half or double
+/// precision, and tensors of integers beside them, which are no parameters.
+fn stored_tensors<R: Read + Seek>(file: &mut R, schema: &TensorSchema) -> Result<Vec<Part>, EncodeError> {
     let size = file.seek(SeekFrom::End(0))?;
     file.seek(SeekFrom::Start(0))?;
     let mut start = Vec::new();
     file.by_ref().take(8).read_to_end(&mut start)?;
     let length = start.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     file.by_ref().take(length.min(MAX_HEADER)).read_to_end(&mut start)?;
-    let (found, begin) = parse_safetensors_header(&start).map_err(EncodeError::File)?;
-    let payload = found.elements().map_err(EncodeError::File)? * 4;
-    if size != begin as u64 + payload {
-        let expected = begin as u64 + payload;
+    let header = Header::parse(&start).map_err(EncodeError::File)?;
+    let expected = header.begin as u64 + header.payload();
+    if size != expected {
         return Err(EncodeError::Schema(format!("it has {size} bytes where its header announces {expected}")));
     }
-    match_tensors(schema, &found)?;
-    let offset_of = |wanted: &Tensor| {
-        let before = found.0.iter().take_while(|t| t.name != wanted.name);
-        begin as u64 + before.filter_map(Tensor::elements).sum::<u64>() * 4
+    match_tensors(schema, &header.tensors)?;
+    let part = |wanted: &Tensor| {
+        let stored = header.tensors.iter().find(|stored| stored.tensor.name == wanted.name)?;
+        let elements = wanted.elements()?;
+        Some(Part { offset: header.begin as u64 + stored.from, elements, format: stored.format.clone() })
     };
-    Ok(schema.0.iter().map(offset_of).collect())
+    // Everything wanted was just found there.
+    Ok(schema.0.iter().filter_map(part).collect())
 }
 
-fn match_tensors(schema: &TensorSchema, found: &TensorSchema) -> Result<(), EncodeError> {
+fn match_tensors(schema: &TensorSchema, found: &[Stored]) -> Result<(), EncodeError> {
+    let refused = |why: String| Err(EncodeError::Schema(why));
     for wanted in &schema.0 {
-        match found.0.iter().find(|t| t.name == wanted.name) {
-            None => return Err(EncodeError::Schema(format!("tensor {:?} is missing", wanted.name))),
-            Some(tensor) if tensor.shape != wanted.shape => {
-                let (name, got, expected) = (&wanted.name, &tensor.shape, &wanted.shape);
-                return Err(EncodeError::Schema(format!(
-                    "tensor {name:?} has the shape {got:?}, expected {expected:?}"
-                )));
+        let name = &wanted.name;
+        match found.iter().find(|stored| stored.tensor.name == *name) {
+            None => return refused(format!("tensor {name:?} is missing")),
+            Some(Stored { tensor, .. }) if tensor.shape != wanted.shape => {
+                let (got, expected) = (&tensor.shape, &wanted.shape);
+                return refused(format!("tensor {name:?} has the shape {got:?}, expected {expected:?}"));
+            }
+            Some(Stored { format: Format::Local(dtype), .. }) => {
+                return refused(format!("tensor {name:?} is of type {dtype}, a difference of parameters is F32"));
             }
             Some(_) => {}
         }
     }
-    match found.0.iter().find(|t| !schema.0.iter().any(|w| w.name == t.name)) {
-        Some(extra) => Err(EncodeError::Schema(format!("tensor {:?} is not in the model", extra.name))),
+    let parameters = found.iter().filter(|stored| stored.format.width().is_some());
+    match parameters.map(|stored| &stored.tensor).find(|t| !schema.0.iter().any(|w| w.name == t.name)) {
+        Some(extra) => refused(format!("tensor {:?} is not in the model", extra.name)),
         None => Ok(()),
     }
+}
+
+/// Where a tensor's parameters stand.
+struct Part {
+    offset: u64,
+    elements: u64,
+    format: Format,
 }
 
 /// The file's values in the order of the schema, a chunk at a time.
 struct Payload<'a, R> {
     file: &'a mut R,
-    /// Byte offset and elements of each tensor, in payload order.
-    tensors: Vec<(u64, u64)>,
+    /// In payload order.
+    tensors: &'a [Part],
     tensor: usize,
     done: u64,
     bytes: Vec<u8>,
 }
 
 impl<'a, R: Read + Seek> Payload<'a, R> {
-    fn new(file: &'a mut R, schema: &TensorSchema, offsets: &[u64]) -> Self {
-        let sizes = schema.0.iter().map(|t| t.elements().unwrap_or(0));
-        Self { file, tensors: offsets.iter().copied().zip(sizes).collect(), tensor: 0, done: 0, bytes: Vec::new() }
+    fn new(file: &'a mut R, tensors: &'a [Part]) -> Self {
+        Self { file, tensors, tensor: 0, done: 0, bytes: Vec::new() }
     }
 
     /// Fills `values` with the next chunk's worth; false at the end.
     fn next_block(&mut self, values: &mut Vec<f32>) -> io::Result<bool> {
         values.clear();
         while values.len() < CHUNK_ELEMENTS {
-            let Some(&(offset, elements)) = self.tensors.get(self.tensor) else { break };
+            let Some(Part { offset, elements, format }) = self.tensors.get(self.tensor) else { break };
             let count = (elements - self.done).min((CHUNK_ELEMENTS - values.len()) as u64);
-            self.bytes.resize(count as usize * 4, 0);
-            self.file.seek(SeekFrom::Start(offset + self.done * 4))?;
+            // `match_tensors` let nothing through that is no parameter.
+            let width = format.width().unwrap_or_default();
+            self.bytes.resize(count as usize * width, 0);
+            self.file.seek(SeekFrom::Start(offset + self.done * width as u64))?;
             self.file.read_exact(&mut self.bytes)?;
-            let floats = self.bytes.chunks_exact(4).filter_map(|b| b.first_chunk::<4>());
-            values.extend(floats.map(|b| f32::from_le_bytes(*b)));
+            format.parameters(&self.bytes, |value| values.push(value));
             self.done += count;
-            if self.done == elements {
+            if self.done == *elements {
                 (self.tensor, self.done) = (self.tensor + 1, 0);
             }
         }

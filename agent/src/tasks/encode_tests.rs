@@ -164,3 +164,41 @@ proptest! {
         }
     }
 }
+
+/// What a PyTorch user's trainer writes: half precision, a learned scalar, an empty buffer, and a counter of integers that
+/// is no parameter. Summed as it was meant, or refused by the tensor's name.
+#[test]
+fn updates_of_other_types_are_widened_and_counters_stay() {
+    let schema = TensorSchema(vec![tensor("empty", &[0]), tensor("half", &[2]), tensor("scale", &[])]);
+    let spec = EncodeSpec { schema: &schema, roster_size: 1, clip: 5.0, weight: Weight::EQUAL };
+    let written = |entries: serde_json::Value, payload: &[u8]| {
+        let json = entries.to_string().into_bytes();
+        Cursor::new([&(json.len() as u64).to_le_bytes()[..], &json, payload].concat())
+    };
+    let mut other = written(
+        serde_json::json!({
+            "bn.num_batches_tracked": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]},
+            "empty": {"dtype": "F32", "shape": [0], "data_offsets": [8, 8]},
+            "half": {"dtype": "BF16", "shape": [2], "data_offsets": [8, 12]},
+            "scale": {"dtype": "F64", "shape": [], "data_offsets": [12, 20]},
+        }),
+        &[&[7; 8][..], &[0x40, 0x40, 0x80, 0xc0], &0.0_f64.to_le_bytes()].concat(),
+    );
+    let plain = file(&[
+        (schema.0[0].clone(), vec![]),
+        (schema.0[1].clone(), vec![3.0, -4.0]),
+        (schema.0[2].clone(), vec![0.0]),
+    ]);
+    assert_eq!(run(&mut other, &spec).unwrap(), run(&mut plain.clone(), &spec).unwrap());
+
+    let mut counter = written(
+        serde_json::json!({
+            "empty": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},
+            "half": {"dtype": "I32", "shape": [2], "data_offsets": [0, 8]},
+            "scale": {"dtype": "F32", "shape": [], "data_offsets": [8, 12]},
+        }),
+        &[0; 12],
+    );
+    let message = run(&mut counter, &spec).unwrap_err().to_string();
+    assert!(message.contains("\"half\" is of type I32"), "{message}");
+}
