@@ -50,6 +50,11 @@ impl Frame {
         self.axes
     }
 
+    /// The spacing that scans must have along them, if any.
+    pub fn spacing(&self) -> Option<[f32; 3]> {
+        self.spacing
+    }
+
     /// How a scan is brought here, judged by its header alone; `file` is for messages.
     pub fn turn(&self, file: &Path, grid: &Grid) -> Result<Turn, ScanError> {
         let turn = match grid.axes() {

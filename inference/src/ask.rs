@@ -8,12 +8,14 @@ use axum::http::{Method, Request, Uri};
 use consilium_imaging::frame::Frame;
 use consilium_imaging::metrics::dice;
 use consilium_imaging::nifti_file::{check_pair, read_mask, read_volume, turn_onto, write_mask};
+use consilium_imaging::place::Axes;
 use consilium_imaging::{Mask, ScanError, Volume};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
+use crate::describe::{ORIENTATION, SPACING};
 use crate::protocol::{self, BadRequest, HEADER_LENGTH};
 
 /// Labels in a reference mask may be any class.
@@ -77,7 +79,7 @@ pub async fn ask(question: &Question) -> Result<Value, AskError> {
     let stored = read_volume(&question.image)?;
     let grid = stored.grid.clone();
     // As in training: the model sees every scan in one order of axes, and its answer is brought back to the scan's own.
-    let (volume, turn) = Frame::default().bring(&question.image, stored)?;
+    let (volume, turn) = frame_of(question).await?.bring(&question.image, stored)?;
     let began = Instant::now();
     let (head, seen) = send(question, &volume).await?;
     let mask = Mask { labels: turn.back().voxels(seen.labels, seen.grid.shape), grid };
@@ -104,18 +106,52 @@ fn compare(image: &Path, mask: &Mask, label: &Path) -> Result<Vec<Option<f64>>, 
     Ok((1..=highest).map(|class| dice(mask, &truth, class)).collect())
 }
 
+/// How the model wants its scans to lie, by its configuration; `RAS` where that does not say.
+async fn frame_of(question: &Question) -> Result<Frame, AskError> {
+    let answer = call(question, Method::GET, "config", Vec::new(), None).await?;
+    let config: Value =
+        serde_json::from_slice(&answer.body).map_err(|e| BadRequest(format!("the model's configuration: {e}")))?;
+    let said = |name: &str| config["parameters"][name]["string_value"].as_str();
+    let wrong = |e: String| BadRequest(format!("the model's configuration: {e}"));
+    let axes = said(ORIENTATION).map(str::parse::<Axes>).transpose().map_err(wrong)?;
+    let spacing = said(SPACING).map(|text| {
+        let sides: Option<Vec<f32>> = text.split(' ').map(|side| side.parse().ok()).collect();
+        let sides: Option<[f32; 3]> = sides.and_then(|sides| sides.try_into().ok());
+        sides.ok_or_else(|| wrong(format!("spacing {text:?} is not three numbers")))
+    });
+    Ok(Frame::new(axes, spacing.transpose()?))
+}
+
 async fn send(question: &Question, volume: &Volume) -> Result<(Value, Mask), AskError> {
-    let address = format!("{}/v2/models/{}/infer", question.url.trim_end_matches('/'), question.model);
+    let (body, length) = protocol::ask(volume);
+    let answer = call(question, Method::POST, "infer", body, Some(length)).await?;
+    let mask = protocol::read_answer(&answer.body, answer.json_length, &volume.grid)?;
+    let head = answer.body.get(..answer.json_length.unwrap_or_default()).unwrap_or_default();
+    let head = serde_json::from_slice(head).map_err(|e| BadRequest(format!("the answer's JSON: {e}")))?;
+    Ok((head, mask))
+}
+
+struct Answer {
+    body: Bytes,
+    json_length: Option<usize>,
+}
+
+/// Calls one of the model's endpoints; `json_length` is how much of the body is JSON, where bytes follow.
+async fn call(
+    question: &Question,
+    method: Method,
+    endpoint: &str,
+    body: Vec<u8>,
+    json_length: Option<usize>,
+) -> Result<Answer, AskError> {
+    let address = format!("{}/v2/models/{}/{endpoint}", question.url.trim_end_matches('/'), question.model);
     let no_address = |reason: String| AskError::Address { url: question.url.clone(), reason };
     let uri: Uri = address.parse().map_err(|e: axum::http::uri::InvalidUri| no_address(e.to_string()))?;
-    let (body, length) = protocol::ask(volume);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(uri.clone())
-        .header(HEADER_LENGTH, length)
-        .header("content-type", "application/octet-stream")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|e| no_address(e.to_string()))?;
+    let mut request = Request::builder().method(method).uri(uri.clone());
+    if let Some(length) = json_length {
+        request = request.header(HEADER_LENGTH, length).header("content-type", "application/octet-stream");
+    }
+    let request = request.body(Full::new(Bytes::from(body))).map_err(|e| no_address(e.to_string()))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let unreachable = |reason: String| AskError::Unreachable { uri: uri.clone(), reason };
     let response = client.request(request).await.map_err(|e| unreachable(with_causes(&e)))?;
@@ -130,10 +166,7 @@ async fn send(question: &Question, volume: &Volume) -> Result<(Value, Mask), Ask
         let body = String::from_utf8_lossy(&body).into_owned();
         return Err(AskError::Status { uri, status: status.as_u16(), body });
     }
-    let mask = protocol::read_answer(&body, json_length, &volume.grid)?;
-    let head = body.get(..json_length.unwrap_or_default()).unwrap_or_default();
-    let head = serde_json::from_slice(head).map_err(|e| BadRequest(format!("the answer's JSON: {e}")))?;
-    Ok((head, mask))
+    Ok(Answer { body, json_length })
 }
 
 /// An error with its causes: "connection refused" stands in the last of them.

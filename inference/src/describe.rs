@@ -6,6 +6,11 @@ use serde_json::{Value, json};
 use crate::metrics::Tally;
 use crate::protocol::{INPUT, Identity, OUTPUT};
 
+/// The parameter that says where x, y and z of a volume go, such as `RAS`.
+pub const ORIENTATION: &str = "orientation";
+/// The parameter that says its spacing along them in mm, where only one will do.
+pub const SPACING: &str = "spacing";
+
 /// `GET /v2`.
 pub fn server() -> Value {
     json!({ "name": "consilium-inference", "version": env!("CARGO_PKG_VERSION"),
@@ -26,9 +31,15 @@ pub fn ready(identity: &Identity) -> Value {
     json!({ "name": identity.name, "ready": true })
 }
 
-/// `GET /v2/models/{model}/config`. A batch axis is not the client's to use: requests share batches by themselves.
+/// `GET /v2/models/{model}/config`. A batch axis is not the client's to use: requests share batches by themselves. A request
+/// has no header of a scan, so that the client has to know how scans must lie: that stands in the parameters.
 pub fn config(identity: &Identity) -> Value {
+    let mut parameters = json!({ ORIENTATION: { "string_value": identity.frame.axes().to_string() } });
+    if let Some([x, y, z]) = identity.frame.spacing() {
+        parameters[SPACING] = json!({ "string_value": format!("{x} {y} {z}") });
+    }
     json!({
+        "parameters": parameters,
         "name": identity.name, "platform": "consilium", "backend": "consilium", "max_batch_size": 0,
         "input": [{ "name": INPUT, "data_type": "TYPE_FP32", "dims": [-1, -1, -1] }],
         "output": [{ "name": OUTPUT, "data_type": "TYPE_UINT8", "dims": [-1, -1, -1] }],

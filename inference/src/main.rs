@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use consilium_federation::digest::Digest;
+use consilium_imaging::frame::Frame;
 use consilium_imaging::torch::Segmenter;
 use consilium_inference::ask::{Question, ask};
 use consilium_inference::batcher::Batcher;
@@ -183,7 +184,8 @@ async fn listen(
     let metrics = Metrics::new()?;
     let batcher = Batcher::start(segmenter, args.queue, bounds.canvas_voxels, metrics.clone())?;
     let version: String = args.model_digest.hex().chars().take(12).collect();
-    let identity = Identity { name: args.name.clone(), version, digest: args.model_digest.to_string() };
+    let digest = args.model_digest.to_string();
+    let identity = Identity { name: args.name.clone(), version, digest, frame: Frame::default() };
     let served = Served { identity, batcher, metrics, bounds, room: Room::new(bounds.room) };
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");

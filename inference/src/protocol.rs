@@ -6,6 +6,7 @@
 //! The answer has one output `labels`, UINT8, of the same shape. Nothing of a request becomes a tree of JSON values, which
 //! would take many times its size.
 
+use consilium_imaging::frame::Frame;
 use consilium_imaging::{Grid, Mask, Volume};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -207,6 +208,8 @@ pub struct Identity {
     pub version: String,
     /// The digest.
     pub digest: String,
+    /// How scans have to lie.
+    pub frame: Frame,
 }
 
 /// An answer: the body, and how much of it is JSON when raw bytes follow.

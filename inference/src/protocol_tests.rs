@@ -31,7 +31,8 @@ fn binary_tensors_there_and_back() {
     let question = parse(&body, Some(length), MAX).unwrap();
     assert_eq!(question.volume, volume);
     assert!(question.binary_answer);
-    let identity = Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into() };
+    let identity =
+        Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
     let mask = Mask { grid: grid.clone(), labels: vec![0, 1, 2, 0, 1, 2] };
     let answer = answer(&identity, None, &question.shape, true, &mask);
     assert_eq!(read_answer(&answer.body, answer.json_length, &grid).unwrap(), mask);
@@ -51,7 +52,8 @@ fn bytes_and_leading_axes() {
     assert_eq!(question.volume.voxels, [0.0, 1.0, 254.0, 255.0]);
     // A client that has a batch and a channel axis puts the answer beside its scan: it must have them too.
     let mask = Mask { grid: question.volume.grid, labels: vec![0; 4] };
-    let identity = Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into() };
+    let identity =
+        Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
     let Answer { body, .. } = answer(&identity, None, &question.shape, false, &mask);
     let found: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(found["outputs"][0]["shape"], json!([1, 1, 2, 1, 2]));
@@ -137,7 +139,8 @@ fn bad_requests_say_what_is_wrong() {
 #[test]
 fn an_answer_as_json_lists_the_labels() {
     let mask = Mask { grid: Grid::axis_aligned([3, 1, 1], [1.0; 3]), labels: vec![0, 12, 255] };
-    let identity = Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into() };
+    let identity =
+        Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
     let Answer { body, json_length } = answer(&identity, Some("7"), &[1, 1, 3], false, &mask);
     let found: Value = serde_json::from_slice(&body).unwrap();
     let output = json!({ "name": "labels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [0, 12, 255] });

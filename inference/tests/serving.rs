@@ -12,6 +12,7 @@ use axum::http::{Request, StatusCode};
 use axum::{Router, response::Response};
 use consilium_federation::digest::{Digest, canonical_json};
 use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_header};
+use consilium_imaging::frame::Frame;
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
 use consilium_inference::batcher::Batcher;
@@ -65,7 +66,8 @@ fn server(allowed: &Allowed) -> Router {
     let segmenter = load(allowed, &release, Device::Cpu, 2).unwrap();
     let metrics = Metrics::new().unwrap();
     let batcher = Batcher::start(segmenter, 4, BOUNDS.canvas_voxels, metrics.clone()).unwrap();
-    let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest: allowed.model.to_string() };
+    let digest = allowed.model.to_string();
+    let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest, frame: Frame::default() };
     router(Served { identity, batcher, metrics, bounds: BOUNDS, room: Room::new(BOUNDS.room) })
 }
 
