@@ -65,6 +65,27 @@ impl Facts {
         });
     }
 
+    /// Forgets the parts of rounds that are nowhere any more: neither asked for, nor here.
+    pub fn retain_rounds(&self, known: impl Fn(&str) -> bool) {
+        self.change(|inner| {
+            let before = inner.rounds.len();
+            inner.decisions.retain(|(uid, _), _| known(uid));
+            inner.uploads.retain(|(uid, _), _| known(uid));
+            inner.rounds.retain(|(uid, _), _| known(uid));
+            inner.rounds.len() != before
+        });
+    }
+
+    /// Forgets the models that are nowhere any more.
+    pub fn retain_models(&self, known: impl Fn(&str) -> bool) {
+        self.change(|inner| {
+            let before = inner.deployments.len();
+            inner.release_decisions.retain(|uid, _| known(uid));
+            inner.deployments.retain(|uid, _| known(uid));
+            inner.deployments.len() != before
+        });
+    }
+
     /// Sets or clears what became of a part's place in a sum. Written by `link` alone.
     pub fn set_upload(&self, uid: &str, kind: TaskKind, fact: Option<UploadFact>) {
         let key = (uid.to_owned(), kind);
@@ -226,6 +247,27 @@ mod tests {
         facts.drop_round("a", TaskKind::Train);
         facts.set_round(ready("a"));
         assert_eq!(facts.round("a", TaskKind::Train).unwrap().reason, SiteReason::Ready);
+    }
+
+    /// A hub that names other rounds in each message would fill the agent's memory, and its own reports.
+    #[test]
+    fn what_is_nowhere_any_more_is_forgotten() {
+        let facts = Facts::default();
+        for uid in ["kept", "gone"] {
+            facts.set_round(ready(uid));
+            facts.set_upload(uid, TaskKind::Train, Some(UploadFact::Submitted));
+            facts.set_decision(uid, TaskKind::Train, Barrier::Fetch, Decision::Allowed);
+            facts.set_release_decision(uid, ReleaseDecision::Allowed);
+        }
+        facts.retain_rounds(|uid| uid == "kept");
+        facts.retain_models(|uid| uid == "kept");
+        assert_eq!(facts.snapshot().0.len(), 1);
+        let of = |uid| {
+            let upload = facts.upload(uid, TaskKind::Train).is_some();
+            let decision = facts.decision(uid, TaskKind::Train, Barrier::Fetch).is_some();
+            (upload, decision, facts.release_decision(uid).is_some())
+        };
+        assert_eq!((of("kept"), of("gone")), ((true, true, true), (false, false, false)));
     }
 
     /// Reports go out on changes: a reconcile that finds nothing new must not cost a message to the hub.

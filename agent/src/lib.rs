@@ -144,6 +144,15 @@ impl Context {
         Ok(decision)
     }
 
+    /// Whether a new task that the ladder allows is one too many; `running` tasks are under way.
+    pub fn judge_amount(&self, uid: &str, work: &RoundWork, running: u32) -> Result<Decision, StateError> {
+        let Some(policy) = self.site_policy() else { return Ok(Decision::SpecNeeded) };
+        let (taken, today) = (self.state.taken(work)?, self.state.taken_within_a_day(self.now())?);
+        let decision = policy::amount(uid, work, &policy.spec, &policy::Spent { taken, today, running });
+        self.record(uid, work, Barrier::Amount, &decision)?;
+        Ok(decision)
+    }
+
     /// What this hospital knows itself about masked sums, for one part in a round.
     fn secure_facts(
         &self,
@@ -228,22 +237,30 @@ impl Context {
             reason: reason.to_owned(),
             message: message.to_owned(),
         };
-        self.keep(entry, *decision == Decision::Allowed)?;
+        let before = self.facts.decision(uid, work.kind, barrier) == Some(Decision::Allowed);
+        self.keep(entry, *decision == Decision::Allowed, before)?;
         self.metrics.decisions.with_label_values(&[reason]).inc();
         self.facts.set_decision(uid, work.kind, barrier, decision.clone());
         Ok(())
     }
 
     /// Writes a decision down. A yes holds only once it is written; a no holds at once, and is written when it can be.
-    fn keep(&self, entry: state::Entry, allowed: bool) -> Result<(), StateError> {
-        match self.state.append(entry.clone(), self.now()) {
-            Err(error) if !allowed => {
-                tracing::error!(%error, "a refusal holds and could not be written down; it is written later");
-                self.unrecorded.push(entry, self.now());
-                Ok(())
-            }
-            result => result.map(drop),
+    /// One that was no yes before is only counted where the hub has more refused than a ledger can hold.
+    fn keep(&self, entry: state::Entry, allowed: bool, before: bool) -> Result<(), StateError> {
+        let now = self.now();
+        if allowed {
+            return self.state.append(entry, now).map(drop);
         }
+        let counted = if before { Some(0) } else { self.unrecorded.refusal(now) };
+        let Some(counted) = counted else { return Ok(()) };
+        let counted = (counted > 0).then_some(state::Entry::Refusals { entries: counted });
+        for entry in counted.into_iter().chain([entry]) {
+            if let Err(error) = self.state.append(entry.clone(), now) {
+                tracing::error!(%error, "a refusal holds and could not be written down; it is written later");
+                self.unrecorded.push(entry, now);
+            }
+        }
+        Ok(())
     }
 
     /// Runs the release ladder with the policy in force now. A decision that differs from the last one for this item
@@ -288,7 +305,8 @@ impl Context {
         };
         tracing::info!(release = work.release, stage = %work.stage, allowed, message, "release decision");
         let (subject, release, stage) = (uid.to_owned(), work.release.clone(), work.stage.to_string());
-        self.keep(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, allowed)?;
+        let before = self.facts.release_decision(uid) == Some(ReleaseDecision::Allowed);
+        self.keep(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, allowed, before)?;
         self.facts.set_release_decision(uid, decision.clone());
         Ok(())
     }

@@ -15,6 +15,7 @@ pub mod model_release;
 pub mod roster;
 pub mod round_task;
 pub mod schema;
+mod site_limits;
 pub mod site_policy;
 pub mod study;
 pub mod training_round;

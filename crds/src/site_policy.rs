@@ -4,13 +4,13 @@ use consilium_federation::approval::{Requirement, TrustedKey};
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::StudyKey;
 use consilium_federation::ladder::Stage;
-use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schema;
+pub use crate::site_limits::{Limits, MODEL_LEASE, Suspend, TASK_DURATION};
 use crate::values;
 
 /// What this hospital allows. There is one, called `default`, in the agent's namespace.
@@ -109,57 +109,6 @@ pub enum Participation {
     Disabled,
 }
 
-/// What is stopped although the hospital takes part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Suspend {
-    /// Trainings and evaluations are stopped at once, and none starts. Models that are in use stay.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub tasks: bool,
-    /// Models are taken out of use at once, and none is put into use. Trainings go on.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub models: bool,
-}
-
-/// Upper bounds on what runs here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Limits {
-    /// Longest time from a task's making to its end, whatever deadline the hub names: `48h`. Default 168h, a week.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
-    pub task_duration: Option<String>,
-    /// How long a model answers without a word from the agent, at least 1m: so long it goes on when the agent is dead.
-    /// Default 15m.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
-    pub model_lease: Option<String>,
-}
-
-/// A task's longest time where the hospital names none.
-pub const TASK_DURATION: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// A model's lease where the hospital names none.
-pub const MODEL_LEASE: SignedDuration = SignedDuration::from_mins(15);
-
-impl SitePolicySpec {
-    /// Longest time from a task's making to its end. One that cannot be read is not longer than the default.
-    pub fn task_duration(&self) -> SignedDuration {
-        let said = self.limits.as_ref().and_then(|limits| limits.task_duration.as_deref());
-        said.and_then(|text| values::duration("spec.limits.taskDuration", text).ok()).unwrap_or(TASK_DURATION)
-    }
-
-    /// How long a model answers without a word from the agent. One that cannot be read is not longer than the default.
-    pub fn model_lease(&self) -> SignedDuration {
-        let said = self.limits.as_ref().and_then(|limits| limits.model_lease.as_deref());
-        said.and_then(|text| values::duration("spec.limits.modelLease", text).ok()).unwrap_or(MODEL_LEASE)
-    }
-
-    /// What is stopped although the hospital takes part.
-    pub fn suspended(&self) -> Suspend {
-        self.suspend.unwrap_or_default()
-    }
-}
-
 /// One kind of accelerator, in the words of GPU feature discovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -204,6 +153,11 @@ pub struct StudyOptIn {
     pub uid: String,
     /// Digest of the spec that was approved: an edited study must be approved again.
     pub spec_digest: Digest,
+    /// Digests that were approved before and still hold for the rounds that began with them, so that approving an edited
+    /// study does not stop the one that runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["specDigest"]))]
+    pub earlier: Vec<EarlierSpec>,
     /// Automatic: every round. PerRound: up to approvedThroughRound. Denied: none.
     pub approval: StudyApproval,
     /// Last approved round, with PerRound.
@@ -226,6 +180,17 @@ pub struct StudyOptIn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub resume_after_round: Option<u32>,
+}
+
+/// A spec that was approved before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlierSpec {
+    /// Its digest.
+    pub spec_digest: Digest,
+    /// The last round that may run it.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub through_round: u32,
 }
 
 const fn one() -> u32 {

@@ -18,6 +18,10 @@ use crate::task::TaskKind;
 /// Items of one assignment, and those that a hospital keeps in all: what the hub names and forgets must not fill a volume.
 pub const MAX_ITEMS: usize = 10_000;
 
+/// Bytes of the orphans that a hospital keeps, as [`Item::size`] counts them: a hub can name and forget something else in
+/// each message, and what is in use here is a hundred models at the very most.
+pub const MAX_ORPHAN_BYTES: usize = 4 << 20;
+
 /// How long an orphan lives, whatever deadline the hub gave it.
 const ORPHANED: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -56,6 +60,23 @@ pub struct Item {
     pub state: ItemState,
     /// What.
     pub work: Work,
+}
+
+impl Item {
+    /// About how many bytes it takes, in memory or written down.
+    pub fn size(&self) -> usize {
+        // UID, digests, numbers and times.
+        const FIXED: usize = 600;
+        let work = match &self.work {
+            Work::Round(work) => work.study.to_string().len() + work.study_uid.len(),
+            Work::Deploy(work) => {
+                let one =
+                    |approval: &Approval| 100 + approval.key_id.len() + approval.role.len() + approval.signature.len();
+                work.release.len() + work.approvals.iter().map(one).sum::<usize>()
+            }
+        };
+        FIXED + work
+    }
 }
 
 /// The kinds of work.
@@ -153,6 +174,14 @@ pub fn merge(known: Option<&Assignment>, offered: Assignment, now: Timestamp) ->
     let mut orphans: Vec<Item> = gone.map(|old| orphaned(old, now)).collect();
     orphans.sort_by_key(|orphan| matches!(orphan.work, Work::Round(_)));
     orphans.truncate(MAX_ITEMS.saturating_sub(merged.items.len()));
+    let mut room = MAX_ORPHAN_BYTES;
+    orphans.retain(|orphan| match room.checked_sub(orphan.size()) {
+        Some(left) => {
+            room = left;
+            true
+        }
+        None => false,
+    });
     merged.items.extend(orphans);
     merged
 }
@@ -248,7 +277,42 @@ mod tests {
         };
         items.push(Item { uid: "model".into(), state: ItemState::Active, work: Work::Deploy(model) });
         let merged = merge(Some(&assignment("e", 1, items)), assignment("e", 2, vec![]), now);
-        assert_eq!(merged.items.len(), MAX_ITEMS);
+        assert!(merged.items.len() > 5_000 && merged.items.len() < MAX_ITEMS, "{}", merged.items.len());
         assert!(merged.items.iter().any(|item| item.uid == "model"));
+    }
+
+    /// A hub that sends a hundred of its largest messages, with other promotions in each and a new epoch each time, would
+    /// have a hospital keep half a gigabyte. The figures: what a hospital keeps of them is 4 MiB of orphans beside the
+    /// message that came last, whatever was sent before.
+    #[test]
+    fn a_hundred_of_the_largest_messages_leave_four_mebibytes() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let largest = |epoch: usize| {
+            let approval =
+                Approval { key_id: "k".repeat(63), role: "r".repeat(63), expiry: now, signature: "s".repeat(88) };
+            let model = DeployWork {
+                release: "r".repeat(253),
+                release_digest: Digest::of(b"r"),
+                model: Digest::of(b"m"),
+                stage: Stage::Shadow,
+                approvals: vec![approval; 20],
+            };
+            // A message is at most 5 MiB.
+            let item = |n: usize| Item {
+                uid: format!("{epoch}-{n}"),
+                state: ItemState::Active,
+                work: Work::Deploy(model.clone()),
+            };
+            let one = item(0).size();
+            assignment(&epoch.to_string(), 1, (0..(5 << 20) / one).map(item).collect())
+        };
+        let mut known = largest(0);
+        for epoch in 1..100 {
+            known = merge(Some(&known), largest(epoch), now);
+        }
+        let kept: usize = known.items.iter().map(Item::size).sum();
+        assert!(kept <= MAX_ORPHAN_BYTES + (5 << 20), "{kept} bytes");
+        let orphans = known.items.iter().filter(|item| item.state == ItemState::Orphaned);
+        assert!(orphans.map(Item::size).sum::<usize>() <= MAX_ORPHAN_BYTES);
     }
 }

@@ -114,15 +114,35 @@ impl TryFrom<v1::RoundWork> for RoundWork {
     }
 }
 
+/// Approvals of one promotion, and the lengths of what is in them: as the API bounds them at the hub. A hospital keeps
+/// what it is asked for, so a hub must not be able to ask in megabytes.
+const MAX_APPROVALS: usize = 20;
+const MAX_RELEASE: usize = 253;
+const MAX_LABEL: usize = 63;
+const MAX_SIGNATURE: usize = 88;
+
+fn short(field: &'static str, text: String, most: usize) -> Result<String, WireError> {
+    if text.len() <= most { Ok(text) } else { Err(WireError::new(field, text, format!("at most {most} bytes"))) }
+}
+
 impl TryFrom<v1::DeployWork> for DeployWork {
     type Error = WireError;
     fn try_from(w: v1::DeployWork) -> Result<Self, WireError> {
         let approval = |a: v1::Approval| {
             let expiry = a.expiry.parse().map_err(|e| WireError::new("deploy.approvals.expiry", &a.expiry, e))?;
-            Ok(Approval { key_id: a.key_id, role: a.role, expiry, signature: a.signature })
+            Ok(Approval {
+                key_id: short("deploy.approvals.key_id", a.key_id, MAX_LABEL)?,
+                role: short("deploy.approvals.role", a.role, MAX_LABEL)?,
+                expiry,
+                signature: short("deploy.approvals.signature", a.signature, MAX_SIGNATURE)?,
+            })
         };
+        if w.approvals.len() > MAX_APPROVALS {
+            let rule = format!("at most {MAX_APPROVALS} approvals");
+            return Err(WireError::new("deploy.approvals", w.approvals.len(), rule));
+        }
         Ok(Self {
-            release: w.release,
+            release: short("deploy.release", w.release, MAX_RELEASE)?,
             release_digest: read("deploy.release_digest", &w.release_digest)?,
             model: read("deploy.model", &w.model)?,
             stage: read("deploy.stage", &w.stage)?,

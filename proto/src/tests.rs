@@ -114,6 +114,32 @@ fn nonsense_is_refused_and_the_field_is_named() {
     assert_eq!(Evaluation::try_from(sums).unwrap_err().field, "sums.dice");
 }
 
+/// A hospital keeps what it is asked to serve; a hub that names it in megabytes, thousands of times, would fill its volume.
+#[test]
+fn what_a_promotion_says_is_bounded_field_by_field() {
+    let deploy = || {
+        let items = assignment().items.into_iter();
+        let mut items = items.filter(|item| matches!(item.work, Work::Deploy(_)));
+        v1::Item::from(&items.next().expect("the assignment of these tests holds a promotion"))
+    };
+    let field = |edit: &dyn Fn(&mut v1::DeployWork)| {
+        let mut item = deploy();
+        let Some(v1::item::Work::Deploy(work)) = &mut item.work else { panic!("a promotion") };
+        if work.approvals.is_empty() {
+            let expiry = "2027-01-01T00:00:00Z".to_owned();
+            work.approvals.push(v1::Approval { expiry, ..v1::Approval::default() });
+        }
+        edit(work);
+        Item::try_from(item).map(drop).map_err(|error| error.field)
+    };
+    assert_eq!(field(&|_| ()), Ok(()));
+    assert_eq!(field(&|w| w.release = "x".repeat(254)), Err("deploy.release"));
+    assert_eq!(field(&|w| w.approvals[0].key_id = "x".repeat(64)), Err("deploy.approvals.key_id"));
+    assert_eq!(field(&|w| w.approvals[0].role = "x".repeat(64)), Err("deploy.approvals.role"));
+    assert_eq!(field(&|w| w.approvals[0].signature = "x".repeat(89)), Err("deploy.approvals.signature"));
+    assert_eq!(field(&|w| w.approvals = vec![w.approvals[0].clone(); 21]), Err("deploy.approvals"));
+}
+
 /// A number of cases that no hospital has must not get into the hub's sums.
 #[test]
 fn an_evaluation_of_more_cases_than_there_are_is_refused_with_the_rule() {

@@ -10,7 +10,7 @@ mod objects;
 mod read;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -110,6 +110,11 @@ impl Controller {
             }
         }
         self.ctx.desk.set_deployments(entries);
+        let here = models.iter().map(|model| model.spec.promotion_uid.as_str());
+        let newest = self.ctx.desired.borrow().clone();
+        let asked = desired.items.iter().chain(&newest.items).map(|item| item.uid.as_str());
+        let known: BTreeSet<&str> = asked.chain(here).collect();
+        self.ctx.facts.retain_models(|uid| known.contains(uid));
         self.ctx.metrics.set_models(&self.ctx.facts.snapshot().1);
         let seconds = begun.elapsed().as_secs_f64();
         self.ctx.metrics.reconcile_seconds.with_label_values(&["deployments"]).observe(seconds);

@@ -5,6 +5,7 @@
 //! uses nothing from the hub that the hospital has not approved by digest. It is
 //! evaluated whenever an input changes, and again at three barriers.
 
+mod amount;
 mod release;
 mod rungs;
 mod secure;
@@ -18,6 +19,7 @@ use consilium_federation::round::SiteReason;
 
 use crate::Enforcement;
 
+pub use amount::{Spent, amount};
 pub use release::{ReleaseDecision, ReleaseInputs, of_stage, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
 pub use standing::{Room, ends, model_must_stop, models, speaks, stage_now, task_must_stop, tasks};
@@ -32,6 +34,8 @@ pub enum Barrier {
     /// For an update that exists, up to the first byte that leaves: the point of no return. What only concerns training
     /// is not asked again.
     Upload,
+    /// Before a task is made that all rungs allow: whether it is one too many.
+    Amount,
     /// What the hospital's API server said to an object of the task: its admission policies, quotas and rights. Not the
     /// ladder's to judge, and no agent can pass by it.
     Admission,

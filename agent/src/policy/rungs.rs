@@ -56,7 +56,15 @@ pub(super) fn opted_in(work: &Asked<'_>, policy: &SitePolicySpec) -> Rung {
         );
         return Err(Decision::refused(SiteReason::SpecChanged, message));
     }
-    if entry.spec_digest != work.spec_digest {
+    let earlier = entry.earlier.iter().find(|earlier| earlier.spec_digest == work.spec_digest);
+    if let Some(earlier) = earlier.filter(|earlier| work.round > earlier.through_round) {
+        let message = format!(
+            "SitePolicy spec.studies[{study}].earlier approves {} through round {} and this is round {}; raise its throughRound to take part",
+            earlier.spec_digest, earlier.through_round, work.round
+        );
+        return Err(Decision::refused(SiteReason::SpecChanged, message));
+    }
+    if earlier.is_none() && entry.spec_digest != work.spec_digest {
         let message = format!(
             "SitePolicy spec.studies[{study}].specDigest is {} but the round runs {}: the study was edited; look at it again and set specDigest to the new one to take part",
             entry.spec_digest, work.spec_digest
@@ -85,7 +93,9 @@ pub(super) fn opted_in(work: &Asked<'_>, policy: &SitePolicySpec) -> Rung {
 /// Drain finishes what was started; Disabled and a suspension stop everything.
 pub(super) fn participation(policy: &SitePolicySpec, barrier: Barrier) -> Rung {
     match (standing::tasks(policy), barrier) {
-        (Room::Open, _) | (Room::Kept(_), Barrier::Fetch | Barrier::Upload | Barrier::Admission) => Ok(()),
+        (Room::Open, _) | (Room::Kept(_), Barrier::Fetch | Barrier::Upload | Barrier::Amount | Barrier::Admission) => {
+            Ok(())
+        }
         (Room::Kept(field), Barrier::CreateTask) => {
             Err(deny(format!("SitePolicy {field}: nothing new starts; set it to Enabled to take part")))
         }

@@ -122,6 +122,26 @@ fn each_rung_refuses_and_says_what_would_help() {
     }
 }
 
+/// A study is edited while its round trains: whoever approves the new text must not stop the round by it.
+#[test]
+fn an_earlier_digest_holds_for_its_rounds_and_no_others() {
+    let edited = Digest::of(b"edited");
+    let earlier = |through: u32| json!([{"specDigest": spec().digest(), "throughRound": through}]);
+    let at = |through: u32, approval: &str| {
+        let changes = [
+            ("/studies/0/specDigest", json!(edited)),
+            ("/studies/0/earlier", earlier(through)),
+            ("/studies/0/approval", json!(approval)),
+        ];
+        ask(&work(), &policy(&changes), &spec(), Barrier::Fetch).reason_name()
+    };
+    assert_eq!(at(3, "Automatic"), "Allowed");
+    assert_eq!(at(2, "Automatic"), "SpecChanged");
+    assert_eq!(at(3, "Denied"), "DeniedByPolicy");
+    let without = policy(&[("/studies/0/specDigest", json!(edited))]);
+    assert_eq!(ask(&work(), &without, &spec(), Barrier::Fetch).reason_name(), "SpecChanged");
+}
+
 #[test]
 fn without_a_policy_or_a_probe_nothing_starts() {
     let (work, spec, policy) = (work(), spec(), policy(&[]));

@@ -48,12 +48,16 @@ impl State {
             return Ok(verdict);
         }
         let epoch = offered.hub_epoch.clone();
+        let open = self.open_attempts()?;
         let write = self.0.db.begin_write()?;
         if let (Acceptance::TakeNewEpoch, Some(old)) = (verdict, &known) {
             let mut burned = write.open_table(BURNED)?;
             for item in &old.items {
+                // Where nothing is held, nothing was answered and nothing can be: a hub that changes its epoch with every
+                // message would else fill the volume.
                 if let Work::Round(work) = &item.work
                     && work.attempt > 0
+                    && (self.holds(&item.uid)? || open.iter().any(|key| key.round_uid == item.uid))
                 {
                     burned.insert(burned_key(&item.uid, work.attempt).as_str(), ())?;
                 }

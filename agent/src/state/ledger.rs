@@ -218,6 +218,11 @@ pub enum Entry {
         /// What.
         what: Box<Entry>,
     },
+    /// So many things were refused one after the other that these have no entries of their own.
+    Refusals {
+        /// How many, since the last one that has.
+        entries: u64,
+    },
     /// So many things happened while the volume took nothing that these were forgotten.
     Lost {
         /// How many.

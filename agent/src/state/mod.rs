@@ -6,6 +6,7 @@
 
 mod assignment;
 mod attempts;
+mod consents;
 mod error;
 mod grants;
 mod ledger;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use attempts::{AttemptKey, Done, Memory, Refused};
+pub use consents::Taken;
 pub use error::StateError;
 pub use grants::{Grant, Granted};
 pub use ledger::{Entry, Record};
@@ -197,6 +199,7 @@ fn prepare(db: &Database, fresh_secret: [u8; 32]) -> Result<[u8; 32], StateError
     grants::prepare(&write)?;
     assignment::prepare(&write)?;
     attempts::prepare(&write)?;
+    consents::prepare(&write)?;
     ledger::prepare(&write)?;
     uploads::prepare(&write)?;
     write.commit()?;

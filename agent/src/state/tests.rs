@@ -101,6 +101,7 @@ fn a_new_epoch_burns_the_open_attempt_and_says_so_in_the_ledger() {
     let dir = TempDir::new().unwrap();
     let state = open(&dir);
     state.accept(assignment("e1", 7, 1), now()).unwrap();
+    store(&state, &[b"head"]);
     assert!(!state.is_burned("round", 1).unwrap());
     assert_eq!(state.accept(assignment("e2", 1, 1), now()).unwrap(), Acceptance::TakeNewEpoch);
     drop(state);
@@ -108,6 +109,17 @@ fn a_new_epoch_burns_the_open_attempt_and_says_so_in_the_ledger() {
     assert!(state.is_burned("round", 1).unwrap());
     assert!(!state.is_burned("round", 2).unwrap());
     assert!(matches!(state.ledger(1, 10).unwrap()[..], [Record { entry: Entry::NewEpoch { .. }, .. }]));
+}
+
+/// A hub that changes its epoch with each message, and names ten thousand other attempts in each, would fill the volume
+/// with attempts in which this hospital never said a word.
+#[test]
+fn a_new_epoch_burns_nothing_that_this_hospital_had_no_part_in() {
+    let dir = TempDir::new().unwrap();
+    let state = open(&dir);
+    state.accept(assignment("e1", 7, 1), now()).unwrap();
+    assert_eq!(state.accept(assignment("e2", 1, 1), now()).unwrap(), Acceptance::TakeNewEpoch);
+    assert!(!state.is_burned("round", 1).unwrap());
 }
 
 /// Hours of training hang on this: what was acknowledged to the task pod is there after a crash, byte by byte.

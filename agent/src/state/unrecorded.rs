@@ -15,10 +15,20 @@ const MOST: usize = 1000;
 /// An entry that is written this long after what it tells is marked as late.
 const SOON: SignedDuration = SignedDuration::from_secs(10);
 
+/// Refusals that go into the ledger at once, at most; one more for each [`REFILL`] that passes.
+///
+/// What is refused is the hub's to choose, as often as it likes; an entry for each would let it fill the volume.
+const REFUSALS: u64 = 500;
+const REFILL: SignedDuration = SignedDuration::from_secs(60);
+
 #[derive(Default)]
 struct Inner {
     waiting: VecDeque<(Timestamp, Entry)>,
     lost: u64,
+    /// Refusals written since `since`, and those that were only counted.
+    written: u64,
+    since: Option<Timestamp>,
+    counted: u64,
 }
 
 /// Entries that wait for the ledger; a cheap clone of one shared queue.
@@ -40,6 +50,23 @@ impl Unrecorded {
     /// Waits for something to write.
     pub fn news(&self) -> Notified<'_> {
         self.1.notified()
+    }
+
+    /// Whether a refusal is to be written; else it is counted. With how many were counted since the last one that was.
+    pub fn refusal(&self, now: Timestamp) -> Option<u64> {
+        let mut inner = self.lock();
+        let since = *inner.since.get_or_insert(now);
+        let refills = now.duration_since(since).as_secs() / REFILL.as_secs();
+        if refills > 0 {
+            inner.written = inner.written.saturating_sub(refills.unsigned_abs());
+            inner.since = Some(since + REFILL * i32::try_from(refills).unwrap_or(i32::MAX));
+        }
+        if inner.written >= REFUSALS {
+            inner.counted += 1;
+            return None;
+        }
+        inner.written += 1;
+        Some(std::mem::take(&mut inner.counted))
     }
 
     /// How many wait, those that were lost included.
@@ -110,6 +137,21 @@ mod tests {
         let entries: Vec<Entry> = state.ledger(1, 10).unwrap().into_iter().map(|record| record.entry).collect();
         assert_eq!(entries, [Entry::Late { happened: at(0), what: Box::new(stop("a")) }, stop("b")]);
         assert_eq!(state.verify().unwrap(), 2);
+    }
+
+    /// A hub that offers ten thousand studies that nobody approved, and others with the next message, would fill the volume
+    /// with refusals, and take minutes for writing each.
+    #[test]
+    fn refusals_are_written_until_there_are_too_many_and_then_counted() {
+        let unrecorded = Unrecorded::default();
+        let written = (0..10_000).filter(|_| unrecorded.refusal(at(0)).is_some()).count() as u64;
+        assert_eq!(written, REFUSALS);
+        assert_eq!(unrecorded.refusal(at(59)), None);
+        assert_eq!(unrecorded.refusal(at(60)), Some(10_000 - REFUSALS + 1), "and said how many were not");
+        assert_eq!((unrecorded.refusal(at(60)), unrecorded.refusal(at(121))), (None, Some(1)));
+        // A day of it is at most 1,440 entries more.
+        let day = (0..86_400).filter(|second| unrecorded.refusal(at(121 + second)).is_some()).count();
+        assert!(day <= 1_441, "{day}");
     }
 
     /// A volume that is away for a week must not end the agent by its memory, nor hide that something is missing.

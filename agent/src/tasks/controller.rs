@@ -19,8 +19,9 @@ use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
-use super::read::{Started, StartedTries, holds, see, task_name, task_of, tasks_left};
-use super::refusals::Refusals;
+use super::read::{Started, StartedTries, WATCH_LAG, holds, see, task_name, task_of, tasks_left};
+use super::refusals::{PartKey, Refusals};
+use super::status::is_open;
 use super::{Stores, TURN, TaskEntry, in_turn};
 use crate::policy::{Barrier, Decision, ends};
 use crate::state::AttemptKey;
@@ -39,6 +40,8 @@ pub(super) struct Controller {
     refusals: Refusals,
     /// Tries whose end has been counted.
     counted: BTreeSet<String>,
+    /// Tasks that were made a moment ago, and when.
+    made: BTreeMap<PartKey, Timestamp>,
     /// How many there have been.
     turns: usize,
 }
@@ -64,6 +67,7 @@ impl Controller {
             tokens,
             refusals: Refusals::default(),
             counted: BTreeSet::new(),
+            made: BTreeMap::new(),
             turns: 0,
         }
     }
@@ -157,7 +161,12 @@ impl Controller {
         let left: Vec<&RoundTask> = tasks_left(&world.tasks, &item.uid, work.kind).collect();
         let others = left.iter().flat_map(|t| see(t, &world.jobs, &world.pods, None, world.now).tries).collect();
         let stored = self.stored(&item.uid, work.kind)?;
-        let (decision, spec) = self.judge(&item.uid, work, task.is_some() || stored.is_some()).await?;
+        let exists = task.is_some() || stored.is_some();
+        let (mut decision, spec) = self.judge(&item.uid, work, exists).await?;
+        if decision == Decision::Allowed && !exists {
+            let running = self.running(world);
+            decision = self.ctx.judge_amount(&item.uid, work, running)?;
+        }
         let since = task.and_then(|t| t.creation_timestamp()).map(|at| at.0);
         let ends = ends(work.deadline, since, self.ctx.site_policy().as_deref().map(|p| &p.spec));
         Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec, ends })
@@ -186,6 +195,14 @@ impl Controller {
                 Ok((decision, None))
             }
         }
+    }
+
+    /// Tasks that are under way, those included that were just made and are in no watch yet.
+    fn running(&self, world: &World) -> u32 {
+        let open = world.tasks.iter().filter(|task| is_open(task.status.as_ref()));
+        let here = |(uid, kind): &PartKey| task_of(&world.tasks, uid, *kind).is_some();
+        let made = self.made.keys().filter(|key| !here(key)).count();
+        u32::try_from(open.count() + made).unwrap_or(u32::MAX)
     }
 
     fn stored(&self, round_uid: &str, kind: TaskKind) -> Result<Option<Stored>, ControlError> {
@@ -246,6 +263,9 @@ impl Controller {
         for act in &plan.acts {
             match (act, part.task, &part.spec) {
                 (Act::CreateTask, _, Some(spec)) => {
+                    // The approval is used up before anything begins by it.
+                    self.ctx.state.take(round, part.work, world.now)?;
+                    self.made.insert(part.key(), world.now);
                     let name = task_name(part.work, round, &world.tasks);
                     self.writer.create_task(&name, round, part.work, spec).await?;
                 }
@@ -290,11 +310,18 @@ impl Controller {
     fn tidy(&mut self, world: &World, items: &[Item]) {
         let uids: BTreeSet<String> = world.tasks.iter().filter_map(|t| t.uid()).collect();
         self.started.retain(|uid, _| uids.contains(uid));
+        self.made.retain(|_, at| world.now.duration_since(*at) < WATCH_LAG);
         self.tokens.retain(|(uid, _), _| uids.contains(uid));
         self.refusals.retain(|(uid, _)| items.iter().any(|item| item.uid == *uid));
         let wanted =
             |digest: &Digest| items.iter().any(|i| matches!(&i.work, Work::Round(work) if work.spec_digest == *digest));
         self.specs.retain(|digest, _| wanted(digest));
+        let rounds = world.tasks.iter().map(|task| task.spec.round_uid.as_str());
+        // Also what came while this turn went on: its facts may be there already.
+        let newest = self.ctx.desired.borrow().clone();
+        let asked = items.iter().chain(&newest.items).map(|item| item.uid.as_str());
+        let known: BTreeSet<&str> = asked.chain(rounds).collect();
+        self.ctx.facts.retain_rounds(|uid| known.contains(uid));
         let jobs: BTreeSet<String> = world.jobs.iter().map(|j| j.name_any()).collect();
         self.counted.retain(|job| jobs.contains(job));
     }

@@ -10,6 +10,7 @@ fn policy() -> SitePolicySpec {
         study: "research/hippocampus".parse().unwrap(),
         uid: "study-uid".into(),
         spec_digest: Digest::of(b"spec"),
+        earlier: vec![],
         approval: StudyApproval::Automatic,
         approved_through_round: None,
         dataset: Dataset {

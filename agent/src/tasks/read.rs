@@ -17,7 +17,7 @@ use super::observe::{TrySeen, TryState, is_lost, observe};
 use super::status::remembered_end;
 
 /// How long a Job that was made may take to appear in the watch.
-const WATCH_LAG: SignedDuration = SignedDuration::from_secs(30);
+pub const WATCH_LAG: SignedDuration = SignedDuration::from_secs(30);
 
 /// A try that was started in this process.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,71 @@
+//! What a hospital stops, and how much of anything may run there: parts of the SitePolicy.
+
+use jiff::SignedDuration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::site_policy::SitePolicySpec;
+use crate::values;
+
+/// What is stopped although the hospital takes part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspend {
+    /// Trainings and evaluations are stopped at once, and none starts. Models that are in use stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks: bool,
+    /// Models are taken out of use at once, and none is put into use. Trainings go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub models: bool,
+}
+
+/// Upper bounds on what runs here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Longest time from a task's making to its end, whatever deadline the hub names: `48h`. Default 168h, a week.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub task_duration: Option<String>,
+    /// How long a model answers without a word from the agent, at least 1m: so long it goes on when the agent is dead.
+    /// Default 15m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub model_lease: Option<String>,
+    /// Trainings of one round of one study, and evaluations of one, whatever UIDs and models the hub names. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10))]
+    pub tasks_per_round: Option<u32>,
+    /// Tasks that may begin within 24 hours. Without it, as many as are approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub tasks_per_day: Option<u32>,
+    /// Tasks that may be under way at a time. Without it, as many as are approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub concurrent_tasks: Option<u32>,
+}
+
+/// A task's longest time where the hospital names none.
+pub const TASK_DURATION: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// A model's lease where the hospital names none.
+pub const MODEL_LEASE: SignedDuration = SignedDuration::from_mins(15);
+
+impl SitePolicySpec {
+    /// Longest time from a task's making to its end. One that cannot be read is not longer than the default.
+    pub fn task_duration(&self) -> SignedDuration {
+        let said = self.limits.as_ref().and_then(|limits| limits.task_duration.as_deref());
+        said.and_then(|text| values::duration("spec.limits.taskDuration", text).ok()).unwrap_or(TASK_DURATION)
+    }
+
+    /// How long a model answers without a word from the agent. One that cannot be read is not longer than the default.
+    pub fn model_lease(&self) -> SignedDuration {
+        let said = self.limits.as_ref().and_then(|limits| limits.model_lease.as_deref());
+        said.and_then(|text| values::duration("spec.limits.modelLease", text).ok()).unwrap_or(MODEL_LEASE)
+    }
+
+    /// What is stopped although the hospital takes part.
+    pub fn suspended(&self) -> Suspend {
+        self.suspend.unwrap_or_default()
+    }
+}
