@@ -273,3 +273,6 @@ fn take(machine: &mut Machine, step: ProtocolStep, site: &SiteName, content: &[u
     }?;
     Ok(())
 }
+
+#[cfg(test)]
+mod scale_tests;

@@ -94,8 +94,11 @@ impl Hub {
         };
         enough("Share", dealt.len(), session.thresholds().contributors())?;
         let view = view_digest(&session.sid(), dealt.values().map(|m| &m.header.body));
-        let dealt = Dealt { list: list.clone(), session: session.clone(), shares: dealt.clone(), view };
-        self.phase = Phase::Upload { dealt, manifests: BTreeMap::new() };
+        let (list, session) = (list.clone(), session.clone());
+        if let Phase::Share { dealt, .. } = self.end_phase() {
+            let dealt = Dealt { list, session, shares: dealt, view };
+            self.phase = Phase::Upload { dealt, manifests: BTreeMap::new() };
+        }
         Ok(())
     }
 
@@ -172,7 +175,9 @@ impl Hub {
         let survivors = manifests.keys().copied().collect();
         let statement = SurvivorStatement { sid: session.sid(), view: dealt.view, survivors };
         let survived = Survived { statement: statement.clone(), manifests };
-        self.phase = Phase::Agree { dealt: dealt.clone(), survived, signatures: BTreeMap::new() };
+        if let Phase::Upload { dealt, .. } = self.end_phase() {
+            self.phase = Phase::Agree { dealt, survived, signatures: BTreeMap::new() };
+        }
         Ok(statement)
     }
 
@@ -220,8 +225,9 @@ impl Hub {
         enough("Agree", signatures.len(), dealt.session.thresholds().t())?;
         let signatures = signatures.iter().map(|(p, s)| (*p, *s)).collect();
         let proof = SurvivorProof { statement: survived.statement.clone(), signatures };
-        let (dealt, survived) = (dealt.clone(), survived.clone());
-        self.phase = Phase::Unmask { dealt, survived, proof: proof.clone(), replies: BTreeMap::new() };
+        if let Phase::Agree { dealt, survived, .. } = self.end_phase() {
+            self.phase = Phase::Unmask { dealt, survived, proof: proof.clone(), replies: BTreeMap::new() };
+        }
         Ok(proof)
     }
 
@@ -261,15 +267,16 @@ impl Hub {
     /// # Errors
     /// [`HubError`].
     pub fn close_unmasking(&mut self) -> Result<RevealedSeeds, HubError> {
-        let Phase::Unmask { dealt, survived, proof, replies } = &self.phase else {
+        let Phase::Unmask { dealt, survived, replies, .. } = &self.phase else {
             return Err(self.out_of_order("close_unmasking"));
         };
         enough("Unmask", replies.len(), dealt.session.thresholds().t())?;
         let seeds = unmask::reconstruct(&dealt.session, &dealt.shares, &survived.statement, replies)?;
         let headers: Vec<_> = dealt.shares.values().map(|m| &m.header.body).collect();
         unmask::check_seeds(&dealt.session, &headers, &seeds)?;
-        let (dealt, survived, proof) = (dealt.clone(), survived.clone(), proof.clone());
-        self.phase = Phase::Sum { dealt, survived, proof, seeds: seeds.clone() };
+        if let Phase::Unmask { dealt, survived, proof, .. } = self.end_phase() {
+            self.phase = Phase::Sum { dealt, survived, proof, seeds: seeds.clone() };
+        }
         Ok(seeds)
     }
 
@@ -300,6 +307,12 @@ impl Hub {
             proof: proof.clone(),
             seeds: seeds.clone(),
         })
+    }
+
+    /// Takes what the ending phase holds over to the next one, which follows at once: the shares of a large roster are
+    /// megabytes, and are held once.
+    fn end_phase(&mut self) -> Phase {
+        std::mem::replace(&mut self.phase, Phase::Advertise { adverts: BTreeMap::new() })
     }
 
     fn dealt(&self) -> Result<&Dealt, HubError> {
