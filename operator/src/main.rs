@@ -92,7 +92,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let identity = init_port::identity(&arguments.store.join("task-port"), &arguments.task_address)
         .map_err(failure("the task port"))?;
     let metrics = Metrics::new();
-    let hub = Hub::new(store, boot, metrics.clone(), key.clone());
+    let (metrics_of_store, hub) = (metrics.clone(), Hub::new(store.clone(), boot, metrics.clone(), key.clone()));
     // The edge: the one place where the operator reads the clock.
     let clock: Clock = Arc::new(jiff::Timestamp::now);
     let client = kube::Client::try_default().await.map_err(failure("finding the Kubernetes API"))?;
@@ -124,6 +124,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         async move { controllers.run(|| health.set_ready(true), shutdown).await }
     };
     tasks.spawn(async move { driven.await.map_err(failure("the controllers")) });
+    tasks.spawn(measure_store(store, metrics_of_store, shutdown.clone()));
     tracing::info!(boot, gateway = %arguments.gateway_listen, "the operator runs");
 
     let ended = wait(&mut tasks, &shutdown).await;
@@ -135,6 +136,21 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     ended
+}
+
+/// Keeps the figures of the store's space current.
+async fn measure_store(store: BlobStore, metrics: Metrics, shutdown: CancellationToken) -> Result<(), Failure> {
+    let mut ticks = tokio::time::interval(std::time::Duration::from_secs(15));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        match store.space() {
+            Ok((free, promised)) => metrics.store_space(free, promised),
+            Err(error) => tracing::warn!(%error, "the store's space was not measured"),
+        }
+    }
 }
 
 /// Waits for a signal, or for a part that ends and should not.

@@ -36,6 +36,8 @@ pub struct Metrics {
     stage_seconds: HistogramVec,
     rounds: IntCounterVec,
     earliest_deadline: Gauge,
+    store_free: IntGauge,
+    store_promised: IntGauge,
 }
 
 /// One line of the docs' table of metrics.
@@ -226,8 +228,20 @@ fn build() -> (Metrics, Vec<Described>) {
                 "The earliest deadline of an open round's step, Unix time; +Inf when no round is open.",
             ),
         ),
+        store_free: b.add(
+            "gauge",
+            IntGauge::new("consilium_store_free_bytes", "Bytes that are free on the volume of the blob store."),
+        ),
+        store_promised: b.add(
+            "gauge",
+            IntGauge::new(
+                "consilium_store_promised_bytes",
+                "Bytes of them that are promised: to uploads under way, and to what their sums will give.",
+            ),
+        ),
         registry: b.registry.clone(),
     };
+    metrics.refused.with_label_values(&[Refusal::StoreFull.as_str()]);
     // From zero on: an increase from nothing to one is none to Prometheus.
     for outcome in Outcome::ALL {
         metrics.rounds.with_label_values(&[&format!("{outcome:?}")]);
@@ -320,6 +334,12 @@ impl Metrics {
     /// The earliest deadline of an open round's step.
     pub fn earliest_deadline(&self, at: Option<Timestamp>) {
         self.earliest_deadline.set(at.map_or(f64::INFINITY, |at| at.as_millisecond() as f64 / 1e3));
+    }
+
+    /// Bytes that are free on the store's volume, and those of them that are promised.
+    pub fn store_space(&self, free: u64, promised: u64) {
+        self.store_free.set(i64::try_from(free).unwrap_or(i64::MAX));
+        self.store_promised.set(i64::try_from(promised).unwrap_or(i64::MAX));
     }
 
     /// A round ended.
