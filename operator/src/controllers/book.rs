@@ -10,6 +10,10 @@ use consilium_federation::SiteName;
 use consilium_federation::assignment::{Item, ItemState};
 use consilium_federation::report::Report;
 
+/// Items that one hospital's list holds, as long as its work leaves room: far below what a hospital takes, and what one
+/// message may weigh.
+const LISTED: usize = 4000;
+
 /// Whose work an item is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
@@ -133,15 +137,27 @@ impl Book {
         rested
     }
 
-    /// One hospital's list, sorted by UID.
+    /// One hospital's list, sorted by UID: all work, and as many tombstones as there is room for. The others follow when
+    /// those are heard: a hospital that was away for a year must not get a list that it refuses.
     pub fn items(&self, site: &SiteName) -> Vec<Item> {
-        self.sites.get(site).into_iter().flat_map(BTreeMap::values).map(|slot| slot.item.clone()).collect()
+        let slots = || self.sites.get(site).into_iter().flat_map(BTreeMap::values);
+        let is_tombstone = |slot: &&Slot| slot.item.state == ItemState::Cancelled;
+        let work = slots().filter(|slot| !is_tombstone(slot)).count();
+        // What went out stays in, or the hospital would be thought to have acknowledged what it was not told.
+        let (sent, fresh): (Vec<&Slot>, Vec<&Slot>) =
+            slots().filter(is_tombstone).partition(|slot| slot.sent.is_some());
+        let room = LISTED.saturating_sub(work);
+        let told: BTreeSet<&str> =
+            sent.into_iter().chain(fresh).take(room).map(|slot| slot.item.uid.as_str()).collect();
+        let listed = |slot: &&Slot| !is_tombstone(slot) || told.contains(slot.item.uid.as_str());
+        slots().filter(listed).map(|slot| slot.item.clone()).collect()
     }
 
-    /// Notes the revision in which this hospital's list went out.
-    pub fn sent(&mut self, site: &SiteName, revision: u64) {
-        for slot in self.sites.get_mut(site).into_iter().flat_map(BTreeMap::values_mut) {
-            if slot.item.state == ItemState::Cancelled && slot.sent.is_none() {
+    /// Notes the revision in which this list of the hospital went out.
+    pub fn sent(&mut self, site: &SiteName, items: &[Item], revision: u64) {
+        let Some(slots) = self.sites.get_mut(site) else { return };
+        for item in items.iter().filter(|item| item.state == ItemState::Cancelled) {
+            if let Some(slot) = slots.get_mut(&item.uid).filter(|slot| slot.sent.is_none()) {
                 slot.sent = Some(revision);
             }
         }
@@ -252,8 +268,37 @@ mod tests {
         }
     }
 
+    fn sent(book: &mut Book, site: &SiteName, revision: u64) {
+        let items = book.items(site);
+        book.sent(site, &items, revision);
+    }
+
     fn names(sites: &BTreeSet<SiteName>) -> Vec<&str> {
         sites.iter().map(SiteName::as_str).collect()
+    }
+
+    /// A hospital that never came, while studies ran for years, must not be cut off by a list that it refuses; it hears all
+    /// tombstones, some at a time, and its work at once.
+    #[test]
+    fn more_tombstones_than_a_list_holds_are_heard_some_at_a_time() {
+        let (mut book, alder) = (Book::default(), site("alder"));
+        for n in 0..2 * LISTED {
+            book.bury(&alder, item(&format!("u-{n:06}"), ItemState::Cancelled));
+        }
+        book.set("work", &owner(), items("work", ItemState::Active, &["alder"]));
+        let mut heard = 0;
+        for revision in 1.. {
+            let list = book.items(&alder);
+            assert!(list.len() <= LISTED && list.iter().any(|item| item.uid == "work"));
+            if list.len() == 1 {
+                break;
+            }
+            sent(&mut book, &alder, revision);
+            assert_eq!(book.items(&alder), list, "what went out stays");
+            let settled = book.heard(&alder, &report("e", revision, &["work"]), "e");
+            heard += book.lay_to_rest(&alder, &settled).len();
+        }
+        assert_eq!(heard, 2 * LISTED);
     }
 
     /// What is taken back from some goes out at once; what the others serve is not touched by it.
@@ -298,14 +343,14 @@ mod tests {
         let mut book = Book::default();
         let alder = site("alder");
         book.set("u", &owner(), items("u", ItemState::Active, &["alder"]));
-        book.sent(&alder, 7);
+        sent(&mut book, &alder, 7);
         // Active work is never acknowledged away, even if the hospital does not list it yet.
         assert!(book.heard(&alder, &report("e", 7, &[]), "e").is_empty());
         book.set("u", &owner(), items("u", ItemState::Cancelled, &["alder"]));
         // Not published yet: no report can speak of it.
         assert!(book.heard(&alder, &report("e", 99, &[]), "e").is_empty());
-        book.sent(&alder, 8);
-        book.sent(&alder, 9);
+        sent(&mut book, &alder, 8);
+        sent(&mut book, &alder, 9);
         for (epoch, revision, listed) in [("e", 7, &[][..]), ("e", 8, &["u"]), ("lost", 8, &[])] {
             assert!(book.heard(&alder, &report(epoch, revision, listed), "e").is_empty(), "{epoch} {revision}");
         }
@@ -326,7 +371,7 @@ mod tests {
         // A turn of the controller that is late must not take it over.
         assert_eq!(names(&book.set("u", &owner(), BTreeMap::new())), [""; 0]);
         assert_eq!(book.items(&alder), [item("u", ItemState::Cancelled)]);
-        book.sent(&alder, 7);
+        sent(&mut book, &alder, 7);
         let early = book.heard(&alder, &report("e", 6, &[]), "e");
         assert_eq!(book.lay_to_rest(&alder, &early), [""; 0]);
         let heard = book.heard(&alder, &report("e", 7, &[]), "e");

@@ -227,7 +227,7 @@ impl Context {
     fn publish_site(&self, book: &mut Book, site: &SiteName) {
         self.hub.publish(site, book.items(site));
         if let Some(assignment) = self.hub.assignment(site) {
-            book.sent(site, assignment.revision);
+            book.sent(site, &assignment.items, assignment.revision);
         }
     }
 

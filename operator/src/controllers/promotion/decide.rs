@@ -131,7 +131,8 @@ fn item(uid: &str, state: ItemState, offer: &Offered) -> Item {
         release_digest: offer.release_digest,
         model: offer.model,
         stage: offer.stage,
-        approvals: offer.approvals.clone(),
+        // What counts in a tombstone is its UID.
+        approvals: if state == ItemState::Active { offer.approvals.clone() } else { Vec::new() },
     };
     Item { uid: uid.to_owned(), state, work: Work::Deploy(work) }
 }

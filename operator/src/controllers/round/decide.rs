@@ -214,6 +214,20 @@ pub fn stalled(round: &TrainingRound, why: &str, now: Timestamp) -> TrainingRoun
     status
 }
 
+/// What is said of a round that someone else made.
+pub const NOT_OURS: &str = "TrainingRounds are made by the operator alone, and this one was not: no hospital is offered it; \
+                            delete it, and make a FederatedStudy instead";
+
+/// The status of a round that the operator did not make.
+pub fn not_ours(round: &TrainingRound, now: Timestamp) -> TrainingRoundStatus {
+    let mut status = round.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::from_status(&status.conditions, round.metadata.generation, now);
+    conditions.set(READY, false, "NotMadeByOperator", NOT_OURS).set(STALLED, true, "NotMadeByOperator", NOT_OURS);
+    status.observed_generation = round.metadata.generation;
+    status.conditions = conditions.into_list();
+    status
+}
+
 /// How long until something happens by itself; `None` when only an event can move the round.
 pub fn wake_in(state: &RoundState, now: Timestamp) -> Option<Duration> {
     let first = wake_at(state)?;

@@ -6,6 +6,7 @@
 mod apply;
 pub mod decide;
 pub mod items;
+pub mod seal;
 pub mod secure;
 pub mod sums;
 #[cfg(test)]
@@ -47,6 +48,9 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
     let study = StudyKey::new(round.namespace().unwrap_or_default(), round.spec.study.clone());
     if !deleting && context.study_is_gone(&study, &round.spec.study_uid).await? {
         return apply::delete(&context, &round, &uid).await;
+    }
+    if !deleting && !seal::is_ours(&round, &context.key.verifying_key()) {
+        return refuse(&context, &round, now).await;
     }
     if deleting {
         // Hospitals stop now, whether or not anything of the round can still be read or written.
@@ -165,6 +169,16 @@ async fn done(
         }
     }
     Ok(uploaded)
+}
+
+/// A round that someone made by hand: nobody is offered it, and its study does not count it.
+async fn refuse(context: &Context, round: &Arc<TrainingRound>, now: Timestamp) -> Result<Action, Error> {
+    let status = decide::not_ours(round, now);
+    if round.status.as_ref() != Some(&status) {
+        let note = Note::warning("NotMadeByOperator", decide::NOT_OURS);
+        apply::status(context, round.clone(), status, vec![note]).await?;
+    }
+    Ok(Action::await_change())
 }
 
 async fn stall(context: &Context, round: &Arc<TrainingRound>, why: &str, now: Timestamp) -> Result<Action, Error> {

@@ -98,7 +98,8 @@ impl Driver {
         let wanted = items(&self.round, &self.book.acknowledged("round-1"), &Inputs::Nothing);
         for site in self.book.set("round-1", &owner, wanted) {
             self.revision += 1;
-            self.book.sent(&site, self.revision);
+            let items = self.book.items(&site);
+            self.book.sent(&site, &items, self.revision);
         }
     }
 

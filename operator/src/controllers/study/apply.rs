@@ -7,6 +7,7 @@ use consilium_crds::{FederatedStudy, ModelRelease, TrainingRound, TrainingRoundS
 use consilium_federation::StudyKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 
 use super::carry;
@@ -15,6 +16,7 @@ use crate::controllers::context::{Context, FINALIZER, MANAGER, STUDY_LABEL};
 use crate::controllers::error::{Class, Error, already_exists, not_found};
 use crate::controllers::init::{self, job};
 use crate::controllers::release::cut;
+use crate::controllers::round::seal;
 use crate::controllers::write;
 
 /// Acts, writes the status if it changed, records the Events. A failed act does not keep the status unwritten, nor
@@ -113,7 +115,9 @@ async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Res
         quorum: study.spec.rounds.quorum,
         deadline,
     };
-    let round = object(study, spec, new);
+    let mut round = object(study, spec, new);
+    let sealed = seal::seal(&context.key, &round.namespace().unwrap_or_default(), &round.name_any(), &round.spec);
+    round.annotations_mut().insert(seal::ANNOTATION.into(), sealed);
     let api: Api<TrainingRound> = Api::namespaced(context.client.clone(), &study.namespace().unwrap_or_default());
     let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
     match api.create(&params, &round).await {
@@ -123,6 +127,14 @@ async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Res
             Ok(())
         }
         Err(error) if already_exists(&error) => {
+            let key = ObjectRef::from_obj(&round);
+            let theirs = |known: &TrainingRound| !seal::is_ours(known, &context.key.verifying_key());
+            if context.caches.rounds.get(&key).is_some_and(|known| theirs(&known)) {
+                let name = round.name_any();
+                return Err(Error::Invalid(format!(
+                    "a TrainingRound {name} was made by hand and is in the way; delete it"
+                )));
+            }
             Err(Error::Conflict(format!("{} is there already; reading again", round.name_any())))
         }
         Err(error) => Err(Error::kube(format!("making {}", round.name_any()))(error)),

@@ -17,6 +17,8 @@ use kube::runtime::controller::Action;
 use super::context::Context;
 use super::error::Error;
 use super::init;
+use super::release::cut;
+use super::round::seal;
 use crate::store::StoreError;
 use decide::{Facts, Initial, newest_model};
 
@@ -38,11 +40,17 @@ pub async fn reconcile(study: Arc<FederatedStudy>, context: Arc<Context>) -> Res
 async fn read(context: &Context, study: Arc<FederatedStudy>) -> Result<Facts, Error> {
     let uid = study.uid().ok_or_else(|| Error::Bug("a FederatedStudy without a UID".into()))?;
     let (namespace, name) = (study.namespace().unwrap_or_default(), study.name_any());
-    let here = |round: &TrainingRound| round.namespace().as_deref() == Some(&namespace) && round.spec.study == name;
+    let key = context.key.verifying_key();
+    // What someone made by hand is none of the study's, whatever it says.
+    let here = |round: &TrainingRound| {
+        round.namespace().as_deref() == Some(&namespace) && round.spec.study == name && seal::is_ours(round, &key)
+    };
     let (mut rounds, others): (Vec<_>, Vec<_>) =
         context.caches.rounds.state_filter(here).into_iter().partition(|r| r.spec.study_uid == uid);
     rounds.sort_by_key(|r| r.spec.number);
-    let own = |r: &ModelRelease| r.namespace().as_deref() == Some(&namespace) && r.spec.study_uid == uid;
+    let own = |r: &ModelRelease| {
+        r.namespace().as_deref() == Some(&namespace) && r.spec.study_uid == uid && cut::verify(&r.spec, &key).is_ok()
+    };
     let digest = study.spec.digest();
     let stored = context.hub.store().has_object(digest).await;
     let spec_stored = stored.map_err(Error::store("looking for the study's spec"))?;
