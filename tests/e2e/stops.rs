@@ -1,6 +1,9 @@
 //! A hospital says stop, and needs nobody for it.
 
-use std::{error::Error, ffi::OsStr, time::Duration};
+use std::{
+    ffi::OsStr,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use xtask::{
@@ -8,7 +11,7 @@ use xtask::{
     federation::{AGENT, RESEARCH, SYSTEM, TASKS, study, wait, wait::Answer},
 };
 
-use crate::harness::{HOSPITALS, Outcome, ROUND, World};
+use crate::harness::{HOSPITALS, Outcome, World, ensure};
 
 /// What a hospital's stop may take, from its word to the last pod (DESIGN §12).
 const NOW: Duration = Duration::from_secs(15);
@@ -16,8 +19,6 @@ const NOW: Duration = Duration::from_secs(15);
 const LEASE: &str = "1m";
 /// That lease, and what a node takes to notice.
 const LEASE_OVER: Duration = Duration::from_secs(60 + 45);
-/// How long a model may take to answer again.
-const AGAIN: Duration = Duration::from_secs(240);
 
 const TASK: &str = "consilium.health/task";
 const MODEL: &str = "consilium.health/deployment";
@@ -32,25 +33,22 @@ pub fn stops(world: &World) -> Outcome {
     plan.epochs = 500;
     let accepted = study::apply(federation, &world.object(&plan)?)?;
     world.allow(&HOSPITALS, &[study::opt_in(&accepted)])?;
-    both_run(damson, ROUND)?;
+    both_run(damson)?;
     hub.kubectl(&["scale", "deployment/consilium-operator", "-n", SYSTEM, "--replicas=0"])?;
-    let outcome =
-        disabled(damson).and_then(|()| both_run(damson, AGAIN)).and_then(|()| without_an_agent(world, damson));
+    let outcome = disabled(damson).and_then(|()| both_run(damson)).and_then(|()| without_an_agent(world, damson));
     // The scenarios after this one need all of it, however this one ended.
     damson.kubectl(&["scale", "statefulset/consilium-agent", "-n", AGENT, "--replicas=1"])?;
     hub.kubectl(&["scale", "deployment/consilium-operator", "-n", SYSTEM, "--replicas=1"])?;
-    wait::rollout(hub, SYSTEM, "deployment/consilium-operator", AGAIN)?;
-    wait::rollout(damson, AGENT, "statefulset/consilium-agent", AGAIN)?;
+    wait::rollout(hub, SYSTEM, "deployment/consilium-operator")?;
+    wait::rollout(damson, AGENT, "statefulset/consilium-agent")?;
     outcome?;
     hub.kubectl(&["delete", "federatedstudy", "-n", RESEARCH, "stops", "--timeout=60s"])?;
-    serves(damson, true, AGAIN)
+    serves(damson, true)
 }
 
 fn disabled(damson: &Cluster) -> Outcome {
     policy(damson, r#"{"spec":{"participation":"Disabled"}}"#)?;
-    for label in [TASK, MODEL] {
-        none_left(damson, label)?;
-    }
+    all_gone(damson)?;
     policy(damson, r#"{"spec":{"participation":"Enabled"}}"#)
 }
 
@@ -63,17 +61,15 @@ fn without_an_agent(world: &World, damson: &Cluster) -> Outcome {
     let before = lease()?;
     policy(damson, &format!(r#"{{"spec":{{"limits":{{"modelLease":"{LEASE}"}}}}}}"#))?;
     // Times in UTC are in order as text.
-    wait::until(damson, "the shorter lease stands", Duration::from_secs(60), || {
+    wait::until(damson, "the shorter lease stands", || {
         let now = lease()?;
         Ok(Answer::of((!now.is_empty() && now < before).then_some(()), format!("{now:?}, before {before:?}")))
     })?;
     damson.kubectl(&["scale", "statefulset/consilium-agent", "-n", AGENT, "--replicas=0"])?;
-    serves(damson, false, LEASE_OVER)?;
+    within(LEASE_OVER, "the model ends by its lease", || serves(damson, false))?;
     let plugin = world.plugin.as_os_str();
     damson.exec(&[plugin, OsStr::new("stop"), OsStr::new("--everything")])?;
-    for label in [TASK, MODEL] {
-        none_left(damson, label)?;
-    }
+    all_gone(damson)?;
     damson.exec(&[plugin, OsStr::new("start")])?;
     Ok(())
 }
@@ -90,8 +86,16 @@ fn labelled(site: &Cluster, label: &str) -> xtask::error::Result<Vec<Value>> {
     Ok(pods.into_iter().filter(of).collect())
 }
 
+/// Does something that a person waits for, and fails if it takes longer than they were promised.
+fn within(limit: Duration, what: &str, act: impl FnOnce() -> Outcome) -> Outcome {
+    let begun = Instant::now();
+    act()?;
+    let took = begun.elapsed();
+    ensure(took <= limit, || format!("{what}: {:.0} s, and {} s are promised", took.as_secs_f64(), limit.as_secs()))
+}
+
 fn none_left(site: &Cluster, label: &str) -> Outcome {
-    wait::until(site, &format!("no pod with {label} is left in {}", site.name), NOW, || {
+    wait::until(site, &format!("no pod with {label} is left in {}", site.name), || {
         let left = labelled(site, label)?;
         let over = |pod: &Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         let names: Vec<&str> =
@@ -101,20 +105,25 @@ fn none_left(site: &Cluster, label: &str) -> Outcome {
     Ok(())
 }
 
+/// Returns when neither a training nor a model is left; fails if that took longer than a stop may.
+fn all_gone(site: &Cluster) -> Outcome {
+    within(NOW, "everything is stopped", || [TASK, MODEL].iter().try_for_each(|label| none_left(site, label)))
+}
+
 /// Waits until a training runs and a model answers.
-fn both_run(site: &Cluster, limit: Duration) -> Outcome {
-    wait::until(site, &format!("a training runs in {}", site.name), limit, || {
+fn both_run(site: &Cluster) -> Outcome {
+    wait::until(site, &format!("a training runs in {}", site.name), || {
         let pods = labelled(site, TASK)?;
         let running = pods.iter().any(|pod| pod["status"]["phase"] == "Running");
         Ok(Answer::of(running.then_some(()), format!("{} pods", pods.len())))
     })?;
-    serves(site, true, limit)
+    serves(site, true)
 }
 
 /// Waits until a model is in its Service, or is not.
-fn serves(site: &Cluster, wanted: bool, limit: Duration) -> Result<(), Box<dyn Error>> {
+fn serves(site: &Cluster, wanted: bool) -> Outcome {
     let what = if wanted { "a model answers" } else { "no model answers" };
-    wait::until(site, &format!("{what} in {}", site.name), limit, || {
+    wait::until(site, &format!("{what} in {}", site.name), || {
         let ready = |pod: &Value| wait::condition(pod, "Ready").is_some_and(|(status, ..)| status == "True");
         let pods = labelled(site, MODEL)?;
         let holds = pods.iter().any(ready) == wanted;
