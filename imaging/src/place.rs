@@ -134,19 +134,25 @@ impl Turn {
         if *self == Self::NONE {
             return voxels;
         }
-        let strides = [1, shape[0], shape[0] * shape[1]];
-        let [nx, ny, nz] = self.by_axis(shape);
-        let along = |axis: usize, at: usize, length: usize| {
-            (if self.reversed[axis] { length - 1 - at } else { at }) * strides[self.source[axis]]
-        };
         let mut out = Vec::with_capacity(voxels.len());
-        for z in 0..nz {
-            for y in 0..ny {
-                let row = along(2, z, nz) + along(1, y, ny);
-                out.extend((0..nx).map(|x| voxels[row + along(0, x, nx)]));
-            }
-        }
+        out.extend(self.sources(shape).map(|at| voxels[at]));
         out
+    }
+
+    /// For each voxel in the new order the offset that it has in the old one, of shape `shape` (x fastest).
+    pub fn sources(&self, shape: [usize; 3]) -> impl Iterator<Item = usize> + use<> {
+        let turn = *self;
+        let strides = [1, shape[0], shape[0] * shape[1]];
+        let [nx, ny, nz] = turn.by_axis(shape);
+        let along = move |axis: usize, at: usize, length: usize| {
+            (if turn.reversed[axis] { length - 1 - at } else { at }) * strides[turn.source[axis]]
+        };
+        (0..nz).flat_map(move |z| {
+            (0..ny).flat_map(move |y| {
+                let row = along(2, z, nz) + along(1, y, ny);
+                (0..nx).map(move |x| row + along(0, x, nx))
+            })
+        })
     }
 
     /// Where the same voxels lie, told in the new order.

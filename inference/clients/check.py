@@ -87,6 +87,10 @@ def by_triton(address):
                 assert answer.get_response()["id"] == "scan 7"
                 truth = labels.ravel() if truth is None else truth
                 assert (labels.ravel() == truth).all()
+    # The same patient, stored the other way round along each axis: the same labels, where that client has them.
+    turned = np.ascontiguousarray(scan[::-1, ::-1, ::-1])
+    answer = client.infer(MODEL, [asked(turned, "FP32", True)], parameters={"orientation": "LPI"})
+    assert (answer.as_numpy("labels")[::-1, ::-1, ::-1].ravel() == truth).all()
     # Without outputs the client means all of them; bytes of a scanner that has no more than 256 values.
     small = random.integers(0, 256, SHAPE, dtype=np.uint8)
     assert client.infer(MODEL, [asked(small, "UINT8", True)]).as_numpy("labels").shape == SHAPE
@@ -101,7 +105,7 @@ def by_triton(address):
     refused("not served here", lambda: client.infer("another", [asked(scan, "FP32", True)]))
     refused("Not Found", lambda: client.load_model(MODEL))
     statistics = client.get_inference_statistics(MODEL)["model_stats"][0]
-    assert statistics["inference_count"] == 19, statistics
+    assert statistics["inference_count"] == 20, statistics
     assert statistics["inference_stats"]["fail"]["count"] == 4, statistics
     client.close()
 

@@ -11,9 +11,12 @@ const MIB: u64 = 1 << 20;
 const BASE: u64 = 384 * MIB;
 /// Most tiles that go through the network at once.
 const TILES_AT_ONCE: u64 = 4;
-/// Bytes of memory for a byte of a body until it is a volume: itself and, as it may be UINT8, a float for each of it. As
-/// JSON a number has at least two bytes, and its floats in a growing list take up to eight.
+/// Bytes of memory for a byte of a body with binary voxels until it is a volume: itself and, as it may be UINT8, a float for
+/// each of it.
 pub const PER_BODY_BYTE: u64 = 5;
+/// The same for a body of JSON: a number has at least two bytes, its floats in a growing list take up to eight, and four
+/// more where the scan is turned.
+pub const PER_JSON_BYTE: u64 = 7;
 /// The same for a voxel from then on: a float, its label, and the label in an answer as JSON; not all at once.
 pub const PER_VOXEL: u64 = 5;
 /// Longest JSON before binary voxels.
@@ -77,7 +80,7 @@ impl Bounds {
             max_voxels: max_voxels.min(voxels(canvas_voxels.min(largest))),
             canvas_voxels: voxels(canvas_voxels),
             room: half,
-            max_json: MAX_JSON.min(half / PER_BODY_BYTE),
+            max_json: MAX_JSON.min(half / PER_JSON_BYTE),
         })
     }
 

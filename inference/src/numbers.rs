@@ -40,6 +40,19 @@ impl Datatype {
             Self::Fp32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         }
     }
+
+    /// The same in another order: the value at each of these places, which are within the bytes.
+    pub fn read_at(self, bytes: &[u8], places: impl Iterator<Item = usize>) -> Vec<f32> {
+        let mut values = Vec::with_capacity(bytes.len() / self.width());
+        match self {
+            Self::Uint8 => values.extend(places.map(|at| f32::from(bytes[at]))),
+            Self::Fp32 => values.extend(places.map(|at| {
+                let b = &bytes[4 * at..4 * at + 4];
+                f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+            })),
+        }
+        values
+    }
 }
 
 /// A value and its place in row-major order.

@@ -3,10 +3,12 @@
 //!
 //! A request has one input `volume` of shape `[z, y, x]` (leading axes of length 1 are allowed), FP32 or UINT8, as JSON
 //! numbers or as raw little-endian bytes after the JSON, whose length the header `Inference-Header-Content-Length` tells.
-//! The answer has one output `labels`, UINT8, of the same shape. Nothing of a request becomes a tree of JSON values, which
+//! `parameters.orientation` may say where its axes point in the patient; without it they point as the model's. The
+//! answer has one output `labels`, UINT8, of the same shape. Nothing of a request becomes a tree of JSON values, which
 //! would take many times its size.
 
 use consilium_imaging::frame::Frame;
+use consilium_imaging::place::{Axes, Turn};
 use consilium_imaging::{Grid, Mask, Volume};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -65,6 +67,7 @@ struct Parameters {
     binary_data_output: Option<bool>,
     classification: Option<IgnoredAny>,
     shared_memory_region: Option<IgnoredAny>,
+    orientation: Option<String>,
 }
 
 /// A request, understood.
@@ -72,16 +75,19 @@ struct Parameters {
 pub struct Question {
     /// The client's name for it, given back.
     pub id: Option<String>,
-    /// The scan.
+    /// The scan in the model's order of axes.
     pub volume: Volume,
+    /// How it was brought there; the answer goes back.
+    pub turn: Turn,
     /// Its shape as the client gave it, with leading axes of length 1; the answer has the same.
     pub shape: Vec<usize>,
     /// Whether the answer's labels go after the JSON as raw bytes.
     pub binary_answer: bool,
 }
 
-/// Reads a request. `json_length` is the value of [`HEADER_LENGTH`], when the client sent it.
-pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds) -> Result<Question, BadRequest> {
+/// Reads a request to a model that wants its scans to lie along `axes`. `json_length` is the value of [`HEADER_LENGTH`],
+/// when the client sent it.
+pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds, axes: Axes) -> Result<Question, BadRequest> {
     let length = json_length.unwrap_or(body.len());
     if json_length.is_some_and(|length| length as u64 > MAX_HEAD) {
         return bad(format!("{HEADER_LENGTH} is {length}: the JSON before the voxels has at most {MAX_HEAD} bytes"));
@@ -97,15 +103,30 @@ pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds) -> Result
         return bad(format!("input {:?} is not known: the model's input is {INPUT:?}", input.name));
     }
     let binary_answer = wanted(request.outputs.as_deref().unwrap_or_default(), request.parameters.as_ref())?;
-    let shape = shape_of(&input.shape, bounds)?;
-    let voxels = voxels_of(input, tail, json_length)?;
+    let turn = turn_of([input.parameters.as_ref(), request.parameters.as_ref()], axes)?;
+    let sent = shape_of(&input.shape, &turn, bounds)?;
+    let voxels = voxels_of(input, tail, json_length, &turn, sent)?;
     if let Some(at) = voxels.iter().position(|v| !v.is_finite()) {
+        let at = turn.sources(sent).nth(at).unwrap_or(at);
         return bad(format!("{INPUT} value number {at} is NaN or infinite: every voxel must be finite"));
     }
     // A network sees voxels and not millimetres: where they lie is the client's.
-    let grid = Grid::axis_aligned(shape, [1.0; 3]);
+    let grid = Grid::axis_aligned(turn.by_axis(sent), [1.0; 3]);
     let shape = std::mem::take(&mut input.shape);
-    Ok(Question { id: request.id, volume: Volume { grid, voxels }, shape, binary_answer })
+    Ok(Question { id: request.id, volume: Volume { grid, voxels }, turn, shape, binary_answer })
+}
+
+/// How a scan is brought to the model's order of axes, by what the client says of its own.
+fn turn_of(said: [Option<&Parameters>; 2], wanted: Axes) -> Result<Turn, BadRequest> {
+    let mut said = said.into_iter().flatten().filter_map(|parameters| parameters.orientation.as_deref());
+    let Some(orientation) = said.next() else { return Ok(Turn::NONE) };
+    if let Some(other) = said.find(|other| *other != orientation) {
+        return bad(format!(
+            "parameters.orientation is {orientation:?} of the input and {other:?} of the request: say one"
+        ));
+    }
+    let axes: Axes = orientation.parse().map_err(|e| BadRequest(format!("parameters.{e}")))?;
+    Ok(Turn::between(axes, wanted))
 }
 
 /// What to tell a client whose JSON is none. Most often it sends bytes after it and does not say where they begin.
@@ -142,7 +163,7 @@ fn wanted(outputs: &[Output], of_request: Option<&Parameters>) -> Result<bool, B
 }
 
 /// `[…1, z, y, x]` to x, y, z.
-fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> {
+fn shape_of(shape: &[usize], turn: &Turn, bounds: &Bounds) -> Result<[usize; 3], BadRequest> {
     let lead = shape.len().saturating_sub(3);
     if !(3..=MOST_AXES).contains(&shape.len()) || shape[..lead].iter().any(|&side| side != 1) {
         // A shape may be as long as the JSON.
@@ -156,7 +177,8 @@ fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> 
     if !voxels(found).is_some_and(|n| n > 0 && n <= bounds.max_voxels) {
         return bad(format!("shape {shape:?}: a volume has from 1 to {} voxels here", bounds.max_voxels));
     }
-    let padded = [0, 1, 2].map(|axis| found[axis].max(bounds.tile[axis]));
+    let seen = turn.by_axis(found);
+    let padded = [0, 1, 2].map(|axis| seen[axis].max(bounds.tile[axis]));
     if voxels(padded).is_none_or(|n| n > bounds.canvas_voxels) {
         let [x, y, z] = bounds.tile;
         return bad(format!(
@@ -168,7 +190,14 @@ fn shape_of(shape: &[usize], bounds: &Bounds) -> Result<[usize; 3], BadRequest> 
     Ok(found)
 }
 
-fn voxels_of(input: &mut Input, tail: &[u8], json_length: Option<usize>) -> Result<Vec<f32>, BadRequest> {
+/// The voxels of a scan of shape `sent` (x, y, z), turned.
+fn voxels_of(
+    input: &mut Input,
+    tail: &[u8],
+    json_length: Option<usize>,
+    turn: &Turn,
+    sent: [usize; 3],
+) -> Result<Vec<f32>, BadRequest> {
     let datatype = Datatype::parse(&input.datatype).map_err(BadRequest)?;
     let parameters = input.parameters.as_ref();
     if parameters.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
@@ -187,13 +216,17 @@ fn voxels_of(input: &mut Input, tail: &[u8], json_length: Option<usize>) -> Resu
                     tail.len(),
                 ));
             }
-            Ok(datatype.read(tail))
+            // Not read and then turned: that would take the memory twice.
+            Ok(if *turn == Turn::NONE { datatype.read(tail) } else { datatype.read_at(tail, turn.sources(sent)) })
         }
         (None, Some(_)) if !tail.is_empty() => bad(format!(
             "{} bytes follow the JSON and belong to no input: the voxels stand in data already",
             tail.len()
         )),
-        (None, Some(numbers)) => numbers.tensor(datatype, &input.shape).map_err(BadRequest),
+        (None, Some(numbers)) => {
+            let voxels = numbers.tensor(datatype, &input.shape).map_err(BadRequest)?;
+            Ok(turn.voxels(voxels, sent))
+        }
         (Some(_), Some(_)) => bad("the input has both data and binary_data_size: send one of them"),
         (None, None) => bad("the input has neither data nor parameters.binary_data_size: send one of them"),
     }
@@ -242,9 +275,8 @@ struct Labels<'a> {
     data: Option<&'a [u8]>,
 }
 
-/// Writes the answer to the question with this id and shape.
-pub fn answer(identity: &Identity, id: Option<&str>, shape: &[usize], binary: bool, mask: &Mask) -> Answer {
-    let labels = mask.labels.as_slice();
+/// Writes the answer to the question with this id and shape: labels in the client's order.
+pub fn answer(identity: &Identity, id: Option<&str>, shape: &[usize], binary: bool, labels: &[u8]) -> Answer {
     let output = Labels {
         name: OUTPUT,
         datatype: "UINT8",

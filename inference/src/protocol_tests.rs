@@ -15,7 +15,7 @@ fn request(input: Value) -> Vec<u8> {
 fn json_numbers_flat_or_nested() {
     for data in [json!([1, 2, 3, 4, 5, 6]), json!([[[1, 2, 3], [4, 5, 6]]])] {
         let body = request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 2, 3], "data": data }));
-        let question = parse(&body, None, MAX).unwrap();
+        let question = parse(&body, None, MAX, Axes::RAS).unwrap();
         // [z, y, x] = [1, 2, 3] is three voxels along x.
         assert_eq!(question.volume.grid.shape, [3, 2, 1]);
         assert_eq!(question.volume.voxels, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
@@ -28,13 +28,13 @@ fn binary_tensors_there_and_back() {
     let grid = Grid::axis_aligned([3, 2, 1], [1.0; 3]);
     let volume = Volume { grid: grid.clone(), voxels: vec![0.5, -1.0, 2.0, 0.0, 7.0, 8.0] };
     let (body, length) = ask(&volume);
-    let question = parse(&body, Some(length), MAX).unwrap();
+    let question = parse(&body, Some(length), MAX, Axes::RAS).unwrap();
     assert_eq!(question.volume, volume);
     assert!(question.binary_answer);
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
     let mask = Mask { grid: grid.clone(), labels: vec![0, 1, 2, 0, 1, 2] };
-    let answer = answer(&identity, None, &question.shape, true, &mask);
+    let answer = answer(&identity, None, &question.shape, true, &mask.labels);
     assert_eq!(read_answer(&answer.body, answer.json_length, &grid).unwrap(), mask);
     let head: Value = serde_json::from_slice(&answer.body[..answer.json_length.unwrap()]).unwrap();
     assert_eq!(head["outputs"][0]["shape"], json!([1, 2, 3]));
@@ -47,14 +47,13 @@ fn bytes_and_leading_axes() {
         "parameters": { "binary_data_size": 4 } }));
     let length = body.len();
     body.extend([0, 1, 254, 255]);
-    let question = parse(&body, Some(length), MAX).unwrap();
+    let question = parse(&body, Some(length), MAX, Axes::RAS).unwrap();
     assert_eq!(question.volume.grid.shape, [2, 1, 2]);
     assert_eq!(question.volume.voxels, [0.0, 1.0, 254.0, 255.0]);
     // A client that has a batch and a channel axis puts the answer beside its scan: it must have them too.
-    let mask = Mask { grid: question.volume.grid, labels: vec![0; 4] };
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
-    let Answer { body, .. } = answer(&identity, None, &question.shape, false, &mask);
+    let Answer { body, .. } = answer(&identity, None, &question.shape, false, &[0; 4]);
     let found: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(found["outputs"][0]["shape"], json!([1, 1, 2, 1, 2]));
 }
@@ -105,43 +104,48 @@ fn bad_requests_say_what_is_wrong() {
         ),
     ];
     for (body, part) in cases {
-        let message = parse(&body, None, MAX).unwrap_err().to_string();
+        let message = parse(&body, None, MAX, Axes::RAS).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
     let mut short = request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 1, 2],
         "parameters": { "binary_data_size": 8 } }));
     let length = short.len();
     short.extend([0; 7]);
-    assert!(parse(&short, Some(length), MAX).unwrap_err().to_string().contains("7 bytes"));
-    assert!(parse(&short, Some(9999), MAX).unwrap_err().to_string().contains(HEADER_LENGTH));
+    assert!(parse(&short, Some(length), MAX, Axes::RAS).unwrap_err().to_string().contains("7 bytes"));
+    assert!(parse(&short, Some(9999), MAX, Axes::RAS).unwrap_err().to_string().contains(HEADER_LENGTH));
     // The header forgotten, and one that is too long or too short.
     assert!(
-        parse(&short, None, MAX).unwrap_err().to_string().contains("7 bytes follow the JSON: the header Inference")
+        parse(&short, None, MAX, Axes::RAS)
+            .unwrap_err()
+            .to_string()
+            .contains("7 bytes follow the JSON: the header Inference")
     );
-    let message = parse(&short, Some(length + 2), MAX).unwrap_err().to_string();
+    let message = parse(&short, Some(length + 2), MAX, Axes::RAS).unwrap_err().to_string();
     assert!(message.contains(&format!("the JSON has {length} bytes")), "{message}");
     let mut full = request(json!({ "name": "volume", "datatype": "UINT8", "shape": [1, 1, 1], "data": [1] }));
     let length = full.len();
     full.extend([7, 7]);
     assert!(
-        parse(&full, Some(length), MAX).unwrap_err().to_string().contains("2 bytes follow the JSON and belong to no")
+        parse(&full, Some(length), MAX, Axes::RAS)
+            .unwrap_err()
+            .to_string()
+            .contains("2 bytes follow the JSON and belong to no")
     );
     let long = vec![b' '; (MAX_HEAD + 1) as usize];
-    assert!(parse(&long, Some(long.len()), MAX).unwrap_err().to_string().contains("at most 1048576"));
+    assert!(parse(&long, Some(long.len()), MAX, Axes::RAS).unwrap_err().to_string().contains("at most 1048576"));
     let mut nan = request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 1, 1],
         "parameters": { "binary_data_size": 4 } }));
     let length = nan.len();
     nan.extend(f32::NAN.to_le_bytes());
-    assert!(parse(&nan, Some(length), MAX).unwrap_err().to_string().contains("finite"));
+    assert!(parse(&nan, Some(length), MAX, Axes::RAS).unwrap_err().to_string().contains("finite"));
 }
 
 /// A client without the binary extension reads the labels from the JSON.
 #[test]
 fn an_answer_as_json_lists_the_labels() {
-    let mask = Mask { grid: Grid::axis_aligned([3, 1, 1], [1.0; 3]), labels: vec![0, 12, 255] };
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
-    let Answer { body, json_length } = answer(&identity, Some("7"), &[1, 1, 3], false, &mask);
+    let Answer { body, json_length } = answer(&identity, Some("7"), &[1, 1, 3], false, &[0, 12, 255]);
     let found: Value = serde_json::from_slice(&body).unwrap();
     let output = json!({ "name": "labels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [0, 12, 255] });
     assert_eq!(json_length, None);
@@ -158,7 +162,9 @@ fn the_outputs_asked_for_are_those_that_come() {
     let input = json!({ "name": "volume", "datatype": "UINT8", "shape": [1, 1, 1], "data": [3], "parameters": null });
     let ask = |outputs: Value, parameters: Value| {
         let body = json!({ "inputs": [input], "outputs": outputs, "parameters": parameters });
-        parse(body.to_string().as_bytes(), None, MAX).map(|question| question.binary_answer).map_err(|e| e.to_string())
+        parse(body.to_string().as_bytes(), None, MAX, Axes::RAS)
+            .map(|question| question.binary_answer)
+            .map_err(|e| e.to_string())
     };
     let labels = |parameters: Value| json!([{ "name": "labels", "parameters": parameters }]);
     assert_eq!(ask(json!([]), json!({ "binary_data_output": true, "priority": 1, "sequence_id": "s" })), Ok(true));
@@ -215,7 +221,7 @@ proptest! {
         ).into_bytes();
         let length = body.len();
         body.extend(vec![7; bytes.unwrap_or_default()]);
-        let found = parse(&body, bytes.map(|_| length), MAX);
+        let found = parse(&body, bytes.map(|_| length), MAX, Axes::RAS);
 
         let numbers: Vec<f64> = values.iter().map(|text| text.parse().unwrap()).collect();
         let in_range = |v: &f64| match datatype {
@@ -253,13 +259,54 @@ proptest! {
             "parameters": { "binary_data_size": size } }));
         let length = body.len();
         body.extend(vec![0; sent]);
-        let found = parse(&body, Some(length), MAX);
+        let found = parse(&body, Some(length), MAX, Axes::RAS);
         prop_assert_eq!(found.is_ok(), size == needed && sent == needed, "{:?}", found);
     }
 
     /// Bytes of any kind get an answer, whatever the header says.
     #[test]
     fn nothing_makes_the_parser_fall_over(body in prop::collection::vec(any::<u8>(), 0..200), length in prop::option::of(0_usize..300)) {
-        let _ = parse(&body, length, MAX);
+        let _ = parse(&body, length, MAX, Axes::RAS);
     }
+}
+
+/// A scan that a client stores in another order shows the model a mirrored patient, unless it says so; then the model sees
+/// what it learnt, and the client gets the labels where it has the voxels.
+#[test]
+fn a_scan_is_brought_to_the_models_order_by_what_the_client_says() {
+    let body = |of_input: Value, of_request: Value, shape: Value| {
+        let input = json!({ "name": "volume", "datatype": "UINT8", "shape": shape, "data": [1, 2, 3, 4, 5, 6],
+            "parameters": of_input });
+        json!({ "inputs": [input], "parameters": of_request }).to_string().into_bytes()
+    };
+    let said = |orientation: &str| json!({ "orientation": orientation });
+    // x to the left, y to the back: three voxels along x, two along y.
+    for body in [body(said("LPS"), Value::Null, json!([1, 2, 3])), body(json!({}), said("LPS"), json!([1, 2, 3]))] {
+        let question = parse(&body, None, MAX, Axes::RAS).unwrap();
+        assert_eq!((question.volume.grid.shape, &question.shape), ([3, 2, 1], &vec![1, 2, 3]));
+        assert_eq!(question.volume.voxels, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]);
+        assert_eq!(question.turn.back().voxels(vec![9, 0, 0, 0, 0, 7], [3, 2, 1]), [7, 0, 0, 0, 0, 9]);
+    }
+    // Axes swapped, as bytes: x upwards, z to the right.
+    let mut bytes = request(json!({ "name": "volume", "datatype": "FP32", "shape": [1, 2, 3],
+        "parameters": { "binary_data_size": 24, "orientation": "SAR" } }));
+    let length = bytes.len();
+    bytes.extend([1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|v| v.to_le_bytes()));
+    let question = parse(&bytes, Some(length), MAX, Axes::RAS).unwrap();
+    assert_eq!((question.volume.grid.shape, &question.shape), ([1, 2, 3], &vec![1, 2, 3]));
+    assert_eq!(question.volume.voxels, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    // A model that learnt on LPS is shown that: what lies so already is left, and RAS is turned.
+    let lies = parse(&body(said("LPS"), Value::Null, json!([1, 2, 3])), None, MAX, "LPS".parse().unwrap()).unwrap();
+    assert_eq!(lies.volume.voxels, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let turned = parse(&body(said("RAS"), Value::Null, json!([1, 2, 3])), None, MAX, "LPS".parse().unwrap()).unwrap();
+    assert_eq!(turned.volume.voxels, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]);
+    // The number of a bad voxel is the client's.
+    bytes[length + 4..length + 8].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert!(parse(&bytes, Some(length), MAX, Axes::RAS).unwrap_err().to_string().contains("value number 1 is NaN"));
+
+    let refused = |body: Vec<u8>| parse(&body, None, MAX, Axes::RAS).unwrap_err().to_string();
+    let message = refused(body(said("LPX"), Value::Null, json!([1, 2, 3])));
+    assert!(message.contains("parameters.orientation \"LPX\": three letters"), "{message}");
+    let message = refused(body(said("LPS"), said("RAS"), json!([1, 2, 3])));
+    assert!(message.contains("\"LPS\" of the input and \"RAS\" of the request"), "{message}");
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::batcher::{Batcher, Refused};
 use crate::describe;
 use crate::encoding::{Encoding, EncodingError, STEP};
-use crate::memory::{Bounds, PER_BODY_BYTE, PER_VOXEL};
+use crate::memory::{Bounds, PER_BODY_BYTE, PER_JSON_BYTE, PER_VOXEL};
 use crate::metrics::{Ending, Metrics};
 use crate::protocol::{self, HEADER_LENGTH, Identity, Question};
 use crate::room::{Held, Room};
@@ -212,13 +212,15 @@ fn refused(refused: &Refused) -> Failure {
 
 async fn try_answer(served: &Served, request: Received) -> Result<Response, Failure> {
     let Received { json_length, body, mut held } = request;
-    let Question { id, volume, shape, binary_answer } = protocol::parse(&body, json_length, &served.bounds)
-        .map_err(|e| invalid(StatusCode::BAD_REQUEST, &e.to_string()))?;
+    let Question { id, volume, turn, shape, binary_answer } =
+        protocol::parse(&body, json_length, &served.bounds, served.identity.frame.axes())
+            .map_err(|e| invalid(StatusCode::BAD_REQUEST, &e.to_string()))?;
     drop(body);
     held.keep(volume.voxels.len() as u64 * PER_VOXEL);
     let (mask, mut held) = served.batcher.segment(volume, held).await.map_err(|e| refused(&e))?;
-    let answer = protocol::answer(&served.identity, id.as_deref(), &shape, binary_answer, &mask);
-    drop(mask);
+    let labels = turn.back().voxels(mask.labels, mask.grid.shape);
+    let answer = protocol::answer(&served.identity, id.as_deref(), &shape, binary_answer, &labels);
+    drop(labels);
     held.keep(answer.body.capacity() as u64);
     let mut response = held.around(answer.body).into_response();
     let kind = if answer.json_length.is_some() { "application/octet-stream" } else { "application/json" };
@@ -248,7 +250,10 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
         }
     };
     let binary = json_length.is_some();
-    let most = if binary { served.bounds.max_binary() } else { served.bounds.max_json };
+    let (most, each) = match binary {
+        true => (served.bounds.max_binary(), PER_BODY_BYTE),
+        false => (served.bounds.max_json, PER_JSON_BYTE),
+    };
     let too_long = || {
         let way_out = if binary {
             "send a smaller volume".to_owned()
@@ -264,14 +269,14 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
         discard(body).await;
         return Err(too_long());
     }
-    let Some(held) = served.room.take(length * PER_BODY_BYTE) else {
+    let Some(held) = served.room.take(length * each) else {
         discard(body).await;
         return Err(refused(&Refused::NoRoom));
     };
     match tokio::time::timeout(BODY_TIME, to_bytes(body, usize::try_from(length).unwrap_or(usize::MAX))).await {
         Ok(Ok(body)) if encoding == Encoding::Identity => Ok(Received { json_length, body, held }),
         Ok(Ok(body)) => {
-            let (body, held) = inflate(served, encoding, body, most, held).await?;
+            let (body, held) = inflate(served, encoding, body, (most, each), held).await?;
             Ok(Received { json_length, body, held })
         }
         Ok(Err(e)) if is_length_limit(&e) => Err(too_long()),
@@ -284,20 +289,20 @@ async fn receive(served: &Served, headers: &HeaderMap, body: Body) -> Result<Rec
 }
 
 /// Inflates a body on a thread of its own, with room for the bytes that came and for all that comes of those that they
-/// unfold to.
+/// unfold to: so many bytes at most, and so much room for each.
 async fn inflate(
     served: &Served,
     encoding: Encoding,
     body: Bytes,
-    most: u64,
+    (most, each): (u64, u64),
     mut held: Held,
 ) -> Result<(Bytes, Held), Failure> {
     let came = body.len() as u64;
     // What could never have room must not be told to try again.
-    let fits = (served.bounds.room.saturating_sub(came) / PER_BODY_BYTE).saturating_sub(STEP as u64);
+    let fits = (served.bounds.room.saturating_sub(came) / each).saturating_sub(STEP as u64);
     let room = served.room.clone();
     let work = move || {
-        let mut grow = |bytes: u64| room.grow(&mut held, came + bytes * PER_BODY_BYTE);
+        let mut grow = |bytes: u64| room.grow(&mut held, came + bytes * each);
         let inflated = encoding.inflate(&body, most.min(fits), &mut grow)?;
         Ok((Bytes::from(inflated), held))
     };
