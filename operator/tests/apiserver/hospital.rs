@@ -133,7 +133,14 @@ impl Hospital {
     /// Does a step; the same again gives the same, so nothing is lost with the hub.
     async fn act(&self, hub: &Hub, uid: &str, work: &RoundWork, step: ProtocolStep) {
         let input = match work.inputs {
-            Some(digest) => hub.store().get_object(digest).await.unwrap(),
+            Some(digest) => {
+                // What others dealt it is made when it asks; everything else lies in the store.
+                let key = UploadKey { round_uid: uid.to_owned(), attempt: work.attempt, site: self.name.clone() };
+                match hub.attempts().made(&key, digest).await {
+                    Some(made) => made,
+                    None => hub.store().get_object(digest).await.unwrap(),
+                }
+            }
             None => Default::default(),
         };
         let spec: FederatedStudySpec =
