@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::canonical::canonical;
+
 /// A SHA-256 digest, written `sha256:` and 64 lower-case hexadecimal digits (OCI image specification, "Digests").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -35,11 +37,7 @@ impl Digest {
         Self(hasher.finalize().into())
     }
 
-    /// The digest of a value's canonical JSON: keys sorted, no white space.
-    ///
-    /// Both sides compute it from the parsed value, so that two spellings of one
-    /// document agree. Numbers must not be floats with several spellings; the API
-    /// keeps decimals as strings for this reason.
+    /// The digest of a value's canonical JSON.
     pub fn of_json<T: Serialize>(value: &T) -> Self {
         Self::of(&canonical_json(value))
     }
@@ -60,12 +58,12 @@ impl Digest {
     }
 }
 
-/// Canonical JSON of a value: object keys sorted, no white space (`serde_json`'s map is sorted).
+/// Canonical JSON of a value, as [`canonical`](crate::canonical) has it.
 pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
     // Safety: our own types hold no map with keys that are not strings, the only way that this can fail.
     #[allow(clippy::expect_used)]
     let tree = serde_json::to_value(value).expect("own types always become JSON");
-    tree.to_string().into_bytes()
+    canonical(&tree).into_bytes()
 }
 
 impl fmt::Display for Digest {

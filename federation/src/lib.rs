@@ -11,11 +11,13 @@
 
 pub mod approval;
 pub mod assignment;
+pub mod canonical;
 pub mod digest;
 pub mod gate;
 pub mod ids;
 pub mod ladder;
 pub mod model;
+pub mod output;
 pub mod quorum;
 pub mod report;
 pub mod results;
