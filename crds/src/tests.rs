@@ -288,3 +288,14 @@ fn example_counts_are_rounded_unless_the_hospital_says_otherwise() {
     .unwrap();
     assert_eq!(opt_in.weight_bucket, 10);
 }
+
+/// Hospitals have approved these digests: another one is a study that was edited, and every hospital leaves it.
+#[test]
+fn digests_of_today_stay_for_ever() {
+    let all: Vec<Value> = serde_yaml_ng::from_str(include_str!("../testdata/digests.yaml")).unwrap();
+    assert!(all.len() >= 10);
+    for entry in all {
+        let spec: crate::FederatedStudySpec = serde_json::from_value(entry["spec"].clone()).unwrap();
+        assert_eq!(spec.digest().to_string(), entry["digest"].as_str().unwrap(), "{}", entry["name"]);
+    }
+}
