@@ -105,6 +105,18 @@ impl SiteReason {
         Self::Evaluated,
     ];
 
+    /// A word of the hospital's people or policy, which they may take back at any moment; nothing went wrong.
+    pub const fn is_a_word(self) -> bool {
+        matches!(
+            self,
+            Self::AwaitingApproval
+                | Self::AwaitingRoster
+                | Self::DeniedByPolicy
+                | Self::SpecChanged
+                | Self::NetworkPolicyNotEnforced
+        )
+    }
+
     /// The hospital will not come by itself; someone would have to act there.
     pub const fn is_out(self) -> bool {
         matches!(
@@ -254,7 +266,8 @@ pub struct RoundState {
     /// How many updates are in the new model.
     #[serde(default)]
     pub contributors: u32,
-    /// Digest of the new model.
+    /// Digest of the new model. It stands once it is there: what comes after it in the round, the evaluation and the
+    /// gate, decides about a release alone, and hospitals give no second sum on its base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Digest>,
     /// What the gate said.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use consilium_crds::study::MissedRounds;
 use consilium_crds::{FederatedStudyStatus, TrainingRound};
 use consilium_federation::SiteName;
-use consilium_federation::round::{Outcome, RoundState};
+use consilium_federation::round::RoundState;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
@@ -43,9 +43,9 @@ impl Carry {
         String::from_utf8(consilium_federation::digest::canonical_json(self)).unwrap_or_default()
     }
 
-    /// After a round. A round that is not over, or that came to no model, changes nothing.
+    /// After a round. One without a model that stands changes nothing; the evaluation of one that has it counts no more.
     pub fn after(mut self, state: Option<&RoundState>) -> Self {
-        let Some(state) = state.filter(|s| s.outcome == Some(Outcome::Completed)) else { return self };
+        let Some(state) = state.filter(|s| s.model.is_some()) else { return self };
         self.succeeded += 1;
         for site in &state.sites {
             if site.contributed {
@@ -72,7 +72,8 @@ impl Carry {
 
 #[cfg(test)]
 mod tests {
-    use consilium_federation::round::{RoundStep, SiteReason};
+    use consilium_federation::Digest;
+    use consilium_federation::round::{Outcome, RoundStep, SiteReason};
 
     use super::*;
     use crate::controllers::testing::{at, name};
@@ -81,6 +82,7 @@ mod tests {
         let mut state = RoundState::new(["alder", "birch", "cedar"].map(name), at(0), at(60));
         state.step = RoundStep::Succeeded;
         state.outcome = Some(Outcome::Completed);
+        state.model = Some(Digest::of(b"m"));
         for site in &mut state.sites {
             site.contributed = contributed.contains(&site.site.as_str());
             site.began = true;
@@ -117,7 +119,7 @@ mod tests {
     fn a_round_that_came_to_nothing_changes_nothing_and_the_annotation_round_trips() {
         let carry = Carry { succeeded: 4, missed: BTreeMap::from([(name("birch"), 1)]) };
         let mut lost = over(&[], &[]);
-        lost.outcome = Some(Outcome::QuorumLost);
+        (lost.step, lost.outcome, lost.model) = (RoundStep::Failed, Some(Outcome::QuorumLost), None);
         assert_eq!(carry.clone().after(Some(&lost)), carry);
         assert_eq!(carry.clone().after(None), carry);
         let mut round = TrainingRound::new("r", crate::controllers::testing::round_spec());

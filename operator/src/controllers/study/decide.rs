@@ -121,12 +121,29 @@ fn is_over(round: &TrainingRound) -> bool {
     state(round).is_some_and(RoundState::is_over)
 }
 
-/// The newest model that a round made, or the one that the status remembers.
+/// Rounds whose model stands and is still being scored.
+fn evaluating(rounds: &[Arc<TrainingRound>]) -> usize {
+    rounds.iter().filter(|r| !is_over(r) && state(r).is_some_and(|s| s.model.is_some())).count()
+}
+
+/// Whether the study must wait before its next round. Hospitals train on a new model while they score it, so that an
+/// evaluation is not in the way; but it may fall behind by one round only, or a hospital that evaluates slowly would
+/// have ever more to do and the study ever older votes.
+fn is_busy(rounds: &[Arc<TrainingRound>]) -> bool {
+    let (running, evaluating) = (rounds.iter().filter(|r| !is_over(r)).count(), evaluating(rounds));
+    running > evaluating || evaluating > 1
+}
+
+/// The newest model that a round made. The newest round names it, if only as what it starts from; but a round that someone
+/// deleted may have made a newer one, which the status remembers. An older one would be no way back: hospitals that gave
+/// their sum on it give no other.
 pub fn newest_model(rounds: &[Arc<TrainingRound>], status: Option<&FederatedStudyStatus>) -> Option<Digest> {
-    let made = |round: &Arc<TrainingRound>| {
-        state(round).filter(|s| s.outcome == Some(Outcome::Completed)).and_then(|s| s.model)
-    };
-    rounds.iter().rev().find_map(made).or_else(|| status.and_then(|s| s.model))
+    let remembered = status.and_then(|s| s.model);
+    let Some(newest) = rounds.last() else { return remembered };
+    if status.and_then(|s| s.current_round) > Some(newest.spec.number) && remembered.is_some() {
+        return remembered;
+    }
+    state(newest).and_then(|s| s.model).or(Some(newest.spec.base_model))
 }
 
 /// Decides one turn.
@@ -317,7 +334,7 @@ impl Planner<'_> {
 
     fn next_round(&mut self, number: u32, carry: &Carry, participants: Vec<SiteName>) {
         let study = &self.facts.study;
-        let busy = self.facts.rounds.iter().any(|r| !is_over(r));
+        let busy = is_busy(&self.facts.rounds);
         let Some(base_model) = self.model else { return };
         if busy || number >= study.spec.rounds.max || study.metadata.deletion_timestamp.is_some() {
             self.running().clear(RECONCILING);

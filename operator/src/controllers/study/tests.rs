@@ -149,9 +149,43 @@ fn rounds_follow_one_another_and_a_lost_one_costs_no_model() {
     }
     let first = Digest::of(b"first");
     let known = FederatedStudyStatus { model: Some(first), ..FederatedStudyStatus::default() };
-    let lost = with_status(facts(vec![ended(1, Outcome::QuorumLost)], past()), known);
+    let mut failed = ended(1, Outcome::QuorumLost);
+    failed.spec.base_model = first;
+    let lost = with_status(facts(vec![failed], past()), known);
     let plan = decide(&lost, at(0));
     assert_eq!((started(&plan), plan.status.model), (Some((2, first)), Some(first)));
+}
+
+fn scoring(number: u32) -> TrainingRound {
+    let mut state = completed(format!("m{number}").as_bytes());
+    (state.step, state.outcome, state.gate) = (RoundStep::Evaluating, None, None);
+    round(number, Some(state))
+}
+
+/// GPUs that wait for a score stand still: the next round trains on a model while it is being scored. One round behind is
+/// the bound, and a study is not over before its last model is scored.
+#[test]
+fn the_next_round_trains_while_the_model_is_scored() {
+    let longer = |rounds| {
+        let mut facts = facts(rounds, past());
+        let mut study = (*facts.study).clone();
+        study.spec.rounds.max = 3;
+        facts.study = Arc::new(study);
+        facts
+    };
+    let plan = decide(&longer(vec![scoring(1)]), at(0));
+    assert_eq!(started(&plan), Some((2, Digest::of(b"m1"))));
+    assert_eq!((plan.status.rounds_succeeded, plan.status.model), (Some(1), Some(Digest::of(b"m1"))));
+    assert!(!plan.acts.iter().any(|act| matches!(act, Act::Release { .. } | Act::Archive { .. })));
+    assert_eq!(started(&decide(&longer(vec![scoring(1), running(2)]), at(0))), None);
+    assert_eq!(started(&decide(&longer(vec![scoring(1), scoring(2)]), at(0))), None);
+    assert_eq!(
+        started(&decide(&longer(vec![ended(1, Outcome::Completed), scoring(2)]), at(0))),
+        Some((3, Digest::of(b"m2")))
+    );
+    let last = [1, 2].map(|n| ended(n, Outcome::Completed)).into_iter().chain([scoring(3)]).collect();
+    let plan = decide(&longer(last), at(0));
+    assert_eq!((started(&plan), condition(&plan, SUCCEEDED)), (None, Some("Unknown")));
 }
 
 #[test]
@@ -205,6 +239,34 @@ fn a_round_that_someone_deleted_does_not_make_its_number_come_twice() {
     let plan = decide(&with_status(facts(vec![], past()), known), at(0));
     assert_eq!(started(&plan), Some((2, Digest::of(b"m1"))));
     assert_eq!(plan.status.rounds_succeeded, Some(1));
+}
+
+/// Hospitals give one sum on a model: a study that went back to an older one, because the round between was deleted or lost,
+/// would ask for a second sum for ever.
+#[test]
+fn no_round_starts_from_a_model_that_was_summed_before() {
+    let model = |n: u32| Digest::of(format!("m{n}").as_bytes());
+    let longer = |rounds, status: Option<FederatedStudyStatus>| {
+        let mut facts = facts(rounds, past());
+        let mut study = (*facts.study).clone();
+        study.spec.rounds.max = 9;
+        study.status = status;
+        facts.study = Arc::new(study);
+        started(&decide(&facts, at(0)))
+    };
+    let mut lost = ended(3, Outcome::QuorumLost);
+    lost.spec.base_model = model(2);
+    // Round 2 was deleted after its model stood, and the round that trained on it failed.
+    assert_eq!(longer(vec![ended(1, Outcome::Completed), lost], None), Some((4, model(2))));
+    // It was deleted and nothing came after it: the status remembers.
+    let known =
+        FederatedStudyStatus { current_round: Some(2), model: Some(model(2)), ..FederatedStudyStatus::default() };
+    assert_eq!(longer(vec![ended(1, Outcome::Completed)], Some(known)), Some((3, model(2))));
+    // It is being deleted: cancelled, and its model stands all the same.
+    let mut cancelled = ended(2, Outcome::Completed);
+    let state = cancelled.status.as_mut().unwrap().round.as_mut().unwrap();
+    (state.step, state.outcome) = (RoundStep::Failed, Some(Outcome::Cancelled));
+    assert_eq!(longer(vec![ended(1, Outcome::Completed), cancelled], None), Some((3, model(2))));
 }
 
 #[test]
