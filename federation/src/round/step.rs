@@ -89,7 +89,8 @@ fn site_said(
     let leaves = in_attempt && fact.reason.is_out();
     // What the hub saw for itself outweighs what is said: a vote or an upload is not taken back by a report. But no
     // hospital must go on: it may leave the attempt until it has done what is asked of it.
-    let returns = !in_attempt && entry.reason == SiteReason::Missed && fact.reason == SiteReason::Evaluated;
+    let was_away = entry.reason == SiteReason::Missed || entry.reason.is_a_word();
+    let returns = !in_attempt && was_away && fact.reason == SiteReason::Evaluated;
     let settled =
         in_attempt && entry.done || !leaves && !returns && (entry.vote.is_some() || in_attempt && entry.survived);
     if !fits || settled {
@@ -106,9 +107,11 @@ fn site_said(
         entry.dropped = open;
     }
     // It said no for a moment. While the step is open it is asked again: after the uploads no other attempt would be as
-    // good, and after the shares there is no other one.
+    // good, and after the shares there is no other one. A part that could not be done does not become fit by being ready
+    // for another one.
+    let may_return = entry.reason.is_a_word();
     let fit = matches!(fact.reason, SiteReason::Ready | SiteReason::Submitted | SiteReason::Evaluated);
-    if open.is_some() && !entry.member && entry.dropped == open && fit {
+    if open.is_some() && !entry.member && entry.dropped == open && fit && may_return {
         entry.member = true;
         entry.dropped = None;
         entry.reason = if evaluating { SiteReason::Evaluated } else { SiteReason::Ready };

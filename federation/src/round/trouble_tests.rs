@@ -188,10 +188,18 @@ fn a_hospital_that_said_no_for_a_moment_is_asked_again_within_the_step() {
     for open in [ProtocolStep::Advertise, ProtocolStep::Upload, ProtocolStep::Agree, ProtocolStep::Unmask] {
         let state = secagg_until(open, &SITES);
         let away = run(state.clone(), &policy, vec![(50, say("damson", SiteReason::DeniedByPolicy))]);
-        assert_eq!(site_work(&away, &name("damson")), Some(SiteWork::Wait), "{open:?}");
+        // A hospital that were told to wait would take the attempt for closed and wipe its secrets.
+        assert_eq!(site_work(&away, &name("damson")), Some(SiteWork::Attempt(1, open)), "{open:?}");
+        assert!(!away.site(&name("damson")).unwrap().member, "the others do not wait for it");
         let back = run(away.clone(), &policy, vec![(51, say("damson", SiteReason::Ready))]);
         assert_eq!(site_work(&back, &name("damson")), Some(SiteWork::Attempt(1, open)), "{open:?}");
         assert_eq!(back.in_attempt(open), state.in_attempt(open));
+        // What could not be done is not done by saying that one is ready: it would come and go for as long as the step is
+        // open, each time with a write and an Event.
+        let failed = run(state.clone(), &policy, vec![(50, say("damson", SiteReason::Rejected))]);
+        let ready = || (51, say("damson", SiteReason::Ready));
+        let again = run(failed, &policy, vec![ready(), ready()]);
+        assert!(!again.site(&name("damson")).unwrap().member, "{open:?}");
         // In the next step it is too late: the others go on without it.
         let done = |s: &&str| (52, Event::StepDone { site: name(s), attempt: 1, step: open });
         let later = run(away, &policy, SITES[..3].iter().map(done).collect());

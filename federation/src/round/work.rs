@@ -48,15 +48,15 @@ pub enum SiteWork {
 /// This hospital's work in this state; `None` when it takes no part.
 pub fn site_work(state: &RoundState, site: &SiteName) -> Option<SiteWork> {
     let entry = state.site(site)?;
+    // One whose people or policy said no in this step is still asked: it may be back before the others are done, and a
+    // hospital that is asked for nothing forgets the secrets of the attempt.
+    let away = |step| entry.dropped == Some(step) && entry.reason.is_a_word();
+    let asked = |step| step != ProtocolStep::Sum && (entry.member || away(step));
     Some(match (state.step, state.protocol_step) {
         (RoundStep::Training, _) => SiteWork::Train,
-        (RoundStep::Aggregating, Some(step)) if entry.member && step != ProtocolStep::Sum => {
-            SiteWork::Attempt(state.attempt, step)
-        }
+        (RoundStep::Aggregating, Some(step)) if asked(step) => SiteWork::Attempt(state.attempt, step),
         (RoundStep::Aggregating, _) => SiteWork::Wait,
-        (RoundStep::Evaluating, Some(step)) if entry.member && step != ProtocolStep::Sum => {
-            SiteWork::EvaluationAttempt(state.attempt, step)
-        }
+        (RoundStep::Evaluating, Some(step)) if asked(step) => SiteWork::EvaluationAttempt(state.attempt, step),
         (RoundStep::Evaluating, _) => SiteWork::Evaluate,
         (RoundStep::Succeeded | RoundStep::Failed, _) => SiteWork::Stop,
     })

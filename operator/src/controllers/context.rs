@@ -124,11 +124,13 @@ pub struct Context {
     specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
     cleaned: Mutex<BTreeSet<(String, u32)>>,
     rosters: Mutex<Arc<[Known]>>,
-    /// UID, generation and deletion of each TrustSite as last seen.
-    seen_sites: Mutex<BTreeMap<SiteName, (Option<String>, Option<i64>, bool)>>,
+    seen_sites: Mutex<BTreeMap<SiteName, SeenSite>>,
     /// One look at the rosters at a time, so that an older one never overtakes a newer one.
     pub(super) roster_turn: tokio::sync::Mutex<()>,
 }
+
+/// UID, generation and deletion of a TrustSite as last seen.
+type SeenSite = (Option<String>, Option<i64>, bool);
 
 /// Parts of a [`Context`] that come from outside.
 pub struct Parts {

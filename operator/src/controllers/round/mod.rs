@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::TrainingRound;
-use consilium_federation::round::{Protocol, ProtocolStep, RoundPolicy, RoundState};
+use consilium_federation::round::{Protocol, ProtocolStep, RoundPolicy, RoundState, SiteReason};
 use consilium_federation::{SiteName, StudyKey};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -30,6 +30,8 @@ use decide::Facts;
 
 /// When a round that nothing moves is looked at again, for what no event announces.
 const IDLE: Duration = Duration::from_secs(60);
+/// When it is looked whether hospitals that fell out of an attempt have been heard again.
+const RETURNS: Duration = Duration::from_secs(2);
 /// How long after its start the hub waits to hear the hospitals of a round before it judges by who has not spoken.
 const SETTLE: SignedDuration = SignedDuration::from_mins(2);
 
@@ -94,7 +96,10 @@ fn requeue(state: &RoundState, now: Timestamp, settled: Option<Timestamp>) -> Ac
     }
     // A little late, so that the deadline has passed when it is looked at.
     let late = |d: Duration| d.saturating_add(Duration::from_millis(5));
-    let pause = decide::wake_in(state, now).map_or(IDLE, late);
+    // Whether one that fell out is back shows in when it was last heard, and that wakes nobody.
+    let missed = state.protocol_step.is_none() && state.sites.iter().any(|s| s.reason == SiteReason::Missed);
+    let most = if missed { RETURNS } else { Duration::MAX };
+    let pause = decide::wake_in(state, now).map_or(IDLE, late).min(most);
     let settled = settled.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
     Action::requeue(settled.map_or(pause, |settled| pause.min(late(settled))))
 }
