@@ -4,7 +4,9 @@
 //! Deployments at 0, Jobs suspended, pods deleted. What there was stands in annotations, so that `start` finds it again.
 //! Doing either twice is doing it once.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -24,6 +26,12 @@ const QUOTA: &str = "consilium-stopped";
 const REPLICAS: &str = "consilium.health/stopped-replicas";
 /// A Job that ran.
 const RAN: &str = "consilium.health/stopped";
+/// Looks at what is left, at most: longer than any pod has to end.
+const PASSES: u32 = 30;
+/// Between two of them.
+const BETWEEN: Duration = Duration::from_secs(2);
+/// The look from which on a Job's pods are not left to the Job controller any more.
+const IMPATIENT: u32 = 2;
 /// What a pod is given to end.
 const GRACE_SECONDS: u32 = 5;
 const MANAGER: &str = "kubectl-consilium";
@@ -70,43 +78,86 @@ struct Found {
     pods: Vec<Pod>,
 }
 
-/// Stops everything.
+/// Stops everything, and looks until nothing runs any more.
 pub async fn stop(arguments: &Stop) -> Result<String> {
-    let mut told = every(&arguments.place, stopping).await?;
-    told.push_str("Nothing runs there until: kubectl consilium start\n");
-    Ok(told)
+    let client = cluster::client().await?;
+    let namespaces = &arguments.place.namespaces;
+    let mut log = Log::default();
+    // Before anything is read: what cannot be listed must not keep the door open.
+    for namespace in namespaces {
+        log.take(&client, namespace, &[Step::Shut]).await;
+    }
+    let mut left = Vec::new();
+    for pass in 0..PASSES {
+        left.clear();
+        for namespace in namespaces {
+            let found = find(&client, namespace, &mut log).await;
+            log.take(&client, namespace, &stopping(&found, pass >= IMPATIENT)).await;
+            left.extend(found.pods.iter().filter(|pod| runs(pod)).map(|pod| format!("{namespace}/{}", pod.name_any())));
+        }
+        if left.is_empty() {
+            break;
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+    if !left.is_empty() {
+        log.failed.insert(format!("still there after {} s: {}", (BETWEEN * PASSES).as_secs(), left.join(", ")));
+    }
+    log.end("Nothing runs there until: kubectl consilium start\n")
 }
 
 /// Lets everything run again that `stop` stopped.
 pub async fn start(place: &Place) -> Result<String> {
-    let mut told = every(place, starting).await?;
-    told.push_str("What the SitePolicy allows runs again\n");
-    Ok(told)
+    let client = cluster::client().await?;
+    let mut log = Log::default();
+    for namespace in &place.namespaces {
+        let found = find(&client, namespace, &mut log).await;
+        log.take(&client, namespace, &starting(&found)).await;
+    }
+    log.end("What the SitePolicy allows runs again\n")
 }
 
-async fn every(place: &Place, plan: fn(&Found) -> Vec<Step>) -> Result<String> {
-    let client = cluster::client().await?;
-    let (mut told, mut failed) = (String::new(), Vec::new());
-    for namespace in &place.namespaces {
-        let found = find(&client, namespace).await?;
-        for step in plan(&found) {
-            // One that cannot be changed must not keep the others running.
-            match make(&client, namespace, &step).await {
-                Ok(()) => told.push_str(&format!("{namespace}: {}\n", words(&step))),
-                Err(error) => failed.push(format!("{namespace}: {}: {error}", words(&step))),
+/// What was done, and what could not be: each once, however often it was tried.
+#[derive(Default)]
+struct Log {
+    told: String,
+    done: BTreeSet<String>,
+    failed: BTreeSet<String>,
+}
+
+impl Log {
+    /// Makes changes. One that cannot be made must not keep the others running.
+    async fn take(&mut self, client: &Client, namespace: &str, steps: &[Step]) {
+        for step in steps {
+            let said = format!("{namespace}: {}", words(step));
+            match make(client, namespace, step).await {
+                Ok(()) => {
+                    self.failed.retain(|failure| !failure.starts_with(&said));
+                    if self.done.insert(said.clone()) {
+                        self.told.push_str(&format!("{said}\n"));
+                    }
+                }
+                Err(error) => drop(self.failed.insert(format!("{said}: {error}"))),
             }
         }
     }
-    if failed.is_empty() {
-        Ok(told)
-    } else {
-        Err(CliError::NotAll { done: told.lines().count(), failed: failed.join("; ") })
+
+    fn end(mut self, last: &str) -> Result<String> {
+        if self.failed.is_empty() {
+            self.told.push_str(last);
+            return Ok(self.told);
+        }
+        let failed = self.failed.into_iter().collect::<Vec<_>>().join("; ");
+        Err(CliError::NotAll { done: self.done.len(), failed })
     }
 }
 
-/// The quota first: whatever would be made anew meanwhile is not let in.
-fn stopping(found: &Found) -> Vec<Step> {
-    let mut steps = vec![Step::Shut];
+/// What is still to be changed, the quota being there.
+///
+/// A pod of a Job that has just been suspended is left to the Job controller, which takes it without counting a failure;
+/// an impatient look takes it all the same.
+fn stopping(found: &Found, impatient: bool) -> Vec<Step> {
+    let mut steps = Vec::new();
     for deployment in &found.deployments {
         let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         if replicas > 0 {
@@ -121,12 +172,20 @@ fn stopping(found: &Found) -> Vec<Step> {
             steps.push(Step::Job { name: job.name_any(), patch });
         }
     }
-    let ended = |pod: &&Pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
+    let of_a_job = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.kind == "Job");
+    let going = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+    let soon = |pod: &Pod| {
+        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+        going(pod) && grace <= i64::from(GRACE_SECONDS)
     };
-    steps.extend(found.pods.iter().filter(|pod| !ended(pod)).map(|pod| Step::Pod { name: pod.name_any() }));
+    let takes = |pod: &&Pod| runs(pod) && !soon(pod) && (impatient || going(pod) || !of_a_job(pod));
+    steps.extend(found.pods.iter().filter(takes).map(|pod| Step::Pod { name: pod.name_any() }));
     steps
+}
+
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// The quota last: what fails before it leaves everything stopped.
@@ -138,7 +197,7 @@ fn starting(found: &Found) -> Vec<Step> {
         let patch = json!({"metadata": {"annotations": {(REPLICAS): null}}, "spec": {"replicas": replicas}});
         steps.push(Step::Deployment { name: deployment.name_any(), patch });
     }
-    for job in found.jobs.iter().filter(|job| job.annotations().contains_key(RAN)) {
+    for job in found.jobs.iter().filter(|job| job.annotations().contains_key(RAN) && !is_over(job)) {
         let patch = json!({"metadata": {"annotations": {(RAN): null}}, "spec": {"suspend": false}});
         steps.push(Step::Job { name: job.name_any(), patch });
     }
@@ -164,17 +223,33 @@ fn words(step: &Step) -> String {
     }
 }
 
-async fn find(client: &Client, namespace: &str) -> Result<Found> {
+/// What can be read; a kind that cannot be is said and leaves the others.
+async fn find(client: &Client, namespace: &str, log: &mut Log) -> Found {
     let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
-    Ok(Found {
-        shut: quotas.get_opt(QUOTA).await?.is_some(),
-        deployments: list(client, namespace).await?,
-        jobs: list(client, namespace).await?,
-        pods: list(client, namespace).await?,
-    })
+    let mut cannot = |what: &str, error: kube::Error| {
+        log.failed.insert(format!("{namespace}: {what} cannot be listed: {error}"));
+    };
+    let mut found = Found::default();
+    match quotas.get_opt(QUOTA).await {
+        Ok(quota) => found.shut = quota.is_some(),
+        Err(error) => cannot("the quota", error),
+    }
+    match list(client, namespace).await {
+        Ok(deployments) => found.deployments = deployments,
+        Err(error) => cannot("Deployments", error),
+    }
+    match list(client, namespace).await {
+        Ok(jobs) => found.jobs = jobs,
+        Err(error) => cannot("Jobs", error),
+    }
+    match list(client, namespace).await {
+        Ok(pods) => found.pods = pods,
+        Err(error) => cannot("pods", error),
+    }
+    found
 }
 
-async fn list<K>(client: &Client, namespace: &str) -> Result<Vec<K>>
+async fn list<K>(client: &Client, namespace: &str) -> std::result::Result<Vec<K>, kube::Error>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
@@ -288,12 +363,12 @@ mod tests {
     #[test]
     fn stopping_twice_and_starting_leaves_it_as_it_was() {
         let mut found = running();
-        let steps = stopping(&found);
-        assert_eq!(steps[0], Step::Shut, "nothing is made anew meanwhile");
+        found.shut = true;
+        let steps = stopping(&found, false);
         let told: Vec<String> = steps.iter().map(words).collect();
-        assert_eq!(told[1..], ["Deployment model: 0 replicas", "Job task: suspended", "Pod pod: deleted"]);
+        assert_eq!(told, ["Deployment model: 0 replicas", "Job task: suspended", "Pod pod: deleted"]);
         applied(&mut found, &steps);
-        assert_eq!(stopping(&found), [Step::Shut], "the second time there is nothing left");
+        assert_eq!(stopping(&found, false), [], "the second time there is nothing left");
         let steps = starting(&found);
         assert_eq!(steps.last(), Some(&Step::Open), "a start that fails half-way leaves it stopped");
         applied(&mut found, &steps);
@@ -303,5 +378,25 @@ mod tests {
         assert!(!found.deployments[0].annotations().contains_key(REPLICAS));
         assert_eq!(found.jobs[0].spec.as_ref().unwrap().suspend, Some(false));
         assert_eq!(starting(&found), []);
+    }
+
+    /// The Job controller counts a pod that somebody else takes as a failure of its Job, and three of them end the task:
+    /// what was stopped would not come back. It has a few seconds for it; and what hangs is taken all the same.
+    #[test]
+    fn a_jobs_pod_is_left_to_its_controller_for_a_while() {
+        let owner = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "task", "uid": "u"}]);
+        let pod = |more: Value| {
+            let mut pod =
+                json!({"metadata": {"name": "p", "ownerReferences": owner.clone()}, "status": {"phase": "Running"}});
+            json_merge(&mut pod, &json!({"metadata": more}));
+            Found { shut: true, pods: vec![object(pod)], ..Found::default() }
+        };
+        let taken = [Step::Pod { name: "p".into() }];
+        let going = json!({"deletionTimestamp": "2026-06-01T12:00:00Z", "deletionGracePeriodSeconds": 60});
+        assert_eq!(stopping(&pod(json!({})), false), []);
+        assert_eq!(stopping(&pod(json!({})), true), taken);
+        assert_eq!(stopping(&pod(going), false), taken, "a minute's grace is not what stop means");
+        let soon = json!({"deletionTimestamp": "2026-06-01T12:00:00Z", "deletionGracePeriodSeconds": 5});
+        assert_eq!(stopping(&pod(soon), true), []);
     }
 }

@@ -42,10 +42,23 @@ impl Lease {
         std::fs::read_to_string(path).is_ok_and(|text| until(&text).is_some_and(|until| now < until))
     }
 
-    /// Returns when it does not hold any more.
-    pub async fn lost(&self) {
-        while self.holds(Timestamp::now()) {
-            tokio::time::sleep(LOOK).await;
+    /// Returns when it has not held for `notice`. One that is renewed within it is served again: the agent was late, not
+    /// gone, and clients have been sent back by then.
+    pub async fn lost(&self, notice: Duration) {
+        loop {
+            while self.holds(Timestamp::now()) {
+                tokio::time::sleep(LOOK).await;
+            }
+            tracing::error!("the lease has ended: nothing is answered, and this process ends unless it is renewed");
+            let renewed = async {
+                while !self.holds(Timestamp::now()) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            if tokio::time::timeout(notice, renewed).await.is_err() {
+                return;
+            }
+            tracing::info!("the lease was renewed");
         }
     }
 
@@ -161,6 +174,20 @@ mod tests {
         }
         std::fs::write(folder.path().join("until"), "2999-01-01T00:00:00Z").unwrap();
         granted.await.unwrap().unwrap();
+    }
+
+    /// An API server that was away for a moment longer than the lease would cost every model its process, under the scans
+    /// that it had begun to take again.
+    #[tokio::test]
+    async fn a_lease_that_is_renewed_in_time_ends_nothing() {
+        let (folder, late) = lease(Some("2000-01-01T00:00:00Z"));
+        let path = folder.path().join("until");
+        late.lost(Duration::ZERO).await;
+        let notice = LOOK * 3 / 2;
+        let mut lost = std::pin::pin!(late.lost(notice));
+        assert!(tokio::time::timeout(Duration::from_millis(1), &mut lost).await.is_err(), "clients have their notice");
+        std::fs::write(&path, "2999-01-01T00:00:00Z").unwrap();
+        assert!(tokio::time::timeout(notice + LOOK, &mut lost).await.is_err(), "it was renewed within the notice");
     }
 
     async fn ask(address: std::net::SocketAddr, path: &str) -> String {

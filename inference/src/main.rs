@@ -122,11 +122,12 @@ async fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    // libtorch counts the machine's cores. In a pod it would start a thread for each of them, and all would wait for the
-    // two cores that the pod has.
+    // libtorch counts the machine's cores, unless the environment says better. In a pod it would start a thread for each of
+    // them, and all would wait for the two cores that the pod has.
     let cores = || std::thread::available_parallelism().map_or(1, usize::from).try_into().unwrap_or(u16::MAX);
-    let threads = args.threads.unwrap_or_else(cores).max(1);
-    tch::set_num_threads(i32::from(threads));
+    if args.threads.is_some() || std::env::var_os("OMP_NUM_THREADS").is_none() {
+        tch::set_num_threads(i32::from(args.threads.unwrap_or_else(cores).max(1)));
+    }
     let allowed = Allowed { root: args.root.clone(), release: args.release_digest, model: args.model_digest };
     let device = Device::cuda_if_available();
     let invalid = |e: ReleaseError| {
@@ -150,7 +151,7 @@ async fn serve(args: &ServeArgs) -> ExitCode {
         Err(e) => return invalid(e),
     };
     tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
-        device = ?device, threads, memory, bounds = ?bounds, "verified and loaded");
+        device = ?device, threads = tch::get_num_threads(), memory, bounds = ?bounds, "verified and loaded");
     match listen(args, segmenter, bounds, lease).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -192,9 +193,7 @@ async fn listen(
     let mut terminate = signal(SignalKind::terminate())?;
     let routes = lease::behind(router(served), lease.clone());
     let lost = async move {
-        lease.lost().await;
-        tracing::error!("the lease has ended: nothing is answered, and this process ends");
-        tokio::time::sleep(lease::NOTICE).await;
+        lease.lost(lease::NOTICE).await;
     };
     let stop = async move {
         terminate.recv().await;

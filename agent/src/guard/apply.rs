@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource};
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::decide::GRACE_SECONDS;
 use super::lease::Lease;
@@ -25,13 +26,27 @@ const CALL: Duration = Duration::from_secs(10);
 /// Calls at a time.
 const AT_ONCE: usize = 16;
 
+/// Events that may wait.
+const EVENTS: usize = 256;
+
+/// Writes Events, one after the other, until the guard ends.
+async fn publish(recorder: Recorder, mut waiting: mpsc::Receiver<(Event, ObjectReference)>) {
+    while let Some((event, about)) = waiting.recv().await {
+        match tokio::time::timeout(CALL, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "an event on what was stopped could not be written"),
+            Err(_) => tracing::warn!("an event on what was stopped could not be written in time"),
+        }
+    }
+}
+
 /// Clients for what is taken away.
 pub(super) struct Stopper {
     jobs: Api<Job>,
     pods: Api<Pod>,
     models: Api<ModelDeployment>,
     deployments: Api<Deployment>,
-    recorder: Recorder,
+    events: mpsc::Sender<(Event, ObjectReference)>,
     namespace: String,
     unrecorded: Unrecorded,
     metrics: Metrics,
@@ -41,12 +56,14 @@ pub(super) struct Stopper {
 impl Stopper {
     pub(super) fn new(guard: &Guard) -> Self {
         let reporter = Reporter { controller: MANAGER.into(), instance: None };
+        let (events, waiting) = mpsc::channel(EVENTS);
+        tokio::spawn(publish(Recorder::new(guard.kube.clone(), reporter), waiting));
         Self {
             jobs: api(guard),
             pods: api(guard),
             models: api(guard),
             deployments: api(guard),
-            recorder: Recorder::new(guard.kube.clone(), reporter),
+            events,
             namespace: guard.namespace.clone(),
             unrecorded: guard.unrecorded.clone(),
             metrics: guard.metrics.clone(),
@@ -108,7 +125,9 @@ impl Stopper {
     }
 
     /// Says what was stopped: in the log, an Event, the metrics and, as soon as that can be written, the ledger.
-    pub(super) async fn tell(&self, stop: &Stop) {
+    ///
+    /// It waits for none of them: an API server that takes stops and no Events must not hold up the next stop.
+    pub(super) fn tell(&self, stop: &Stop) {
         let kind = stop.kind.as_str();
         tracing::warn!(kind, name = stop.name, why = stop.why, "stopped");
         self.metrics.stops.with_label_values(&[kind]).inc();
@@ -127,12 +146,9 @@ impl Stopper {
             action: "Stop".into(),
             secondary: None,
         };
-        let about = self.reference(stop);
         // An Event is for people who happen to look; the log and the ledger hold the same.
-        match tokio::time::timeout(CALL, self.recorder.publish(&event, &about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "an event on what was stopped could not be written"),
-            Err(_) => tracing::warn!("an event on what was stopped could not be written in time"),
+        if self.events.try_send((event, self.reference(stop))).is_err() {
+            tracing::warn!(kind, name = stop.name, "too many events wait; this stop gets none");
         }
     }
 

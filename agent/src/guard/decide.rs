@@ -28,7 +28,8 @@ pub(super) struct Seen<'a> {
     pub(super) enforcement: &'a Enforcement,
     /// `None` while they cannot be read: then only what holds for all of them decides.
     pub(super) tasks: Option<&'a [Arc<RoundTask>]>,
-    pub(super) jobs: &'a [Arc<Job>],
+    /// As with `tasks`: a pod whose Job has not been read yet is no orphan.
+    pub(super) jobs: Option<&'a [Arc<Job>]>,
     pub(super) task_pods: &'a [Arc<Pod>],
     /// As with `tasks`.
     pub(super) models: Option<&'a [Arc<ModelDeployment>]>,
@@ -107,15 +108,16 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
         let orphan = || gone().then(|| "its RoundTask is gone, so nothing stands behind it".to_owned());
         all.clone().or_else(|| task.cloned().unwrap_or_else(orphan))
     };
-    let jobs: BTreeMap<String, Why> =
-        seen.jobs.iter().map(|job| (job.uid().unwrap_or_default(), of_job(job))).collect();
+    let known = seen.jobs.unwrap_or_default();
+    let jobs: BTreeMap<String, Why> = known.iter().map(|job| (job.uid().unwrap_or_default(), of_job(job))).collect();
     let of_pod = |pod: &Pod| -> Why {
         let job = pod.owner_references().iter().find_map(|owner| jobs.get(&owner.uid));
-        let orphan = || is_old(pod, seen.now).then(|| "its Job is gone, so nothing stands behind it".to_owned());
+        let gone = || seen.jobs.is_some() && is_old(pod, seen.now);
+        let orphan = || gone().then(|| "its Job is gone, so nothing stands behind it".to_owned());
         job.cloned().unwrap_or_else(|| all.clone().or_else(orphan))
     };
     let runs = |job: &&Arc<Job>| !is_over(job) && job.metadata.deletion_timestamp.is_none();
-    let stops = seen.jobs.iter().filter(runs).filter_map(|job| stop(Kind::Job, &**job, jobs[&job.uid()?].clone()));
+    let stops = known.iter().filter(runs).filter_map(|job| stop(Kind::Job, &**job, jobs[&job.uid()?].clone()));
     (stops.collect(), pods(seen.task_pods, of_pod))
 }
 

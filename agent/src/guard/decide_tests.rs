@@ -61,11 +61,20 @@ impl Cluster {
     }
 
     fn judge(&self, policy: Option<&SitePolicySpec>, readable: bool) -> Vec<(Kind, String)> {
+        self.judge_with(policy, readable, Some(&self.jobs))
+    }
+
+    fn judge_with(
+        &self,
+        policy: Option<&SitePolicySpec>,
+        readable: bool,
+        jobs: Option<&[Arc<Job>]>,
+    ) -> Vec<(Kind, String)> {
         let stops = decide(&Seen {
             policy,
             enforcement: &Enforcement::Enforced,
             tasks: readable.then_some(&self.tasks),
-            jobs: &self.jobs,
+            jobs,
             task_pods: &self.task_pods,
             models: readable.then_some(&self.models),
             deployments: &self.deployments,
@@ -188,4 +197,16 @@ fn clean_up_goes_on_whatever_is_stopped() {
     cluster.task_pods = vec![pod("clean-pod", json!({}), owner("Job", "clean-uid"), OLD)];
     let disabled = with(&[("/participation", json!("Disabled"))]);
     assert_eq!(cluster.stops(Some(&disabled)), names(&MODEL));
+}
+
+/// The agent starts anew, and its list of pods is there before its list of Jobs: a training of six days would be ended for
+/// having no Job.
+#[test]
+fn a_pod_whose_job_has_not_been_read_is_no_orphan() {
+    let cluster = Cluster::running();
+    let (open, shut) = (with(&[]), with(&[("/participation", json!("Disabled"))]));
+    assert_eq!(cluster.judge_with(Some(&open), true, None), []);
+    let stopped = cluster.judge_with(Some(&shut), true, None);
+    assert!(stopped.contains(&(Kind::Pod, "job-pod".to_owned())), "{stopped:?}");
+    assert_eq!(cluster.judge_with(Some(&open), true, Some(&[])), [(Kind::Pod, "job-pod".to_owned())]);
 }

@@ -92,12 +92,12 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
         let closed = policy.as_deref().is_none_or(|policy| matches!(room(&policy.spec), Room::Closed(_)));
         guard.metrics.suspended.with_label_values(&[kind]).set(i64::from(closed));
     }
-    let (tasks, models) = (seen(&here.tasks), seen(&here.models));
+    let (tasks, jobs, models) = (seen(&here.tasks), seen(&here.jobs), seen(&here.models));
     let stops = decide(&Seen {
         policy: policy.as_deref().map(|policy| &policy.spec),
         enforcement: &enforcement,
         tasks: tasks.as_deref(),
-        jobs: &here.jobs.state(),
+        jobs: jobs.as_deref(),
         task_pods: &here.task_pods.state(),
         models: models.as_deref(),
         deployments: &here.deployments.state(),
@@ -105,16 +105,16 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
         now: guard.clock.now(),
     });
     // A model that cannot be read is not judged, and what is not judged is not renewed.
-    if let (Some(policy), Some(_)) = (&policy, &models) {
-        let leases = due(&here.model_pods.state(), &stops, policy.spec.model_lease(), guard.clock.now());
-        stopper.renew(leases, &guard.metrics).await;
-    }
+    let leases = match (&policy, &models) {
+        (Some(policy), Some(_)) => due(&here.model_pods.state(), &stops, policy.spec.model_lease(), guard.clock.now()),
+        _ => Vec::new(),
+    };
     // What is told once is not told at each look until it is gone.
     let standing: BTreeSet<String> = stops.iter().map(|stop| stop.uid.clone()).collect();
     told.retain(|uid| standing.contains(uid));
     for (stop, result) in stopper.all(stops).await {
         match result {
-            Ok(()) if told.insert(stop.uid.clone()) => stopper.tell(&stop).await,
+            Ok(()) if told.insert(stop.uid.clone()) => stopper.tell(&stop),
             Ok(()) => {}
             Err(error) => {
                 tracing::error!(kind = stop.kind.as_str(), name = stop.name, %error, "could not be stopped; it is tried again");
@@ -122,6 +122,8 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
             }
         }
     }
+    // What may stay has minutes; what must stop has had its turn.
+    stopper.renew(leases, &guard.metrics).await;
 }
 
 /// What is watched.
