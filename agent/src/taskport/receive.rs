@@ -19,6 +19,8 @@ use tonic::Status;
 const SILENCE: Duration = Duration::from_secs(60);
 /// Room for a `safetensors` header written by another library than ours.
 const HEADER_BYTES: u64 = 16 << 20;
+/// Room for tensors of an update that are no parameters.
+const LOCAL_BYTES: u64 = 64 << 20;
 /// Most bytes of `metrics.json`.
 const METRICS_BYTES: u64 = 1 << 20;
 /// Most bytes of `score.json`.
@@ -36,7 +38,8 @@ pub(super) fn expected(kind: TaskKind, model: &ModelManifest) -> Vec<Expected> {
     match kind {
         TaskKind::Evaluate => vec![Expected { path: "score.json", limit: SCORE_BYTES }],
         TaskKind::Train | TaskKind::Init => vec![
-            Expected { path: "update.safetensors", limit: HEADER_BYTES + model.elements() * 4 },
+            // In double precision at most; a counter or an index table stays here, but lies in the file.
+            Expected { path: "update.safetensors", limit: HEADER_BYTES + LOCAL_BYTES + model.elements() * 8 },
             Expected { path: "metrics.json", limit: METRICS_BYTES },
         ],
     }

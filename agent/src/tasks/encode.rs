@@ -4,6 +4,7 @@
 //! value and sums the squares, the second scales, encodes and hands the chunks on.
 //! Memory is a few chunks, whatever the model's size.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Seek, SeekFrom};
 
 use consilium_crds::study::EXAMPLES_CAP;
@@ -169,9 +170,11 @@ fn stored_tensors<R: Read + Seek>(file: &mut R, schema: &TensorSchema) -> Result
     if size != expected {
         return Err(EncodeError::Schema(format!("it has {size} bytes where its header announces {expected}")));
     }
-    match_tensors(schema, &header.tensors)?;
+    // By name: a header has room for a quarter of a million tensors, and one delivery is taken at a time.
+    let found: HashMap<&str, &Stored> = header.tensors.iter().map(|s| (s.tensor.name.as_str(), s)).collect();
+    match_tensors(schema, &found, &header.tensors)?;
     let part = |wanted: &Tensor| {
-        let stored = header.tensors.iter().find(|stored| stored.tensor.name == wanted.name)?;
+        let stored = found.get(wanted.name.as_str())?;
         let elements = wanted.elements()?;
         Some(Part { offset: header.begin as u64 + stored.from, elements, format: stored.format.clone() })
     };
@@ -179,11 +182,15 @@ fn stored_tensors<R: Read + Seek>(file: &mut R, schema: &TensorSchema) -> Result
     Ok(schema.0.iter().filter_map(part).collect())
 }
 
-fn match_tensors(schema: &TensorSchema, found: &[Stored]) -> Result<(), EncodeError> {
+fn match_tensors(
+    schema: &TensorSchema,
+    found: &HashMap<&str, &Stored>,
+    in_order: &[Stored],
+) -> Result<(), EncodeError> {
     let refused = |why: String| Err(EncodeError::Schema(why));
     for wanted in &schema.0 {
         let name = &wanted.name;
-        match found.iter().find(|stored| stored.tensor.name == *name) {
+        match found.get(name.as_str()) {
             None => return refused(format!("tensor {name:?} is missing")),
             Some(Stored { tensor, .. }) if tensor.shape != wanted.shape => {
                 let (got, expected) = (&tensor.shape, &wanted.shape);
@@ -195,8 +202,9 @@ fn match_tensors(schema: &TensorSchema, found: &[Stored]) -> Result<(), EncodeEr
             Some(_) => {}
         }
     }
-    let parameters = found.iter().filter(|stored| stored.format.width().is_some());
-    match parameters.map(|stored| &stored.tensor).find(|t| !schema.0.iter().any(|w| w.name == t.name)) {
+    let wanted: HashSet<&str> = schema.0.iter().map(|tensor| tensor.name.as_str()).collect();
+    let parameters = in_order.iter().filter(|stored| stored.format.width().is_some());
+    match parameters.map(|stored| &stored.tensor).find(|t| !wanted.contains(t.name.as_str())) {
         Some(extra) => refused(format!("tensor {:?} is not in the model", extra.name)),
         None => Ok(()),
     }
