@@ -50,6 +50,11 @@ impl Frame {
         self.axes
     }
 
+    /// The axes that scans are known to lie in once they are here; none where they are taken as they are stored.
+    pub fn known_axes(&self) -> Option<Axes> {
+        (!self.as_stored).then_some(self.axes)
+    }
+
     /// The spacing that scans must have along them, if any.
     pub fn spacing(&self) -> Option<[f32; 3]> {
         self.spacing

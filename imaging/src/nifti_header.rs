@@ -6,7 +6,7 @@ use nifti::{Endianness, NiftiHeader, NiftiType};
 
 use crate::error::ScanError;
 use crate::foreign::kind_of;
-use crate::place::spanned;
+use crate::place::{Axes, spanned};
 use crate::volume::Grid;
 
 /// Bytes of a NIfTI-1 header.
@@ -144,6 +144,16 @@ fn grid_of(file: &Path, header: &NiftiHeader) -> Result<Grid, ScanError> {
         let rule = "pixdim and affine must tell the same spacing";
         return Err(ScanError::BadGeometry { file: file.to_owned(), field: "pixdim", found, rule });
     }
+    if header.sform_code > 0 && header.qform_code > 0 {
+        let (says, other) = (Axes::of(&affine), Axes::of(&qform(header, spacing)));
+        if says != other {
+            // Which of the two a tool goes by is its own choice, and the next one would see the patient mirrored.
+            let found = format!("{says} by the sform and {other} by the qform");
+            let rule = "both must tell one order of axes; find out which is right, and set the other one's code to 0";
+            let field = "sform_code and qform_code";
+            return Err(ScanError::BadGeometry { file: file.to_owned(), field, found, rule });
+        }
+    }
     Ok(Grid { shape, spacing, affine, placed: header.sform_code > 0 || header.qform_code > 0 })
 }
 
@@ -156,6 +166,11 @@ fn affine_of(header: &NiftiHeader, spacing: [f32; 3]) -> ([[f32; 4]; 3], &'stati
     if header.qform_code <= 0 {
         return (Grid::axis_aligned([0; 3], spacing).affine, "pixdim");
     }
+    (qform(header, spacing), "quatern_b, quatern_c, quatern_d and qoffset (qform)")
+}
+
+/// The voxel-to-space matrix of the qform.
+fn qform(header: &NiftiHeader, spacing: [f32; 3]) -> [[f32; 4]; 3] {
     let (a, b, c, d) = quaternion(header);
     let rotation = [
         [a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)],
@@ -172,7 +187,7 @@ fn affine_of(header: &NiftiHeader, spacing: [f32; 3]) -> ([[f32; 4]; 3], &'stati
         }
         affine[row][3] = shift[row];
     }
-    (affine, "quatern_b, quatern_c, quatern_d and qoffset (qform)")
+    affine
 }
 
 /// The quaternion, of length 1 also where rounding made its three stored parts longer than that (as nifti1_io.c does).

@@ -9,6 +9,7 @@ KServe's package brings 340 MB with it for a client of a few lines, so that its 
 
 import gzip
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -36,13 +37,19 @@ def start(server, maker, folder):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     arguments = ["serve", "--name", MODEL, "--root", folder, "--listen", address, "--threads", "1"]
     process = subprocess.Popen(
-        [server, *arguments, "--release-digest", release, "--model-digest", model], stderr=subprocess.DEVNULL)
+        [server, *arguments, "--release-digest", release, "--model-digest", model],
+        # Nobody would renew a lease here.
+        env={name: value for name, value in os.environ.items() if name != "CONSILIUM_LEASE"})
+    began = time.monotonic()
     while True:
         try:
-            urllib.request.urlopen(f"http://{address}/v2/health/ready")
+            urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=10)
             return process, address
         except OSError:
             assert process.poll() is None, f"the server ended with {process.returncode}"
+            if time.monotonic() - began > 300:
+                process.kill()
+                raise AssertionError("the server is not ready after five minutes")
             time.sleep(0.05)
 
 

@@ -31,8 +31,8 @@ use crate::error::TrainerError;
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
     config: &'a TrainerConfig,
-    /// The axes that scans were brought to.
-    orientation: String,
+    /// The axes that scans were brought to; none where no scan says how it lies, and all were taken as they are stored.
+    orientation: Option<String>,
     rounds: u32,
     seed: u64,
     train_cases: usize,
@@ -73,7 +73,7 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
     let cases = score_all(&segmenter, &held_back, classes, &frame)?;
     let report = Report {
         config: &config,
-        orientation: frame.axes().to_string(),
+        orientation: frame.known_axes().map(|axes| axes.to_string()),
         rounds: args.rounds,
         seed: args.seed,
         train_cases: train.len(),

@@ -82,9 +82,13 @@ fn device_name(device: Device) -> &'static str {
     if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
-/// Sets torch's threads; without a number the cores that this process may use. libtorch by itself counts the machine's,
-/// and in a pod would start a thread for each of them that waits for the few which the pod has.
+/// Sets torch's threads; without a number, here or in the environment that the agent gives a task, the cores that this
+/// process may use. libtorch by itself counts the machine's, and in a pod would start a thread for each of them that waits
+/// for the few which the pod has.
 fn set_threads(threads: Option<u32>) {
+    if threads.is_none() && std::env::var_os("OMP_NUM_THREADS").is_some() {
+        return;
+    }
     let cores = || std::thread::available_parallelism().map_or(1, usize::from).try_into().unwrap_or(u32::MAX);
     let threads = threads.unwrap_or_else(cores).max(1);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
