@@ -81,8 +81,28 @@ fn write_number(number: &Number) -> String {
     number.as_f64().map_or_else(|| number.to_string(), write_double)
 }
 
-fn write_double(value: f64) -> String {
+/// The fewest digits that give the double again, in scientific form. Where two spellings are as short and as near, as
+/// with 730925710125906.25, the one that ends in an even digit: libraries differ in this.
+fn shortest(value: f64) -> String {
     let scientific = format!("{value:e}");
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let n = mantissa.chars().filter(char::is_ascii_digit).count();
+    // Every digit that the double has.
+    let exact = format!("{:.800e}", value.abs());
+    let digits: String = exact.split('e').next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+    let (head, tail) = digits.split_at(n.min(digits.len()));
+    let tie = tail.strip_prefix('5').is_some_and(|rest| rest.chars().all(|digit| digit == '0'));
+    let (true, Ok(head)) = (tie, head.parse::<u64>()) else { return scientific };
+    let even = (head + head % 2).to_string();
+    let sign = if value < 0.0 { "-" } else { "" };
+    let (first, rest) = even.split_at(1);
+    let other = format!("{sign}{first}{}{rest}e{exponent}", if rest.is_empty() { "" } else { "." });
+    // A carry into another digit is no shorter spelling of the same.
+    if even.len() == n && other.parse() == Ok(value) { other } else { scientific }
+}
+
+fn write_double(value: f64) -> String {
+    let scientific = shortest(value);
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     let (sign, mantissa) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
@@ -126,6 +146,8 @@ mod tests {
             ("0.1", "0.1"),
             ("1e-1", "0.1"),
             ("0.00001", "0.00001"),
+            ("730925710125906.25", "730925710125906.2"),
+            ("-730925710125906.75", "-730925710125906.8"),
             ("1e-5", "0.00001"),
             ("0.0000123", "0.0000123"),
             ("0.000001", "1e-6"),
