@@ -130,15 +130,30 @@ impl Hospital {
         }
     }
 
+    /// Whether the newest assignment still names these inputs.
+    fn is_asked(&self, hub: &Hub, inputs: Digest) -> bool {
+        let names = |item: &Item| matches!(&item.work, Work::Round(work) if work.inputs == Some(inputs));
+        hub.assignment(&self.name).is_some_and(|assignment| assignment.items.iter().any(names))
+    }
+
     /// Does a step; the same again gives the same, so nothing is lost with the hub.
     async fn act(&self, hub: &Hub, uid: &str, work: &RoundWork, step: ProtocolStep) {
         let input = match work.inputs {
             Some(digest) => {
                 // What others dealt it is made when it asks; everything else lies in the store.
                 let key = UploadKey { round_uid: uid.to_owned(), attempt: work.attempt, site: self.name.clone() };
-                match hub.attempts().made(&key, digest).await {
-                    Some(made) => made,
-                    None => hub.store().get_object(digest).await.unwrap(),
+                loop {
+                    if let Some(made) = hub.attempts().made(&key, digest).await {
+                        break made;
+                    }
+                    if let Ok(stored) = hub.store().get_object(digest).await {
+                        break stored;
+                    }
+                    if !self.is_asked(hub, digest) {
+                        // The hub has gone on meanwhile; the next assignment says so.
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
             None => Default::default(),
