@@ -153,6 +153,19 @@ impl Context {
         Ok(decision)
     }
 
+    /// Refuses a part in a round of a study whose approved spec this agent cannot read in full, and records that.
+    pub fn not_understood(
+        &self,
+        uid: &str,
+        work: &RoundWork,
+        barrier: Barrier,
+        why: &str,
+    ) -> Result<Decision, StateError> {
+        let decision = Decision::refused(SiteReason::SpecChanged, format!("study {}: {why}", work.study));
+        self.record(uid, work, barrier, &decision)?;
+        Ok(decision)
+    }
+
     /// What this hospital knows itself about masked sums, for one part in a round.
     fn secure_facts(
         &self,

@@ -108,7 +108,8 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
     let mut parts = Parts::new();
     part(&mut parts, "policy", {
         let (kube, namespace, stop) = (kube.clone(), config.namespace.clone(), stop());
-        async move { site::watch(kube, &namespace, safe.policy, safe.synced, stop).await }
+        let clock = shared.clock.clone();
+        async move { site::watch((kube, clock), &namespace, safe.policy, safe.synced, stop).await }
     });
     let (synced, trouble) = (shared.synced.clone(), shared.trouble.subscribe());
     part(&mut parts, "admin", admin::run(config.admin_listen, shared.metrics.clone(), (synced, trouble), stop()));

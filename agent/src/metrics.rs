@@ -77,6 +77,8 @@ pub struct Metrics {
     pub volume_bytes: Gauge,
     /// What is free of it.
     pub volume_free_bytes: Gauge,
+    /// Items of the hub that were not understood.
+    pub items_left_out: IntCounter,
 }
 
 struct Maker {
@@ -165,6 +167,12 @@ impl Metrics {
             "When the agent's volume was last noticed to be older than what others remember of it; 0 if never.",
             Gauge::with_opts,
         )?;
+        let items_left_out = m.add(
+            "items_left_out_total",
+            &[],
+            "Items of the hub that make no sense to this version: the hub is ahead of the agent, or hostile.",
+            IntCounter::with_opts,
+        )?;
         let stops = m.counters("stops_total", &["kind"], "Objects that were stopped by the hospital's own word.")?;
         let unrecorded = m.add(
             "unrecorded_entries",
@@ -216,6 +224,7 @@ impl Metrics {
             ledger_intact,
             volume_bytes,
             volume_free_bytes,
+            items_left_out,
         })
     }
 

@@ -14,6 +14,9 @@ pub const ACCEPTED: &str = "Accepted";
 /// `Succeeded`: the work is finished and good.
 pub const SUCCEEDED: &str = "Succeeded";
 
+/// Reason of conditions on an object that cannot be read.
+pub const UNREADABLE: &str = "Unreadable";
+
 /// The list of conditions of one object, changed only where something changed.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
@@ -23,8 +26,14 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// Starts from what the object has.
+    /// Starts from what an object has that was read. That it could not be read before is forgotten.
     pub fn from_status(list: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        let list = list.iter().filter(|condition| condition.reason != UNREADABLE).cloned().collect();
+        Self { list, generation, now: Some(now) }
+    }
+
+    /// Starts from what an object has that cannot be read.
+    pub fn of_unread(list: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
         Self { list: list.to_vec(), generation, now: Some(now) }
     }
 

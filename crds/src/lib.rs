@@ -20,21 +20,27 @@ pub mod site_policy;
 pub mod study;
 pub mod training_round;
 pub mod trust_site;
+pub mod unreadable;
 pub mod values;
+pub mod watched;
 
 pub use model_deployment::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
 pub use model_promotion::{ModelPromotion, ModelPromotionSpec, ModelPromotionStatus};
 pub use model_release::{ModelRelease, ModelReleaseSpec, ModelReleaseStatus};
 pub use round_task::{RoundTask, RoundTaskSpec, RoundTaskStatus};
 pub use site_policy::{SitePolicy, SitePolicySpec, SitePolicyStatus};
-pub use study::{FederatedStudy, FederatedStudySpec, FederatedStudyStatus};
+pub use study::{FederatedStudy, FederatedStudySpec, FederatedStudyStatus, WrittenSpec};
 pub use training_round::{TrainingRound, TrainingRoundSpec, TrainingRoundStatus};
 pub use trust_site::{TrustSite, TrustSiteSpec, TrustSiteStatus};
+pub use unreadable::Unreadable;
+pub use watched::{Kind, Unread, Watched};
 
 /// API group.
 pub const GROUP: &str = "consilium.health";
 /// API version.
 pub const VERSION: &str = "v1alpha1";
 
+#[cfg(test)]
+mod drawn_tests;
 #[cfg(test)]
 mod tests;

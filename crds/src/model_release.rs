@@ -3,6 +3,7 @@
 use consilium_federation::digest::Digest;
 use consilium_federation::gate::Vote;
 use consilium_federation::ids::{SiteName, StudyKey};
+use consilium_federation::output::OutputSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -57,6 +58,9 @@ pub struct ModelReleaseSpec {
     /// Trainer config that made it; tells a server which network to build.
     #[schemars(schema_with = "schema::free_object")]
     pub config: serde_json::Map<String, serde_json::Value>,
+    /// What the model answers: the study's `spec.output`, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSpec>,
     /// Hospitals whose updates are in the round's sum.
     #[schemars(length(min = 1, max = 200), extend("x-kubernetes-list-type" = "set"))]
     pub contributors: Vec<SiteName>,
@@ -126,9 +130,13 @@ impl ModelReleaseSpec {
         Digest::of_json(self)
     }
 
-    /// Digest of the evidence, which approvals sign.
+    /// Digest of the evidence, which approvals sign; with what the model answers, if that is said: under another output
+    /// spec the same weights give other masks.
     pub fn evidence_digest(&self) -> Digest {
-        Digest::of_json(&(&self.dice, &self.evidence))
+        match &self.output {
+            None => Digest::of_json(&(&self.dice, &self.evidence)),
+            Some(output) => Digest::of_json(&(&self.dice, &self.evidence, output)),
+        }
     }
 
     /// What the hub signs.

@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// This hospital's part in one round. Made by the agent.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -63,7 +63,7 @@ pub struct RoundTaskSpec {
     #[schemars(range(min = 0, max = 64))]
     pub gpus: u32,
     /// When the hub stops waiting.
-    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
     pub deadline: Timestamp,
 }
 
@@ -90,7 +90,7 @@ pub struct RoundTaskStatus {
     pub progress: Option<String>,
     /// When the update was durable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
     pub delivered_time: Option<Timestamp>,
     /// Digest of the encoded update.
     #[serde(default, skip_serializing_if = "Option::is_none")]

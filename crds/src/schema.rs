@@ -5,6 +5,8 @@ use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
+use crate::values;
+
 /// A list of conditions with the bounds of `meta/v1`, which the derived schema would lose.
 pub fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -22,7 +24,7 @@ pub fn conditions(_: &mut SchemaGenerator) -> Schema {
                 "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
                 "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
                 "message": {"type": "string", "maxLength": 32768},
-                "lastTransitionTime": {"type": "string", "format": "date-time"},
+                "lastTransitionTime": {"type": "string", "format": "date-time", "maxLength": 40, "pattern": values::TIME_PATTERN},
                 "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0}
             }
         }
@@ -49,7 +51,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 }
 
 /// Removes what the derive adds and the API conventions do not want: `nullable` on optional
-/// fields, and number formats that the API server does not know.
+/// fields, and number formats that the API server does not know; their bounds are written out.
 fn polish(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     // Safety: a definition is plain data; both directions of the conversion are serde's own.
     #[allow(clippy::expect_used)]
@@ -64,6 +66,16 @@ fn scrub(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.remove("nullable");
+            // What the schema takes, the type takes: a number that the type cannot hold would make the object unreadable.
+            let most = match map.get("format").and_then(Value::as_str) {
+                Some("uint8") => Some(u64::from(u8::MAX)),
+                Some("uint16") => Some(u64::from(u16::MAX)),
+                Some("uint32") => Some(u64::from(u32::MAX)),
+                _ => None,
+            };
+            if let Some(most) = most {
+                map.entry("maximum").or_insert(most.into());
+            }
             let unknown = map.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint"));
             if unknown {
                 map.remove("format");

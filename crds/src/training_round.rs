@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// One round of a study. Made by the operator; the spec is a snapshot and never changes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -69,7 +69,7 @@ pub struct TrainingRoundSpec {
     #[schemars(range(min = 3, max = 200))]
     pub quorum: u32,
     /// When training must be over.
-    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
     pub deadline: Timestamp,
 }
 

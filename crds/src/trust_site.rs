@@ -56,7 +56,7 @@ pub struct TrustSiteStatus {
     pub agent_version: Option<String>,
     /// Written on transitions and every five minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
     pub last_contact_time: Option<Timestamp>,
     /// Accepted, Connected, Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

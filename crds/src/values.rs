@@ -14,6 +14,8 @@ pub struct ValueError {
     pub rule: &'static str,
 }
 
+pub use consilium_federation::ids::TIME_PATTERN;
+
 /// Pattern of a decimal above 0.
 pub const POSITIVE_DECIMAL_PATTERN: &str = "^([1-9][0-9]{0,8}(\\.[0-9]{1,9})?|0\\.0{0,8}[1-9][0-9]{0,8})$";
 /// Pattern of a number from 0 to 1.

@@ -25,7 +25,7 @@ pub struct Approval {
     #[schemars(length(min = 1, max = 63))]
     pub role: String,
     /// When the approval ends, RFC 3339.
-    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub expiry: Timestamp,
     /// The signature, base64 (88 characters).
     #[schemars(length(max = 88), regex(pattern = "^[A-Za-z0-9+/]{85}[AQgw]==$"))]

@@ -18,6 +18,11 @@ pub struct NameError {
     pub rule: &'static str,
 }
 
+/// Pattern of a time in the API. The format `date-time` alone takes times that nothing here could hold: the last day of
+/// the year 9999, and spellings that are not RFC 3339.
+pub const TIME_PATTERN: &str =
+    "^[0-2][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])$";
+
 const LABEL_RULE: &str =
     "use 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends (RFC 1123 label)";
 

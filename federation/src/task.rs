@@ -14,11 +14,21 @@
 //! out/MANIFEST            OutManifest, written last
 //! checkpoint/             survives a restart of the pod
 //! ```
+//!
+//! **Versions.** A study pins its trainer's image for months, while hub and hospitals are updated under it. So
+//! `task.json` says by which version of the contract it is written, and that version holds for the answer too: a trainer
+//! writes nothing into `out/` that the version of its task does not have. Whoever reads a file ignores fields that it
+//! does not know. A version is added only when an image that ignores the new fields would do something wrong; then the
+//! older image refuses the task by its number, in words.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::output::OutputSpec;
+
+/// The version of the contract that this code writes, and the highest that it reads.
+pub const CONTRACT: u32 = 1;
 
 /// Exit code of a trainer that must not be tried again: bad config or bad data.
 pub const EXIT_INVALID: i32 = 42;
@@ -51,8 +61,11 @@ impl TaskKind {
 
 /// `task.json`: what the trainer is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TaskFile {
+    /// Version of the contract; a file without it is of the first.
+    #[serde(default = "first")]
+    pub contract: u32,
     /// `namespace/name` of the study, for messages.
     pub study: String,
     /// Round number, from 1; 0 for Init.
@@ -71,6 +84,51 @@ pub struct TaskFile {
     /// Digest of the base model, for Train and Evaluate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Digest>,
+    /// The study's `spec.output`, if it has one: what predictions are, whatever the config says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSpec>,
+}
+
+const fn first() -> u32 {
+    1
+}
+
+/// A `task.json` that a trainer cannot work from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// It is of a later version of the contract.
+    #[error(
+        "task.json is of contract {found}, and this image knows contract {CONTRACT} and none later: use a newer image of the trainer in the study"
+    )]
+    Later {
+        /// Its version.
+        found: u64,
+    },
+    /// It does not parse.
+    #[error(
+        "task.json: {0}; the agent and the trainer image must agree on the contract, and this image knows contract {CONTRACT}"
+    )]
+    Invalid(String),
+}
+
+impl TaskFile {
+    /// Reads `task.json`. The version comes first: what a later one looks like is not for this code to say.
+    ///
+    /// # Errors
+    /// See [`TaskError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, TaskError> {
+        #[derive(Deserialize)]
+        struct Version {
+            #[serde(default)]
+            contract: Option<u64>,
+        }
+        let invalid = |e: serde_json::Error| TaskError::Invalid(e.to_string());
+        let found = serde_json::from_slice::<Version>(bytes).map_err(invalid)?.contract.unwrap_or(1);
+        if found > u64::from(CONTRACT) {
+            return Err(TaskError::Later { found });
+        }
+        serde_json::from_slice(bytes).map_err(invalid)
+    }
 }
 
 /// `out/metrics.json` of a Train task.
@@ -109,7 +167,7 @@ pub struct Failure {
 
 /// `out/score.json`: the platform evaluator's result for one hospital.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ScoreFile {
     /// Evaluation cases that were scored.
     pub cases: u32,
@@ -120,7 +178,7 @@ pub struct ScoreFile {
 
 /// Means over the cases of one hospital for one class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ClassScore {
     /// Label value in the mask, from 1.
     pub label: u32,
@@ -168,7 +226,6 @@ impl ScoreFile {
 
 /// `out/MANIFEST`: what the trainer wrote, written last; without it nothing is delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct OutManifest {
     /// Files under `out/`, by path relative to it.
     pub files: Vec<OutFile>,
@@ -176,7 +233,6 @@ pub struct OutManifest {
 
 /// One file of the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct OutFile {
     /// Relative path, with `/`.
     pub path: String,
@@ -194,6 +250,39 @@ mod tests {
     fn score(labels: &[(u32, f64)]) -> ScoreFile {
         let class = |&(label, dice)| ClassScore { label, dice, hd95_mm: None, assd_mm: None };
         ScoreFile { cases: 10, classes: labels.iter().map(class).collect() }
+    }
+
+    /// A trainer's image is pinned for months: the agent's next version adds a field, and no round may end by it. What it
+    /// must not pass over comes with a higher number, and then the researcher reads what to do.
+    #[test]
+    fn a_task_of_a_later_agent_is_worked_on_or_refused_in_words() {
+        let mut task = serde_json::json!({"study": "research/hippocampus", "round": 1, "rounds": 5, "kind": "Train",
+            "config": {}, "seed": 7, "dataSeed": 8});
+        let parse = |task: &serde_json::Value| TaskFile::parse(task.to_string().as_bytes());
+        // As agents wrote it before there was a number.
+        assert_eq!(parse(&task).unwrap().contract, 1);
+        task["contract"] = 1.into();
+        task["privacy"] = serde_json::json!({"clip": "1"});
+        let read = parse(&task).unwrap();
+        assert_eq!((read.contract, read.data_seed, read.output), (1, 8, None));
+        task["kind"] = "Distil".into();
+        let words = parse(&task).unwrap_err().to_string();
+        assert!(words.contains("Distil") && words.contains("contract 1"), "{words}");
+        task["contract"] = 2.into();
+        let words = parse(&task).unwrap_err().to_string();
+        assert!(words.contains("contract 2") && words.contains("newer image"), "{words}");
+        assert!(!words.contains("Distil"), "{words}");
+    }
+
+    /// What an image wrote for a later contract's sake into a file of this one is passed over, not the end of the round.
+    #[test]
+    fn fields_of_later_results_are_passed_over() {
+        let digest = Digest::of(b"x");
+        let manifest =
+            serde_json::json!({"files": [{"path": "a", "size": 1, "digest": digest, "kind": "x"}], "tool": "y"});
+        assert_eq!(serde_json::from_value::<OutManifest>(manifest).unwrap().files.len(), 1);
+        let score = serde_json::json!({"cases": 1, "classes": [{"label": 1, "dice": 0.5, "hd95Mm": null, "assdMm": null, "nsd": 1}], "seconds": 2});
+        assert_eq!(serde_json::from_value::<ScoreFile>(score).unwrap().mean_dice(), Some(0.5));
     }
 
     /// A hospital none of whose patients has one of the study's structures must not close the gate for all.

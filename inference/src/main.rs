@@ -139,7 +139,11 @@ async fn serve(args: &ServeArgs) -> ExitCode {
         Err(e) => return invalid(e),
     };
     let memory = limit(Path::new("/"));
-    let bounds = match Bounds::of(memory, release.network().unet(), release.tile(), args.max_voxels) {
+    let tile = match release.tile() {
+        Ok(tile) => tile,
+        Err(e) => return invalid(e),
+    };
+    let bounds = match Bounds::of(memory, release.network().unet(), tile, args.max_voxels) {
         Ok(bounds) => bounds,
         Err(e) => {
             eprintln!("error: {e}");

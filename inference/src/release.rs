@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use consilium_federation::digest::Digest;
 use consilium_federation::model::{ModelError, ModelManifest, parse_safetensors_header};
+use consilium_federation::output::{OutputKind, OutputSpec};
 use consilium_imaging::preprocess::divisible;
 use consilium_imaging::torch::{Network, Segmenter, UNet3d, WeightsError, load_weights};
 use serde::Deserialize;
@@ -87,13 +88,17 @@ pub struct Release {
     pub model: Digest,
     /// The trainer's configuration.
     config: Config,
+    /// What the model answers, if its study said it.
+    #[serde(default)]
+    pub output: Option<OutputSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Config {
     network: Network,
-    /// What the model was trained and judged with; a release without it is not served, since another would be a guess.
-    shape: [usize; 3],
+    /// What the model was trained and judged with, unless `output.shape` says it.
+    #[serde(default)]
+    shape: Option<[usize; 3]>,
 }
 
 impl Release {
@@ -103,8 +108,29 @@ impl Release {
     }
 
     /// Shape x, y, z of a tile.
-    pub fn tile(&self) -> [usize; 3] {
-        self.config.shape
+    ///
+    /// # Errors
+    /// A release that says none is not served, since another than the one that the model was judged with would be a guess.
+    pub fn tile(&self) -> Result<[usize; 3], ReleaseError> {
+        let said = self.output.as_ref().and_then(|output| output.shape);
+        said.map(|shape| shape.map(|side| side as usize))
+            .or(self.config.shape)
+            .ok_or_else(|| ReleaseError::BadRelease("it has neither output.shape nor config.shape".into()))
+    }
+
+    /// The network must answer what the release says.
+    fn agrees(&self) -> Result<(), String> {
+        let Some(output) = &self.output else { return Ok(()) };
+        output.check()?;
+        let classes = usize::from(self.network().unet().classes);
+        if output.kind != OutputKind::Segmentation || output.values() != classes {
+            return Err(format!(
+                "output is {:?} with {} classes, and config.network makes masks of {classes} values, the background among them",
+                output.kind,
+                output.classes.len()
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -120,8 +146,10 @@ pub fn verify(allowed: &Allowed) -> Result<Release, ReleaseError> {
         return Err(ReleaseError::WrongModel { found: release.model, expected: allowed.model });
     }
     release.network().check().map_err(ReleaseError::BadRelease)?;
-    if !divisible(release.tile(), release.network().unet().levels) {
-        return Err(ReleaseError::BadRelease(format!("config.shape {:?} cannot be halved", release.tile())));
+    release.agrees().map_err(ReleaseError::BadRelease)?;
+    let tile = release.tile()?;
+    if !divisible(tile, release.network().unet().levels) {
+        return Err(ReleaseError::BadRelease(format!("the shape {tile:?} cannot be halved")));
     }
     let file = allowed.root.join("manifest.json");
     let manifest =
@@ -147,7 +175,7 @@ pub fn load(allowed: &Allowed, release: &Release, device: Device, tiles: usize) 
     let store = nn::VarStore::new(device);
     let net = UNet3d::new(&store.root(), unet)?;
     load_weights(&store, &weights_file(&allowed.root))?;
-    Ok(Segmenter::new(net, device, release.tile(), tiles, unet.classes)?)
+    Ok(Segmenter::new(net, device, release.tile()?, tiles, unet.classes)?)
 }
 
 fn weights_file(root: &Path) -> PathBuf {

@@ -90,7 +90,7 @@ fn a_whole_release_is_accepted_and_a_changed_one_is_not() {
     let dir = TempDir::new().unwrap();
     let allowed = release(dir.path());
     let found = verify(&allowed).unwrap();
-    assert_eq!((found.round, found.tile(), found.network()), (2, [16, 16, 12], NETWORK));
+    assert_eq!((found.round, found.tile().unwrap(), found.network()), (2, [16, 16, 12], NETWORK));
 
     let other = Digest::of(b"another");
     let told = Allowed { release: other, ..allowed.clone() };

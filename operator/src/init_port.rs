@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use consilium_federation::digest::canonical_json;
 use consilium_federation::model::{MAX_ELEMENTS, ModelManifest};
-use consilium_federation::task::{TaskFile, TaskKind};
+use consilium_federation::task::{CONTRACT, TaskFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
 use consilium_proto::FILE_PART_BYTES;
 use consilium_proto::v1::file_part::Part;
@@ -221,6 +221,7 @@ impl InitPort {
     async fn task_file(&self, owner: &Owner) -> Result<TaskFile, Status> {
         let spec = self.context.study_spec(owner.spec).await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(TaskFile {
+            contract: CONTRACT,
             study: owner.study.to_string(),
             round: 0,
             rounds: spec.rounds.max,
@@ -229,6 +230,7 @@ impl InitPort {
             seed: u64::try_from(spec.initial_model.seed.unwrap_or(0)).unwrap_or(0),
             data_seed: 0,
             base: None,
+            output: spec.output.clone(),
         })
     }
 }

@@ -10,7 +10,8 @@ use consilium_federation::round::Outcome;
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Upper bounds of request and reconcile durations, seconds.
@@ -38,6 +39,8 @@ pub struct Metrics {
     earliest_deadline: Gauge,
     store_free: IntGauge,
     store_promised: IntGauge,
+    unreadable: IntGaugeVec,
+    not_understood: IntCounter,
 }
 
 /// One line of the docs' table of metrics.
@@ -239,6 +242,18 @@ fn build() -> (Metrics, Vec<Described>) {
                 "Bytes of them that are promised: to uploads under way, and to what their sums will give.",
             ),
         ),
+        unreadable: b.int_gauge(
+            "consilium_unreadable_objects",
+            &["kind"],
+            "Objects of a kind that this version cannot read and leaves out, each with a condition that says why.",
+        ),
+        not_understood: b.add(
+            "counter",
+            IntCounter::new(
+                "consilium_reports_not_understood_total",
+                "Entries of hospitals' reports with a word that this version does not know: an agent is ahead of the hub.",
+            ),
+        ),
         registry: b.registry.clone(),
     };
     metrics.refused.with_label_values(&[Refusal::StoreFull.as_str()]);
@@ -342,6 +357,16 @@ impl Metrics {
         self.store_promised.set(i64::try_from(promised).unwrap_or(i64::MAX));
     }
 
+    /// Entries of a report were not understood.
+    pub fn not_understood(&self, entries: usize) {
+        self.not_understood.inc_by(entries as u64);
+    }
+
+    /// How many objects of a kind cannot be read.
+    pub fn unreadable(&self, kind: &str, objects: usize) {
+        self.unreadable.with_label_values(&[kind]).set(objects as i64);
+    }
+
     /// A round ended.
     pub fn round_finished(&self, outcome: Outcome) {
         self.rounds.with_label_values(&[&format!("{outcome:?}")]).inc();
@@ -355,7 +380,7 @@ mod tests {
     /// Alerts and dashboards are written against these names; a name without the prefix or a unit escapes them.
     #[test]
     fn every_metric_is_prefixed_described_and_labelled_from_a_closed_set() {
-        let allowed = ["method", "code", "reason", "site", "controller", "result", "stage", "outcome"];
+        let allowed = ["method", "code", "reason", "site", "controller", "result", "stage", "outcome", "kind"];
         for metric in describe() {
             assert!(metric.name.starts_with("consilium_") && !metric.help.is_empty(), "{metric:?}");
             assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{metric:?}");

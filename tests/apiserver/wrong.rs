@@ -92,7 +92,8 @@ impl Walk<'_> {
 
     fn list(&mut self, schema: &Value, at: &[String], items: &[Value]) {
         if schema["minItems"].as_u64().is_some_and(|least| least > 0) {
-            self.add(at, "empty", Some(json!([])), &["at least 1 items"]);
+            let least = schema["minItems"].as_u64().unwrap_or(1);
+            self.add(at, "empty", Some(json!([])), &[&format!("at least {least} items")]);
         }
         if let (Some(most), Some(first)) = (schema["maxItems"].as_u64(), items.first()) {
             let many = vec![first.clone(); most as usize + 1];

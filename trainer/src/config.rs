@@ -1,7 +1,8 @@
 //! The meaning of `spec.trainer.config`: parsed and checked before anything else is touched, so that a bad value costs
 //! seconds and not a queue's worth of waiting.
 
-use consilium_federation::task::MAX_CLASSES;
+use consilium_federation::output::{OutputKind, OutputSpec};
+use consilium_federation::task::{MAX_CLASSES, TaskFile};
 use consilium_imaging::preprocess::divisible;
 use consilium_imaging::torch::{Network, UNet3dConfig};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -104,15 +105,51 @@ impl TrainerConfig {
     /// Parses and checks a study's configuration, which must fix the shape: hospitals that each took the one that covers
     /// their own scans would train and judge the model on different shapes, and it would be served with yet another.
     pub fn of_study(value: &serde_json::Value) -> Result<Self, TrainerError> {
-        let config = Self::parse(value)?;
-        if config.shape.is_some() {
-            return Ok(config);
+        Self::parse(value)?.shaped()
+    }
+
+    fn shaped(self) -> Result<Self, TrainerError> {
+        if self.shape.is_some() {
+            self.check()?;
+            return Ok(self);
         }
         Err(TrainerError::Config(format!(
             "config.shape is missing: in a study it must be three multiples of {} (2^levels), so that all hospitals \
              train, judge and serve alike; take the one in the fit.json of `consilium-trainer fit`",
-            1 << config.network().levels
+            1 << self.network().levels
         )))
+    }
+
+    /// The configuration of a task: the study's, which must agree with its `spec.output` if it has one.
+    pub fn of_task(task: &TaskFile) -> Result<Self, TrainerError> {
+        let Some(output) = &task.output else { return Self::of_study(&task.config) };
+        let mut config = Self::parse(&task.config)?;
+        config.agree(output)?;
+        config.shape = config.shape.or(output.shape.map(|shape| shape.map(|side| side as usize)));
+        config.shaped()
+    }
+
+    /// The network must answer what the study says that its model answers: evaluator and server go by that.
+    fn agree(&self, output: &OutputSpec) -> Result<(), TrainerError> {
+        let fail = |what: String| Err(TrainerError::Config(format!("{what}; correct one of the two in the study")));
+        output.check().map_err(TrainerError::Config)?;
+        if output.kind != OutputKind::Segmentation {
+            return fail("spec.output.kind is Classification and this trainer makes segmentations".into());
+        }
+        let classes = usize::from(self.network().classes);
+        if classes != output.values() {
+            return fail(format!(
+                "config.network.classes is {classes} and spec.output.classes names {} (with the background {})",
+                output.classes.len(),
+                output.values()
+            ));
+        }
+        match (self.shape, output.shape.map(|shape| shape.map(|side| side as usize))) {
+            (Some(here), Some(there)) if here != there => {
+                fail(format!("config.shape is {here:?} and spec.output.shape is {there:?}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check(&self) -> Result<(), TrainerError> {
@@ -174,6 +211,29 @@ mod tests {
         assert!(["config.shape", "missing", "multiples of 8"].iter().all(|part| message.contains(part)), "{message}");
         config["shape"] = json!([40, 56, 40]);
         assert_eq!(TrainerConfig::of_study(&config).unwrap().shape, Some([40, 56, 40]));
+    }
+
+    /// Two words for one thing in a study must not differ: the evaluator would score other structures than were trained.
+    #[test]
+    fn the_config_agrees_with_what_the_study_says_of_its_output() {
+        let of = |config: serde_json::Value, output: serde_json::Value| {
+            let task = json!({"study": "a/b", "round": 1, "rounds": 1, "kind": "Train", "config": config, "seed": 1, "dataSeed": 1,
+                "output": output});
+            TrainerConfig::of_task(&serde_json::from_value(task).unwrap())
+        };
+        let network = json!({"network": {"kind": "UNet3D", "classes": 3}});
+        let two = json!({"kind": "Segmentation", "classes": ["anterior", "posterior"], "shape": [40, 56, 40]});
+        assert_eq!(of(network.clone(), two.clone()).unwrap().shape, Some([40, 56, 40]));
+        let said = |config, output| of(config, output).unwrap_err().to_string();
+        let one = json!({"kind": "Segmentation", "classes": ["anterior"], "shape": [40, 56, 40]});
+        assert!(said(network.clone(), one).contains("classes is 3 and spec.output.classes names 1"));
+        let mut shaped = network.clone();
+        shaped["shape"] = json!([48, 56, 40]);
+        assert!(said(shaped, two).contains("config.shape is [48, 56, 40] and spec.output.shape is [40, 56, 40]"));
+        let other = json!({"kind": "Classification", "classes": ["a", "b", "c"]});
+        assert!(said(network.clone(), other).contains("Classification"));
+        let shapeless = json!({"kind": "Segmentation", "classes": ["anterior", "posterior"]});
+        assert!(said(network, shapeless).contains("shape is missing"));
     }
 
     #[test]

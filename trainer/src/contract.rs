@@ -44,13 +44,11 @@ impl Root {
     pub fn task(&self) -> Result<(TaskFile, Digest), TrainerError> {
         let file = self.0.join("task.json");
         let bytes = fs::read(&file).map_err(|e| TrainerError::file("read", &file, e))?;
-        let task = serde_json::from_slice(&bytes).map_err(|e| {
-            TrainerError::Config(format!(
-                "{}: {e}; the agent and the trainer image must agree on the contract",
-                file.display()
-            ))
-        })?;
-        Ok((task, Digest::of(&bytes)))
+        let task = TaskFile::parse(&bytes).map_err(|e| TrainerError::Config(e.to_string()))?;
+        // Of what is understood: an agent that is updated between two tries, and says more than before, asks for the same
+        // task, and its checkpoint counts.
+        let digest = Digest::of_json(&task);
+        Ok((task, digest))
     }
 
     /// Makes `out/` ready: there, and without a MANIFEST, so that nothing half-done can be delivered.

@@ -78,8 +78,7 @@ fn task_kind(args: &PortArgs) -> Result<Option<TaskKind>, CourierError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|e| CourierError::file("read", &file, e))?,
     };
-    let task: TaskFile =
-        serde_json::from_slice(&bytes).map_err(|e| CourierError::Setup(format!("{}: {e}", file.display())))?;
+    let task = TaskFile::parse(&bytes).map_err(|e| CourierError::Setup(format!("{}: {e}", file.display())))?;
     Ok(Some(task.kind))
 }
 

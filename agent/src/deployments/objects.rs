@@ -67,7 +67,11 @@ pub(super) struct ServePlan<'a> {
 }
 
 /// Name of a ModelDeployment: its release's, and more of the promotion where the name is taken or too long.
+///
+/// Its Service has the same name, which must begin with a letter (RFC 1035); a release's may begin with a digit.
 pub(super) fn name_of(release: &str, promotion_uid: &str, taken: impl Fn(&str) -> bool) -> String {
+    let lettered = format!("m-{release}");
+    let release = if release.starts_with(|c: char| c.is_ascii_lowercase()) { release } else { &lettered };
     let plain = release.len() <= 52 && !release.contains('.');
     if plain && !taken(release) {
         return release.to_owned();
@@ -324,6 +328,8 @@ pub(super) mod tests {
         assert_eq!(name_of("hippocampus-r5", "u", free), "hippocampus-r5");
         let other = name_of("hippocampus-r5", "u", |name| name == "hippocampus-r5");
         assert!(other.starts_with("hippocampus-r5-") && other != name_of("hippocampus-r5", "v", |_| true));
+        // A study named so is admitted, and its model was then served nowhere: no Service may have such a name.
+        assert_eq!(name_of("3d-hippocampus-r5", "u", free), "m-3d-hippocampus-r5");
         let long = name_of(&format!("a.{}", "x".repeat(200)), "u", free);
         assert!(long.len() <= 63 && !long.contains('.'), "{long}");
     }

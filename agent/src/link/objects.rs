@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use consilium_crds::{FederatedStudySpec, ModelReleaseSpec};
+use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, WrittenSpec};
 use consilium_federation::Digest;
 use consilium_federation::model::{ModelError, ModelManifest};
 use consilium_proto::v1::GetObjectRequest;
@@ -155,8 +155,9 @@ impl ObjectCache {
     /// A study's spec.
     pub async fn study_spec(&self, digest: Digest) -> Result<Arc<FederatedStudySpec>, ObjectError> {
         let bytes = self.get(digest).await?;
-        let content = |e: serde_json::Error| ObjectError::Content { digest, what: "study spec", why: e.to_string() };
-        serde_json::from_slice(&bytes).map(Arc::new).map_err(content)
+        let content = |why: String| ObjectError::Content { digest, what: "study spec", why };
+        let written = serde_json::from_slice(&bytes).map_err(|e| content(e.to_string()))?;
+        WrittenSpec::of(written).read().map(Arc::new).map_err(|e| content(e.to_string()))
     }
 
     /// A release, parsed and as it came.
@@ -240,5 +241,41 @@ async fn on_disk<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|e| disk(e.to_string())),
         Err(panicked) => Err(disk(panicked.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A hub that holds these objects.
+    struct Holds(Vec<Bytes>);
+
+    impl ObjectSource for Holds {
+        fn fetch(&self, digest: Digest) -> Answer<'_, Result<Bytes, ObjectError>> {
+            let found = self.0.iter().find(|bytes| Digest::of(bytes) == digest).cloned();
+            let missing = ObjectError::Unavailable { digest, why: "it is not there".into() };
+            Box::pin(async move { found.ok_or(missing) })
+        }
+    }
+
+    /// The hub is a version ahead, and a researcher uses what is new: this hospital says which field of which study it
+    /// does not know and what to do, and takes part in the other study as before.
+    #[tokio::test]
+    async fn a_study_of_a_later_version_is_refused_by_its_field_and_no_other_with_it() {
+        let plain = serde_json::to_value(crate::policy::tests::spec()).unwrap();
+        let mut later = plain.clone();
+        later["rounds"]["privacy"] = json!({"epsilon": "3"});
+        let all = [plain, later].map(WrittenSpec::of);
+        let digests = all.each_ref().map(WrittenSpec::digest);
+        let dir = tempfile::tempdir().unwrap();
+        let source = Arc::new(Holds(all.iter().map(|spec| spec.bytes().into()).collect()));
+        let cache = ObjectCache::new(dir.path().to_owned(), 1 << 20, source, Metrics::new().unwrap()).unwrap();
+        let error = cache.study_spec(digests[1]).await.unwrap_err();
+        let words = error.to_string();
+        assert!(!error.is_transient() && words.contains("spec.rounds.privacy") && words.contains("update"), "{words}");
+        assert_eq!(cache.study_spec(digests[0]).await.unwrap().digest(), digests[0]);
     }
 }

@@ -135,7 +135,7 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
     let policy = inputs.policy.ok_or_else(|| {
         Decision::refused(
             SiteReason::DeniedByPolicy,
-            "there is no SitePolicy \"default\" in the agent's namespace, so nothing is allowed; create one to take part",
+            "there is no SitePolicy \"default\" in the agent's namespace that this agent can read (if there is one, its condition Ready says why), so nothing is allowed; create one to take part",
         )
     })?;
     rungs::opted_in(&rungs::Asked::of(work), policy)?;

@@ -92,7 +92,7 @@ fn stage<'a>(
 ) -> Result<&'a ReleasePolicy, (RolloutReason, String)> {
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
     let policy = policy.ok_or_else(|| {
-        denied("there is no SitePolicy \"default\" in the agent's namespace, so no model is served; create one".into())
+        denied("there is no SitePolicy \"default\" in the agent's namespace that this agent can read (if there is one, its condition Ready says why), so no model is served; create one".into())
     })?;
     standing::model_room(policy, in_use).map_err(denied)?;
     standing::stage(policy, work.stage).map_err(denied)?;

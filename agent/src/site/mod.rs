@@ -4,6 +4,7 @@ mod announce;
 mod decide;
 mod status;
 mod trouble;
+mod unread;
 mod volume;
 mod watch;
 

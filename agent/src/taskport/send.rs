@@ -4,7 +4,7 @@ use bytes::Bytes;
 use consilium_crds::study::FederatedStudySpec;
 use consilium_federation::assignment::RoundWork;
 use consilium_federation::model::ModelManifest;
-use consilium_federation::task::TaskFile;
+use consilium_federation::task::{CONTRACT, TaskFile};
 use consilium_proto::FILE_PART_BYTES;
 use consilium_proto::v1::file_part::Part;
 use consilium_proto::v1::{FilePart, FileStart};
@@ -21,6 +21,7 @@ pub(super) type Parts = mpsc::Sender<Result<FilePart, Status>>;
 pub(super) fn task_file(round_uid: &str, work: &RoundWork, spec: &FederatedStudySpec, secret: &[u8; 32]) -> TaskFile {
     let seed = spec.initial_model.seed.and_then(|s| u64::try_from(s).ok());
     TaskFile {
+        contract: CONTRACT,
         study: work.study.to_string(),
         round: work.round,
         rounds: spec.rounds.max,
@@ -29,6 +30,7 @@ pub(super) fn task_file(round_uid: &str, work: &RoundWork, spec: &FederatedStudy
         seed: seed.unwrap_or_else(|| first_bits(work.spec_digest.as_bytes())),
         data_seed: data_seed(round_uid, secret),
         base: Some(work.model),
+        output: spec.output.clone(),
     }
 }
 

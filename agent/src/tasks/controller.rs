@@ -190,10 +190,12 @@ impl Controller {
                 self.specs.insert(work.spec_digest, Arc::clone(&spec));
                 Ok((self.ctx.judge(uid, work, Some(&spec), barrier)?, Some(spec)))
             }
-            Err(error) => {
+            Err(error) if error.is_transient() => {
                 tracing::warn!(study = %work.study, %error, "the study's spec is not at hand");
                 Ok((decision, None))
             }
+            // Its digest is the approved one, and this agent does not understand all of it.
+            Err(error) => Ok((self.ctx.not_understood(uid, work, barrier, &error.to_string())?, None)),
         }
     }
 

@@ -232,22 +232,22 @@ pub struct RoundState {
     /// Where it is.
     pub step: RoundStep,
     /// When it began.
-    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub started_at: Timestamp,
     /// When the current step began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub step_since: Option<Timestamp>,
     /// When hospitals last fell out of an attempt: what they had said before does not make them ready again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub missed_at: Option<Timestamp>,
     /// When the current step ends at the latest.
-    #[schemars(with = "String", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub deadline: Timestamp,
     /// When stragglers are no longer waited for; set when the quorum is first ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time"))]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = crate::ids::TIME_PATTERN))]
     pub grace_until: Option<Timestamp>,
     /// Number of the open (or last) attempt, from 1; 0 before the first.
     pub attempt: u32,

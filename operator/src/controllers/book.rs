@@ -98,6 +98,13 @@ impl Book {
         self.set(uid, owner, all)
     }
 
+    /// Tombstones for all hospitals that a piece of work was given to, whatever it was.
+    pub fn tombstones(&self, uid: &str) -> BTreeMap<SiteName, Item> {
+        let slots = self.sites.iter().filter_map(|(site, slots)| Some((site, slots.get(uid)?)));
+        let open = slots.filter(|(_, slot)| slot.owner != Owner::Buried);
+        open.map(|(site, slot)| (site.clone(), Item { state: ItemState::Cancelled, ..slot.item.clone() })).collect()
+    }
+
     /// Forgets a piece of work whose object is gone. Answers which hospitals' lists changed.
     pub fn remove(&mut self, uid: &str) -> BTreeSet<SiteName> {
         self.acknowledged.remove(uid);

@@ -1,17 +1,15 @@
 //! Watching the API server into caches, and saying what a change concerns.
 
-use std::collections::HashSet;
-use std::fmt::Debug;
-use std::hash::Hash;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use consilium_crds::{Kind, Unread, Watched};
 use futures::StreamExt;
-use kube::core::DeserializeGuard;
+use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 /// What happened to one object.
@@ -22,88 +20,129 @@ pub enum Change<K> {
     Gone(Arc<K>),
 }
 
+/// What a watch brings.
+pub enum Seen<K> {
+    /// An object that was read.
+    Read(Change<K>),
+    /// An object that is there and cannot be read; the cache shows nothing of it, and nothing of what it was before.
+    Unread(Unread),
+    /// An object that could not be read is gone.
+    UnreadGone(Unread),
+    /// So many objects cannot be read.
+    Count(usize),
+}
+
 /// Keeps a cache current until `shutdown`, and calls `on` after the cache shows each change.
-///
-/// An object that does not parse (written by another version of the schema) is logged and left out: it must not
-/// stop the watch of all others.
-pub async fn follow<K>(
-    api: Api<DeserializeGuard<K>>,
+pub async fn follow<K: Kind>(
+    api: Api<Watched<K>>,
     config: watcher::Config,
-    mut writer: Writer<K>,
-    mut on: impl FnMut(Change<K>) + Send,
+    writer: Writer<K>,
+    mut on: impl FnMut(Seen<K>) + Send,
     shutdown: CancellationToken,
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Eq + Hash + Clone,
-{
-    let reader = writer.as_reader();
+) {
     let events = watcher(api, config).default_backoff().take_until(shutdown.cancelled_owned());
     let mut events = std::pin::pin!(events);
-    // What the cache held before it was listed anew: a watch that was broken has missed what was deleted meanwhile.
-    let mut before: Vec<Arc<K>> = Vec::new();
+    let mut sorter = Sorter { reader: writer.as_reader(), writer, unread: BTreeMap::new(), before: Vec::new() };
     while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
+        match event {
+            Ok(event) => sorter.take(event).into_iter().for_each(&mut on),
             Err(error) => {
                 tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it is taken up again");
-                continue;
+            }
+        }
+    }
+}
+
+/// Sorts what was read into the cache, and keeps what was not apart, by UID.
+struct Sorter<K: Kind> {
+    reader: Store<K>,
+    writer: Writer<K>,
+    unread: BTreeMap<String, Unread>,
+    /// What the cache held before it was listed anew: a watch that was broken has missed what was deleted meanwhile.
+    before: Vec<Arc<K>>,
+}
+
+impl<K: Kind> Sorter<K> {
+    fn take(&mut self, event: Event<Watched<K>>) -> Vec<Seen<K>> {
+        let before = self.unread.len();
+        let mut seen = match event {
+            Event::Apply(Watched(Ok(object))) => {
+                self.unread.remove(uid(object.meta().uid.as_deref()));
+                self.writer.apply_watcher_event(&Event::Apply(object.clone()));
+                vec![Seen::Read(Change::Touched(Arc::new(object)))]
+            }
+            Event::Delete(Watched(Ok(object))) => {
+                self.unread.remove(uid(object.meta().uid.as_deref()));
+                self.writer.apply_watcher_event(&Event::Delete(object.clone()));
+                vec![Seen::Read(Change::Gone(Arc::new(object)))]
+            }
+            Event::Apply(Watched(Err(unread))) => {
+                self.drop_known(&unread);
+                self.keep(&unread);
+                vec![Seen::Unread(unread)]
+            }
+            Event::Delete(Watched(Err(unread))) => {
+                self.drop_known(&unread);
+                self.unread.remove(uid(unread.metadata.uid.as_deref()));
+                vec![Seen::UnreadGone(unread)]
+            }
+            Event::Init => {
+                self.unread.clear();
+                self.before = self.reader.state();
+                self.writer.apply_watcher_event(&Event::Init);
+                return Vec::new();
+            }
+            Event::InitApply(Watched(Ok(object))) => {
+                self.writer.apply_watcher_event(&Event::InitApply(object));
+                return Vec::new();
+            }
+            Event::InitApply(Watched(Err(unread))) => {
+                self.keep(&unread);
+                return Vec::new();
+            }
+            Event::InitDone => {
+                self.writer.apply_watcher_event(&Event::InitDone);
+                let now = self.reader.state();
+                let mut gone = missing(std::mem::take(&mut self.before), &now);
+                // One that can no longer be read is still there.
+                gone.retain(|object| !self.unread.contains_key(uid(object.meta().uid.as_deref())));
+                let read = now.into_iter().map(|object| Seen::Read(Change::Touched(object)));
+                let gone = gone.into_iter().map(|object| Seen::Read(Change::Gone(object)));
+                let unread = self.unread.values().cloned().map(Seen::Unread);
+                read.chain(gone).chain(unread).chain([Seen::Count(self.unread.len())]).collect()
             }
         };
-        let Some(event) = sift(event, &before) else { continue };
-        if matches!(event, Event::Init) {
-            before = reader.state();
+        if self.unread.len() != before {
+            seen.push(Seen::Count(self.unread.len()));
         }
-        writer.apply_watcher_event(&event);
-        match event {
-            Event::Apply(object) => on(Change::Touched(Arc::new(object))),
-            Event::Delete(object) => on(Change::Gone(Arc::new(object))),
-            Event::InitDone => {
-                reader.state().into_iter().for_each(|object| on(Change::Touched(object)));
-                let gone = missing(std::mem::take(&mut before), &reader.state());
-                gone.into_iter().for_each(|object| on(Change::Gone(object)));
-            }
-            Event::Init | Event::InitApply(_) => {}
+        seen
+    }
+
+    fn keep(&mut self, unread: &Unread) {
+        self.unread.insert(uid(unread.metadata.uid.as_deref()).to_owned(), unread.clone());
+    }
+
+    /// What it was before it was changed into something that cannot be read holds no more.
+    fn drop_known(&mut self, unread: &Unread) {
+        let name = unread.metadata.name.as_deref().unwrap_or_default();
+        let mut key = ObjectRef::<K>::new(name);
+        if let Some(namespace) = &unread.metadata.namespace {
+            key = key.within(namespace);
+        }
+        if let Some(known) = self.reader.get(&key) {
+            self.writer.apply_watcher_event(&Event::Delete(Arc::unwrap_or_clone(known)));
         }
     }
 }
 
 /// The objects that are not among those that there are now: another one of the same name is another object.
-fn missing<K: Resource<DynamicType = ()>>(before: Vec<Arc<K>>, now: &[Arc<K>]) -> Vec<Arc<K>> {
+fn missing<K: Kind>(before: Vec<Arc<K>>, now: &[Arc<K>]) -> Vec<Arc<K>> {
     let uids: HashSet<Option<&str>> = now.iter().map(|object| object.meta().uid.as_deref()).collect();
     before.into_iter().filter(|object| !uids.contains(&object.meta().uid.as_deref())).collect()
 }
 
-/// Leaves out what does not parse, and what only costs memory.
-///
-/// While all are listed anew, what was known before (`before`) stands in for one that no longer parses: it is not gone.
-fn sift<K: Resource<DynamicType = ()> + Clone>(
-    event: Event<DeserializeGuard<K>>,
-    before: &[Arc<K>],
-) -> Option<Event<K>> {
-    let keep = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(mut object) => {
-            object.managed_fields_mut().clear();
-            Some(object)
-        }
-        Err(invalid) => {
-            tracing::error!(
-                kind = %K::kind(&()),
-                namespace = invalid.metadata.namespace,
-                name = invalid.metadata.name,
-                error = invalid.error,
-                "an object does not fit the schema that this version knows and is left out; correct or delete it"
-            );
-            let known = before.iter().find(|known| known.meta().uid == invalid.metadata.uid);
-            known.map(|known| (**known).clone())
-        }
-    };
-    Some(match event {
-        Event::Apply(guard) => Event::Apply(keep(guard)?),
-        Event::Delete(guard) => Event::Delete(keep(guard)?),
-        Event::InitApply(guard) => Event::InitApply(keep(guard)?),
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-    })
+fn uid(uid: Option<&str>) -> &str {
+    uid.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -114,20 +153,51 @@ mod tests {
 
     use super::*;
 
-    fn guard(spec: serde_json::Value) -> DeserializeGuard<TrustSite> {
+    fn watched(name: &str, accepted: serde_json::Value) -> Watched<TrustSite> {
         let object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "TrustSite",
-            "metadata": {"name": "alder", "managedFields": [{"manager": "x"}]}, "spec": spec});
+            "metadata": {"name": name, "uid": name, "managedFields": [{"manager": "x"}]}, "spec": {"accepted": accepted}});
         serde_json::from_value(object).unwrap()
     }
 
-    /// One object of a foreign schema version must not blind the hub to all others.
+    fn told(seen: &[Seen<TrustSite>]) -> Vec<String> {
+        let name = |meta: &kube::api::ObjectMeta| meta.name.clone().unwrap_or_default();
+        let word = |seen: &Seen<TrustSite>| match seen {
+            Seen::Read(Change::Touched(site)) => format!("{} is", name(&site.metadata)),
+            Seen::Read(Change::Gone(site)) => format!("{} was", name(&site.metadata)),
+            Seen::Unread(unread) => format!("{}?", name(&unread.metadata)),
+            Seen::UnreadGone(unread) => format!("{}? was", name(&unread.metadata)),
+            Seen::Count(unread) => unread.to_string(),
+        };
+        seen.iter().map(word).collect()
+    }
+
+    /// One object that cannot be read must not blind the hub to all others, in the list and in the watch; and what it
+    /// was before somebody broke it must not be acted on for ever.
     #[test]
-    fn an_object_that_does_not_parse_is_left_out() {
-        assert!(sift(Event::InitApply(guard(json!({"accepted": "perhaps"}))), &[]).is_none());
-        let (reader, mut writer) = store::<TrustSite>();
-        writer.apply_watcher_event(&sift(Event::Apply(guard(json!({"accepted": true}))), &[]).unwrap());
-        let kept = &reader.state()[0];
-        assert!(kept.spec.accepted && kept.metadata.managed_fields.as_ref().is_none_or(Vec::is_empty));
+    fn an_object_that_does_not_parse_is_left_out_alone() {
+        let (reader, writer) = store::<TrustSite>();
+        let mut sorter = Sorter { reader: reader.clone(), writer, unread: BTreeMap::new(), before: Vec::new() };
+        let mut take = |event| told(&sorter.take(event));
+        let names = || {
+            let mut names: Vec<String> = reader.state().iter().filter_map(|s| s.metadata.name.clone()).collect();
+            names.sort();
+            names
+        };
+        for event in
+            [Event::Init, Event::InitApply(watched("a", json!(true))), Event::InitApply(watched("b", json!("?")))]
+        {
+            assert!(take(event).is_empty());
+        }
+        assert_eq!(take(Event::InitDone), ["a is", "b?", "1"]);
+        assert_eq!(names(), ["a"]);
+        assert_eq!(take(Event::Apply(watched("c", json!(true)))), ["c is"]);
+        assert_eq!(take(Event::Apply(watched("a", json!(3)))), ["a?", "2"]);
+        assert_eq!(names(), ["c"]);
+        assert_eq!(take(Event::Apply(watched("b", json!(false)))), ["b is", "1"]);
+        assert_eq!(take(Event::Delete(watched("a", json!(3)))), ["a? was", "0"]);
+        assert_eq!(take(Event::Delete(watched("b", json!(false)))), ["b was"]);
+        assert_eq!(names(), ["c"]);
+        assert!(reader.state()[0].metadata.managed_fields.is_none());
     }
 
     fn site(name: &str, uid: &str) -> Arc<TrustSite> {
@@ -148,14 +218,16 @@ mod tests {
         assert!(missing(before.clone(), &before).is_empty());
     }
 
-    /// One that can no longer be read is still there: what it asked for goes on until someone corrects or deletes it.
+    /// While all are listed anew: what was deleted is gone, and one that can no longer be read is there, and says so.
     #[test]
     fn an_object_that_no_longer_parses_is_not_gone() {
-        let mut invalid = guard(json!({"accepted": "perhaps"}));
-        if let Err(error) = &mut invalid.0 {
-            error.metadata.uid = Some("1".into());
+        let (reader, writer) = store::<TrustSite>();
+        let mut sorter = Sorter { reader, writer, unread: BTreeMap::new(), before: Vec::new() };
+        for name in ["a", "b"] {
+            sorter.take(Event::Apply(watched(name, json!(true))));
         }
-        let kept = sift(Event::InitApply(invalid), &[site("alder", "1")]);
-        assert!(matches!(kept, Some(Event::InitApply(site)) if site.metadata.uid.as_deref() == Some("1")));
+        sorter.take(Event::Init);
+        sorter.take(Event::InitApply(watched("a", json!("?"))));
+        assert_eq!(told(&sorter.take(Event::InitDone)), ["b was", "a?", "1", "1"]);
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use consilium_crds::{FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_crds::{
+    FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite, WrittenSpec,
+};
 use consilium_federation::assignment::Item;
 use consilium_federation::round::RoundState;
 use consilium_federation::{Digest, SiteName, StudyKey};
@@ -243,8 +245,9 @@ impl Context {
             return Ok(spec.clone());
         }
         let bytes = self.hub.store().get_object(digest).await.map_err(Error::store("reading the study's spec"))?;
-        let spec: FederatedStudySpec = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::Invalid(format!("object {digest} is not the spec of a study: {e}")))?;
+        let bad = |why: String| Error::Invalid(format!("object {digest} is not the spec of a study: {why}"));
+        let written = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        let spec = WrittenSpec::of(written).read().map_err(|e| bad(e.to_string()))?;
         let spec = Arc::new(spec);
         let mut specs = locked();
         // A bound, not a policy: the specs of live rounds come back by themselves.

@@ -21,6 +21,7 @@ pub mod study;
 #[cfg(test)]
 mod testing;
 pub mod trust_site;
+mod unread;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,13 +30,11 @@ use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,8 +43,8 @@ use crate::attempts::Inputs;
 use crate::metrics::Controller;
 use crate::store::StoreError;
 use book::Owner;
-use cache::Change;
-use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use cache::{Change, Seen};
+use consilium_crds::{FederatedStudy, Kind, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
 use context::{Caches, Context, Parts, Queues};
 use error::Error;
 use k8s_openapi::api::batch::v1::Job;
@@ -186,9 +185,9 @@ fn watch_all(context: &Arc<Context>, writers: Writers, shutdown: &CancellationTo
     start.follow(namespaced(client(), &context.settings.namespace), signed, rosters, fanout::roster);
 }
 
-fn namespaced<K>(client: Client, namespace: &str) -> Api<DeserializeGuard<K>>
+fn namespaced<K>(client: Client, namespace: &str) -> Api<Watched<K>>
 where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    K: Kind + Resource<Scope = kube::core::NamespaceResourceScope>,
 {
     Api::namespaced(client, namespace)
 }
@@ -200,17 +199,20 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    fn follow<K>(
+    fn follow<K: Kind>(
         &mut self,
-        api: Api<DeserializeGuard<K>>,
+        api: Api<Watched<K>>,
         config: watcher::Config,
         writer: Writer<K>,
         on: impl Fn(&Arc<Context>, Change<K>) + Send + 'static,
-    ) where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    {
+    ) {
         let context = self.context.clone();
-        let each = move |change| on(&context, change);
+        let each = move |seen| match seen {
+            Seen::Read(change) => on(&context, change),
+            Seen::Unread(unread) => unread::found::<K>(&context, unread),
+            Seen::UnreadGone(unread) => unread::gone(&context, &unread),
+            Seen::Count(unread) => context.metrics.unreadable(&K::kind(&()), unread),
+        };
         self.tasks.spawn(cache::follow(api, config, writer, each, self.shutdown.clone()));
     }
 

@@ -22,7 +22,7 @@ pub(super) const TILES_AT_ONCE: usize = 4;
 
 pub(super) fn run(root: &Root, args: &DataArgs, task: &TaskFile) -> Result<(), TrainerError> {
     expect_kind(task, TaskKind::Evaluate)?;
-    let config = TrainerConfig::of_study(&task.config)?;
+    let config = TrainerConfig::of_task(task)?;
     set_threads(args.threads);
     let folder = msd::unlabelled_cases(&args.data)?;
     let (cases, frame) = (folder.cases, Frame::default());

@@ -15,7 +15,7 @@ use crate::error::TrainerError;
 /// same model on a node with and without a GPU.
 pub(super) fn run(root: &Root, task: &TaskFile) -> Result<(), TrainerError> {
     expect_kind(task, TaskKind::Init)?;
-    let config = TrainerConfig::of_study(&task.config)?;
+    let config = TrainerConfig::of_task(task)?;
     let engine = Engine::new(&config, task.seed, Device::Cpu)?;
     let parameters = named_parameters(engine.store());
     save_weights(&parameters, &root.result("model.safetensors"))?;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use consilium_federation::output::{OutputKind, OutputSpec};
 use consilium_federation::task::{ClassScore, ScoreFile};
 use consilium_imaging::ScanError;
 use consilium_imaging::frame::shear;
@@ -43,13 +44,29 @@ pub(super) fn run_under_contract(
         wait_for_predictions(root, own, stop)?;
     }
     let (task, _) = own.task()?;
-    let classes = TrainerConfig::parse(&task.config)?.network().classes;
+    let classes = match &task.output {
+        Some(output) => values(output)?,
+        // Without it only this trainer's own config says how many there are.
+        None => TrainerConfig::parse(&task.config)?.network().classes,
+    };
     let predictions = UntrustedFolder::open(&root.out()).and_then(|out| out.inner("predictions")).map_err(blame)?;
     let cases = score_folders(&predictions, &args.labels, classes)?;
     let out = own.out();
     fs::create_dir_all(&out).map_err(|e| TrainerError::file("made", &out, e))?;
     write_all(&own.result("score.json"), args.details.as_deref(), cases)?;
     own.finish(vec!["score.json".to_owned()])
+}
+
+/// Values of a voxel, of a study that says what its model answers, whatever made the model.
+fn values(output: &OutputSpec) -> Result<u8, TrainerError> {
+    output.check().map_err(TrainerError::Config)?;
+    match output.kind {
+        // At most MAX_CLASSES and the background.
+        OutputKind::Segmentation => Ok(u8::try_from(output.values()).unwrap_or(u8::MAX)),
+        OutputKind::Classification => Err(TrainerError::Config(
+            "spec.output.kind is Classification: the platform's evaluator scores segmentations alone; take the gate out of the study".into(),
+        )),
+    }
 }
 
 /// The trainer runs beside this in another container of the pod; its MANIFEST, or the courier's FAILED, ends the wait.

@@ -30,7 +30,7 @@ pub(super) fn run(
     stop: &Arc<AtomicBool>,
 ) -> Result<(), TrainerError> {
     expect_kind(&task, TaskKind::Train)?;
-    let config = TrainerConfig::of_study(&task.config)?;
+    let config = TrainerConfig::of_task(&task)?;
     set_threads(args.data.threads);
     let began = Instant::now();
     let (folder, frame) = (labelled_cases(&args.data.data)?, Frame::default());

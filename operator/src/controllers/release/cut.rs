@@ -36,6 +36,7 @@ pub fn cut(round: &TrainingRound, spec: &FederatedStudySpec, key: &SigningKey) -
         base_model: round.spec.base_model,
         trainer_image: spec.trainer.image.clone(),
         config: spec.trainer.config.clone(),
+        output: spec.output.clone(),
         contributors: state.contributor_names(),
         dice: gate.global.clone().ok_or_else(|| lacks("a global figure"))?,
         evidence: state.sites.iter().filter_map(evidence).collect(),

@@ -1,0 +1,191 @@
+//! Objects that this version cannot read: left out alone, told of where their owners look, and let go when they are
+//! deleted. Nothing here needs their spec.
+
+use std::sync::Arc;
+
+use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, UNREADABLE};
+use consilium_crds::{GROUP, Kind, Unread};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams, Request};
+use kube::runtime::events::{Event, EventType};
+use serde_json::{Value, json};
+
+use super::context::{Context, FINALIZER, MANAGER, ask};
+use super::error::{Class, Error, not_found, wait};
+use super::{fanout, trust_site};
+
+/// Times that the API is asked for one version of an object; after that, its next change or a restart asks again.
+const TRIES: u32 = 12;
+
+/// Looks after an object that is there and cannot be read. The cache has dropped what it knew of it.
+pub fn found<K: Kind>(context: &Arc<Context>, unread: Unread) {
+    tracing::error!(
+        kind = %K::kind(&()),
+        namespace = unread.metadata.namespace,
+        name = unread.metadata.name,
+        error = %unread.why,
+        "an object cannot be read and is left out, alone"
+    );
+    // A hospital whose TrustSite cannot be read may not call: whether it is accepted is not known.
+    trust_site::admit(context);
+    let context = context.clone();
+    tokio::spawn(async move {
+        for failures in 0..TRIES {
+            match turn::<K>(&context, &unread).await {
+                Ok(()) => return,
+                Err(error) => match error.class() {
+                    // Gone, or changed since: then the watch brings the newer one here.
+                    Class::Gone | Class::Conflict => return,
+                    class => {
+                        tracing::warn!(%error, "an object that cannot be read was not looked after");
+                        let Some(pause) = wait(class, failures, rand::random()) else { return };
+                        tokio::time::sleep(pause).await;
+                    }
+                },
+            }
+        }
+    });
+}
+
+/// Forgets an object that could not be read and is gone, and what hung on it.
+pub fn gone(context: &Arc<Context>, unread: &Unread) {
+    let uid = unread.metadata.uid.clone().unwrap_or_default();
+    for round in context.caches.rounds.state_filter(|round| round.spec.study_uid == uid) {
+        ask(&context.queues.rounds, kube::runtime::reflector::ObjectRef::from_obj(&*round));
+    }
+    context.delivered.forget(&uid);
+    context.forget_round(&uid);
+    trust_site::admit(context);
+    fanout::sweep(context);
+}
+
+async fn turn<K: Kind>(context: &Context, unread: &Unread) -> Result<(), Error> {
+    if let Some(finalizers) = without_ours(unread) {
+        return let_go::<K>(context, unread, &finalizers).await;
+    }
+    if unread.metadata.deletion_timestamp.is_some() || K::group(&()) != GROUP {
+        return Ok(());
+    }
+    let wanted =
+        conditions(unread, K::kind(&()) == "FederatedStudy" || K::kind(&()) == "ModelPromotion", context.now());
+    if wanted == unread.conditions {
+        return Ok(());
+    }
+    let patch =
+        json!({"metadata": {"resourceVersion": unread.metadata.resource_version}, "status": {"conditions": wanted}});
+    send::<K>(context, unread, Some("status"), &patch).await.map_err(Error::kube("writing the status"))?;
+    let event = Event {
+        type_: EventType::Warning,
+        reason: UNREADABLE.into(),
+        note: Some(unread.why.to_string().chars().take(250).collect()),
+        action: UNREADABLE.into(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &reference::<K>(unread)).await {
+        tracing::warn!(%error, "an Event was not recorded");
+    }
+    Ok(())
+}
+
+/// Its finalizers without the operator's, when it is being deleted and the operator's holds it.
+fn without_ours(unread: &Unread) -> Option<Vec<&str>> {
+    unread.metadata.deletion_timestamp.as_ref()?;
+    let all = unread.metadata.finalizers.as_ref()?;
+    all.iter().any(|f| f == FINALIZER).then(|| all.iter().map(String::as_str).filter(|f| *f != FINALIZER).collect())
+}
+
+/// Tells the hospitals that were given work for it to stop, durably, and takes the finalizer off.
+async fn let_go<K: Kind>(context: &Context, unread: &Unread, finalizers: &[&str]) -> Result<(), Error> {
+    let uid = unread.metadata.uid.clone().unwrap_or_default();
+    let tombstones = context.book().tombstones(&uid);
+    context.bury(tombstones).await?;
+    let patch = json!({"metadata": {"resourceVersion": unread.metadata.resource_version, "finalizers": finalizers}});
+    match send::<K>(context, unread, None, &patch).await {
+        Err(error) if !not_found(&error) => Err(Error::kube("removing the finalizer")(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn conditions(unread: &Unread, accepts: bool, now: Timestamp) -> Vec<Condition> {
+    let words = unread.why.to_string();
+    let mut conditions = Conditions::of_unread(&unread.conditions, unread.metadata.generation, now);
+    conditions.set(READY, false, UNREADABLE, &words).set(STALLED, true, UNREADABLE, &words).clear(RECONCILING);
+    if accepts {
+        conditions.set(ACCEPTED, false, UNREADABLE, &words);
+    }
+    conditions.into_list()
+}
+
+/// Sends a patch, and reads nothing of the object that comes back: it cannot be read.
+async fn send<K: Kind>(
+    context: &Context,
+    unread: &Unread,
+    subresource: Option<&str>,
+    patch: &Value,
+) -> Result<(), kube::Error> {
+    let name = unread.metadata.name.as_deref().unwrap_or_default();
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let request = Request::new(K::url_path(&(), unread.metadata.namespace.as_deref()));
+    let patch = Patch::Merge(patch);
+    let request = match subresource {
+        Some(subresource) => request.patch_subresource(subresource, name, &params, &patch),
+        None => request.patch(name, &params, &patch),
+    };
+    context.client.request_text(request.map_err(kube::Error::BuildRequest)?).await.map(drop)
+}
+
+fn reference<K: Kind>(unread: &Unread) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
+        name: unread.metadata.name.clone(),
+        namespace: unread.metadata.namespace.clone(),
+        uid: unread.metadata.uid.clone(),
+        resource_version: unread.metadata.resource_version.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_crds::Unreadable;
+    use consilium_crds::conditions::status_of;
+
+    use super::*;
+
+    fn unread(meta: Value) -> Unread {
+        Unread {
+            metadata: serde_json::from_value(meta).unwrap(),
+            conditions: Vec::new(),
+            why: Unreadable::Unknown { field: "spec.privacy".into() },
+        }
+    }
+
+    /// GitOps and people look at Ready; a write on each look would bring the next look, for ever.
+    #[test]
+    fn its_owner_reads_why_and_it_is_written_once() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut object = unread(json!({"name": "a", "generation": 3}));
+        let first = conditions(&object, true, at(10));
+        assert_eq!(
+            ["Accepted", "Ready", "Stalled"].map(|t| status_of(&first, t)),
+            [Some("False"), Some("False"), Some("True")]
+        );
+        assert!(first.iter().all(|c| c.message.contains("spec.privacy") && c.observed_generation == Some(3)));
+        object.conditions = first.clone();
+        assert_eq!(conditions(&object, true, at(20)), first);
+    }
+
+    /// An object that cannot be read must not hang for ever; another's finalizer is not ours to take.
+    #[test]
+    fn only_our_finalizer_is_taken_and_only_on_deletion() {
+        let finalizers = json!(["other/x", FINALIZER]);
+        assert_eq!(without_ours(&unread(json!({"finalizers": finalizers}))), None);
+        let going = json!({"finalizers": finalizers, "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(without_ours(&unread(going)), Some(vec!["other/x"]));
+        let others = json!({"finalizers": ["other/x"], "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(without_ours(&unread(others)), None);
+    }
+}
