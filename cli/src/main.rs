@@ -23,6 +23,7 @@ mod status;
 mod stop;
 mod table;
 mod text;
+mod yaml;
 
 use error::Result;
 

@@ -2,24 +2,28 @@
 
 use std::{fs, path::Path};
 
-use consilium_crds::{FederatedStudy, ModelRelease, SitePolicy};
+use consilium_crds::{FederatedStudy, Kind as _, ModelRelease, SitePolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{CliError, Result};
+use crate::yaml;
 
-/// A FederatedStudy from a file. Words that kubectl would read otherwise are pointed out on standard error: the hub would
-/// have another digest.
+/// A FederatedStudy from a file, as kubectl sends it: its digest is the hub's.
 pub fn study(path: &Path) -> Result<FederatedStudy> {
-    let text = text(path)?;
-    for (line, word) in ambiguous(&text) {
-        eprintln!(
-            "note: {}, line {line}: {word} without quotes is a truth value to kubectl, Argo CD and Flux, and a text here, so \
-             that the digest at the hub can be another: write \"{word}\", or true or false",
-            path.display()
-        );
+    parse_study(&text(path)?, path)
+}
+
+fn parse_study(text: &str, path: &Path) -> Result<FederatedStudy> {
+    const EXPECTED: &str = "FederatedStudy";
+    let fault = |problem: String| CliError::Object { path: path.into(), expected: EXPECTED, problem };
+    let mut tree = yaml::as_sent(text).map_err(fault)?;
+    kind(&tree, path, EXPECTED)?;
+    if let Some(fields) = tree.as_object_mut() {
+        // What the hub says of it is not asked for here, and may be of a later version.
+        fields.remove("status");
     }
-    parse(&text, path, "FederatedStudy")
+    FederatedStudy::read(tree).map_err(|unreadable| fault(unreadable.to_string()))
 }
 
 /// A ModelRelease from a file.
@@ -40,50 +44,22 @@ fn text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| CliError::Io { path: path.into(), source })
 }
 
-/// Plain words that YAML 1.1 reads as true or false, and YAML 1.2 as text, with their lines. A look at the text and no
-/// parser: it can find one too many in a text of several lines.
-fn ambiguous(text: &str) -> Vec<(usize, &str)> {
-    let mut found = Vec::new();
-    for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with('#')) {
-        let code = line.split(" #").next().unwrap_or(line);
-        for piece in code.split([',', '[', ']', '{', '}']).flat_map(|piece| piece.split(": ")) {
-            let word = piece.trim().trim_start_matches("- ").trim_end_matches(':').trim();
-            if matches!(word.to_lowercase().as_str(), "y" | "n" | "yes" | "no" | "on" | "off") {
-                found.push((n + 1, word));
-            }
-        }
-    }
-    found
-}
-
-/// Whole numbers as the API server stores them: `1.0` reaches the hub as `1`.
-fn store_like(tree: &mut Value) {
-    match tree {
-        Value::Number(number) if number.is_f64() => {
-            let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9.2e18);
-            if let Some(whole) = whole {
-                *tree = Value::from(whole as i64);
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(store_like),
-        Value::Object(fields) => fields.values_mut().for_each(store_like),
-        _ => {}
-    }
-}
-
 fn parse<T: DeserializeOwned>(text: &str, path: &Path, expected: &'static str) -> Result<T> {
     let fault = |problem: String| CliError::Object { path: path.into(), expected, problem };
     // JSON is YAML too.
-    let mut tree: Value = serde_yaml_ng::from_str(text).map_err(|error| fault(error.to_string()))?;
-    store_like(&mut tree);
+    let tree: Value = serde_yaml_ng::from_str(text).map_err(|error| fault(error.to_string()))?;
+    kind(&tree, path, expected)?;
+    serde_json::from_value(tree).map_err(|error| fault(error.to_string()))
+}
+
+fn kind(tree: &Value, path: &Path, expected: &'static str) -> Result<()> {
     match tree["kind"].as_str() {
-        Some(kind) if kind == expected => {}
+        Some(kind) if kind == expected => Ok(()),
         found => {
             let found = found.unwrap_or("document without a kind").to_owned();
-            return Err(CliError::Kind { path: path.into(), expected, found });
+            Err(CliError::Kind { path: path.into(), expected, found })
         }
     }
-    serde_json::from_value(tree).map_err(|error| fault(error.to_string()))
 }
 
 #[cfg(test)]
@@ -103,22 +79,28 @@ mod tests {
         assert!(error.to_string().contains("metadata"), "{error}");
     }
 
-    /// A hospital that computes the digest from the researcher's file must get the hub's.
+    /// A hospital that computes the digest from the researcher's file must get the hub's, whatever was left out.
     #[test]
     fn a_study_has_the_digest_that_the_hub_gives_it() {
         let text = include_str!("../../examples/hippocampus/study.yaml");
-        let digest = |rate: &str| {
-            let text = text.replace("\"0.002\"", rate);
-            parse::<FederatedStudy>(&text, Path::new("x.yaml"), "FederatedStudy").unwrap().spec.digest()
-        };
+        let parse = |text: &str| parse_study(text, Path::new("x.yaml"));
+        let digest = |rate: &str| parse(&text.replace("\"0.002\"", rate)).unwrap().spec.digest();
         assert_eq!(digest("1.0"), digest("1"));
         assert_ne!(digest("1.5"), digest("1"));
+        let sites = text.replace("    - name: alder\n", "    - name: alder\n      required: false\n");
+        assert_eq!(parse(&sites).unwrap().spec.digest(), parse(text).unwrap().spec.digest());
     }
 
-    /// `mirror: [x, y]` reaches the hub as `["x", true]`; who computes the digest of the file is told.
+    /// The hub has one digest of a word, and a hospital that is given another never takes part: so there is none.
     #[test]
-    fn words_that_kubectl_reads_otherwise_are_found() {
-        let text = "# y: no\nmirror: [x, y]\nquoted: [\"y\", 'no']\non: Off # yes\n- No\ntext: turn on\nname: yes\n";
-        assert_eq!(ambiguous(text), [(2, "y"), (4, "on"), (4, "Off"), (5, "No"), (7, "yes")]);
+    fn what_is_read_in_two_ways_is_refused_with_its_line() {
+        let text = include_str!("../../examples/hippocampus/study.yaml").replace("\"0.002\"", "010");
+        let line = 1 + text.lines().position(|line| line.contains("010")).unwrap();
+        let error = parse_study(&text, Path::new("x.yaml")).unwrap_err().to_string();
+        assert!(error.contains(&format!("line {line}: 010 without quotes")), "{error}");
+        let later = include_str!("../../examples/hippocampus/study.yaml")
+            .replace("  initialModel:", "  privacy: {}\n  initialModel:");
+        let error = parse_study(&later, Path::new("x.yaml")).unwrap_err().to_string();
+        assert!(error.contains("spec.privacy") && error.contains("update"), "{error}");
     }
 }
