@@ -15,6 +15,7 @@ mod assignment;
 mod report;
 mod text;
 
+pub use report::read_report;
 pub use text::WireError;
 
 /// The largest message that either side accepts: a full chunk and its envelope.

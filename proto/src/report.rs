@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use consilium_federation::gate::CaseSums;
-use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RoundReport};
-use consilium_federation::task::{ClassScore, ScoreFile};
+use consilium_federation::gate::{CaseSums, Vote};
+use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
+use consilium_federation::round::SiteReason;
+use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
 
 use crate::text::{WireError, digests, optional, read, spell, uid};
 use crate::v1;
@@ -74,6 +75,39 @@ impl From<&Evaluation> for v1::Evaluation {
             published: e.published.as_ref().map(score),
         }
     }
+}
+
+/// Reads a report; answers with it how many words in it were not understood. An agent may be a version ahead: a reason
+/// that is not known here is one of waiting ([`SiteReason::Offered`], [`RolloutReason::RollingOut`]), so that the part
+/// still counts as listed; a part of a kind that is not known, and a vote, are left out.
+///
+/// # Errors
+/// What no version would write. Nothing of the report is used.
+pub fn read_report(mut r: v1::ReportRequest) -> Result<(Report, usize), WireError> {
+    let mut unknown = 0;
+    let known = |kind: &str| read::<TaskKind>("rounds.kind", kind).is_ok();
+    let entries = r.rounds.len();
+    if entries <= MAX_ENTRIES {
+        r.rounds.retain(|round| known(&round.kind));
+        unknown += entries - r.rounds.len();
+    }
+    for round in &mut r.rounds {
+        if read::<SiteReason>("rounds.reason", &round.reason).is_err() {
+            round.reason = spell(SiteReason::Offered);
+            unknown += 1;
+        }
+        if round.evaluation.as_ref().is_some_and(|e| read::<Vote>("evaluation.vote", &e.vote).is_err()) {
+            round.evaluation = None;
+            unknown += 1;
+        }
+    }
+    for deployment in &mut r.deployments {
+        if read::<RolloutReason>("deployments.reason", &deployment.reason).is_err() {
+            deployment.reason = spell(RolloutReason::RollingOut);
+            unknown += 1;
+        }
+    }
+    Ok((r.try_into()?, unknown))
 }
 
 impl TryFrom<v1::ReportRequest> for Report {

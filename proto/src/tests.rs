@@ -6,8 +6,9 @@ use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, 
 use consilium_federation::round::{ProtocolStep, SiteReason};
 use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
+use prost::Message as _;
 
-use crate::v1;
+use crate::{read_report, v1};
 
 fn assignment() -> Assignment {
     let round = RoundWork {
@@ -54,15 +55,14 @@ fn an_assignment_survives_the_wire() {
     assert_eq!(Assignment::try_from(v1::Assignment::from(&assignment())).unwrap(), assignment());
 }
 
-#[test]
-fn a_report_survives_the_wire() {
+fn report() -> Report {
     let class = ClassScore { label: 1, dice: 0.9, hd95_mm: Some(1.5), assd_mm: None };
     let evaluation = Evaluation {
         vote: Vote::Pass,
         sums: Some(CaseSums { cases: 10, dice: 9.0 }),
         published: Some(ScoreFile { cases: 10, classes: vec![class] }),
     };
-    let report = Report {
+    Report {
         hub_epoch: "e".into(),
         revision: 7,
         agent_version: "0.1.0".into(),
@@ -81,8 +81,119 @@ fn a_report_survives_the_wire() {
             serving: Some(Digest::of(b"model")),
             message: None,
         }],
+    }
+}
+
+#[test]
+fn a_report_survives_the_wire() {
+    assert_eq!(Report::try_from(v1::ReportRequest::from(&report())).unwrap(), report());
+}
+
+/// One of each message, as this version writes it.
+fn transcript() -> Vec<(&'static str, Vec<u8>)> {
+    let end = LedgerEnd { entries: 9, head: Digest::of(b"head") };
+    let digest = Digest::of(b"object").to_string();
+    let (round_uid, attempt) = ("a-1".to_owned(), 2);
+    let chunks = vec![vec![7; 32].into(), vec![8; 32].into()];
+    vec![
+        ("WatchRequest", v1::WatchRequest { agent_version: "0.1.0".into() }.encode_to_vec()),
+        ("Assignment", v1::Assignment::from(&assignment()).encode_to_vec()),
+        ("ReportRequest", v1::ReportRequest::from(&report()).encode_to_vec()),
+        ("ReportReply", v1::ReportReply { ledger: Some((&end).into()), signature: vec![1; 64].into() }.encode_to_vec()),
+        ("GetObjectRequest", v1::GetObjectRequest { digest }.encode_to_vec()),
+        ("GetObjectReply", v1::GetObjectReply { content: b"object".to_vec().into() }.encode_to_vec()),
+        (
+            "BeginUploadRequest",
+            v1::BeginUploadRequest { round_uid: round_uid.clone(), attempt, chunks, manifest: vec![3; 5].into() }
+                .encode_to_vec(),
+        ),
+        ("BeginUploadReply", v1::BeginUploadReply { missing: vec![0, 300] }.encode_to_vec()),
+        (
+            "PutChunkRequest",
+            v1::PutChunkRequest { round_uid: round_uid.clone(), attempt, index: 1, content: vec![4; 6].into() }
+                .encode_to_vec(),
+        ),
+        ("PutChunkReply", v1::PutChunkReply { complete: true }.encode_to_vec()),
+        (
+            "PutMessageRequest",
+            v1::PutMessageRequest { round_uid, attempt, step: "Advertise".into(), content: vec![5; 7].into() }
+                .encode_to_vec(),
+        ),
+        ("PutMessageReply", v1::PutMessageReply {}.encode_to_vec()),
+    ]
+}
+
+fn golden() -> Vec<(&'static str, Vec<u8>)> {
+    let hex =
+        |text: &str| (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect();
+    let lines = include_str!("../testdata/wire-2026-11.txt").lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).map(|(name, text)| (name, hex(text))).collect()
+}
+
+/// Hub and hospital are never updated on one day. What the other writes, a version before, is in the tree; whoever
+/// changes a number or a type of the wire reads here whom it parts.
+#[test]
+fn the_wire_of_november_2026_is_written_and_read() {
+    let show = |all: Vec<(&str, Vec<u8>)>| {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        all.iter()
+            .map(|(name, bytes)| format!("{name} {}", hex(bytes)).trim_end().to_owned())
+            .collect::<Vec<_>>()
+            .join("\n")
     };
-    assert_eq!(Report::try_from(v1::ReportRequest::from(&report)).unwrap(), report);
+    assert_eq!(show(transcript()), show(golden()));
+    let golden = golden();
+    let bytes = |name: &str| golden.iter().find(|(n, _)| *n == name).unwrap().1.clone();
+    let read = Assignment::try_from(v1::Assignment::decode(&*bytes("Assignment")).unwrap()).unwrap();
+    assert_eq!(read, assignment());
+    assert_eq!(Report::try_from(v1::ReportRequest::decode(&*bytes("ReportRequest")).unwrap()).unwrap(), report());
+}
+
+/// The other side is a version ahead: what it adds is passed over, and an item of a new kind is refused alone.
+#[test]
+fn what_a_later_version_adds_is_passed_over() {
+    // Field 99, a text.
+    let later = |mut bytes: Vec<u8>| {
+        bytes.extend([0x9a, 0x06, 0x03, b'n', b'e', b'w']);
+        bytes
+    };
+    for (name, bytes) in golden() {
+        let bytes = later(bytes);
+        match name {
+            "Assignment" => {
+                let read = v1::Assignment::decode(&*bytes).unwrap();
+                assert_eq!(Assignment::try_from(read).unwrap(), assignment());
+            }
+            "ReportRequest" => {
+                let read = v1::ReportRequest::decode(&*bytes).unwrap();
+                assert_eq!(Report::try_from(read).unwrap(), report());
+            }
+            _ => {}
+        }
+    }
+    // An item whose work is field 9, of a kind that is not known here.
+    let mut item = v1::Item { uid: "c-3".into(), state: "Active".into(), work: None }.encode_to_vec();
+    item.extend([0x4a, 0x00]);
+    let item = v1::Item::decode(&*item).unwrap();
+    assert_eq!(Item::try_from(item).unwrap_err().field, "items.work");
+}
+
+/// An agent that was updated first says a reason that this hub does not know: that hospital waits, and neither its other
+/// parts nor its models fall silent, which would look as if it had let go of them.
+#[test]
+fn a_reason_that_is_not_known_is_one_of_waiting() {
+    let mut wire = v1::ReportRequest::from(&report());
+    wire.rounds.push(v1::RoundReport { reason: "AwaitingMoon".into(), uid: "c-3".into(), ..wire.rounds[0].clone() });
+    wire.rounds.push(v1::RoundReport { kind: "Distil".into(), uid: "d-4".into(), ..wire.rounds[0].clone() });
+    wire.deployments[0].reason = "Warming".into();
+    if let Some(evaluation) = &mut wire.rounds[0].evaluation {
+        evaluation.vote = "Perhaps".into();
+    }
+    let (read, unknown) = read_report(wire).unwrap();
+    let parts: Vec<_> = read.rounds.iter().map(|r| (r.uid.as_str(), r.reason, r.evaluation.is_some())).collect();
+    assert_eq!(parts, [("a-1", SiteReason::Evaluated, false), ("c-3", SiteReason::Offered, true)]);
+    assert_eq!((read.deployments[0].reason, unknown), (RolloutReason::RollingOut, 4));
+    assert_eq!(read_report(v1::ReportRequest::from(&report())).unwrap(), (report(), 0));
 }
 
 /// A hostile hub or hospital must not get past the parser with values that the types forbid.

@@ -148,10 +148,11 @@ fn explain(link: &Link, status: &tonic::Status) -> Ended {
 
 fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
     touch(ctx);
-    let Some(offered) = read(message) else {
+    let Some((offered, left_out)) = read(message) else {
         ctx.metrics.assignments.with_label_values(&["unreadable"]).inc();
         return Ok(());
     };
+    ctx.metrics.items_left_out.inc_by(left_out as u64);
     let revision = offered.revision;
     let verdict = ctx.state.accept(offered, ctx.now())?;
     let label = match verdict {
@@ -179,7 +180,7 @@ fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), State
 
 /// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
 /// never a cancellation.
-fn read(message: v1::Assignment) -> Option<Assignment> {
+fn read(message: v1::Assignment) -> Option<(Assignment, usize)> {
     let v1::Assignment { hub_epoch, revision, items, rosters } = message;
     if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
         tracing::error!(
@@ -196,6 +197,7 @@ fn read(message: v1::Assignment) -> Option<Assignment> {
         return None;
     }
     let mut parsed: Vec<Item> = Vec::with_capacity(items.len());
+    let mut left_out = 0;
     for item in items {
         match Item::try_from(item) {
             Ok(item) if parsed.iter().any(|known| known.uid == item.uid) => {
@@ -203,10 +205,11 @@ fn read(message: v1::Assignment) -> Option<Assignment> {
             }
             Ok(item) => parsed.push(item),
             Err(error) => {
-                tracing::error!(%error, "an item of the hub makes no sense here and is left out; update the agent")
+                tracing::error!(%error, "an item of the hub makes no sense here and is left out; update the agent");
+                left_out += 1;
             }
         }
     }
     let rosters = rosters.iter().filter_map(|text| text.parse().ok()).take(OFFERED_ROSTERS).collect();
-    Some(Assignment { hub_epoch, revision, rosters, items: parsed })
+    Some((Assignment { hub_epoch, revision, rosters, items: parsed }, left_out))
 }

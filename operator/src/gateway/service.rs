@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use consilium_crds::study::EVALUATION_ELEMENTS;
 use consilium_federation::assignment::{Assignment, RoundWork};
-use consilium_federation::report::Report;
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
-use consilium_proto::v1;
 use consilium_proto::v1::hub_server::Hub as HubService;
+use consilium_proto::{read_report, v1};
 use consilium_secagg::hub::HubError;
 use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::layout::Layout;
@@ -190,7 +189,8 @@ impl Gateway {
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
         let site = self.site(&request)?;
-        let report = Report::try_from(request.into_inner())?;
+        let (report, unknown) = read_report(request.into_inner())?;
+        self.metrics.not_understood(unknown);
         let shown = report.ledger;
         // Heard before anything is written: a full volume must not keep a hospital's no from being heard.
         self.hub.put_report(&site, report, (self.clock)());
