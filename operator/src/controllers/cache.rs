@@ -228,6 +228,6 @@ mod tests {
         }
         sorter.take(Event::Init);
         sorter.take(Event::InitApply(watched("a", json!("?"))));
-        assert_eq!(told(&sorter.take(Event::InitDone)), ["b was", "a?", "1", "1"]);
+        assert_eq!(told(&sorter.take(Event::InitDone)), ["b was", "a?", "1"]);
     }
 }
