@@ -4,7 +4,7 @@
 //! this version does not know; only the fields that could be left out in the first version of the API are filled in,
 //! and its empty values taken out, by two tables that are frozen. A field that comes later is optional and absent by
 //! default, and so changes no digest of a spec that does not use it. Two versions of the program therefore agree on
-//! the digest of every spec; the older one refuses a spec that it does not understand in full (ADR 11).
+//! the digest of every spec; the older one refuses a spec that it does not understand in full (ADR 12).
 
 use consilium_federation::Digest;
 use consilium_federation::canonical::canonical;
