@@ -1,8 +1,8 @@
 //! What a study's model answers: the typed `spec.output`, which the evaluator and the inference server read in place of
 //! a trainer's own configuration.
 //!
-//! It travels study → round → `task.json` → release as it was written. Whatever is left out is not known, and then
-//! nothing is brought to it.
+//! It travels study → round → `task.json` → release as it was written. Whatever is left out is not known; scans are then
+//! brought to `RAS`, and taken in the spacing that they have.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,11 +26,11 @@ pub struct OutputSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(inner(range(min = 1, max = 1024)), extend("x-kubernetes-list-type" = "atomic"))]
     pub shape: Option<[u32; 3]>,
-    /// Millimetres from voxel to voxel along x, y and z, after orientation. A scan is brought to it, and its mask back.
+    /// Millimetres from voxel to voxel along x, y and z, after orientation. A scan of another spacing is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub spacing: Option<[Millimetres; 3]>,
-    /// Where x, y and z lead, for example `RAS`. A scan is brought to it, and its mask back.
+    /// Where x, y and z lead, `RAS` where nothing stands here. A scan is brought to it, and its mask back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orientation: Option<Orientation>,
 }

@@ -139,8 +139,8 @@ async fn serve(args: &ServeArgs) -> ExitCode {
         Err(e) => return invalid(e),
     };
     let memory = limit(Path::new("/"));
-    let tile = match release.tile() {
-        Ok(tile) => tile,
+    let (tile, frame) = match release.tile().and_then(|tile| Ok((tile, release.frame()?))) {
+        Ok(both) => both,
         Err(e) => return invalid(e),
     };
     let bounds = match Bounds::of(memory, release.network().unet(), tile, args.max_voxels) {
@@ -156,7 +156,7 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     };
     tracing::info!(name = args.name, study = release.study, round = release.round, model = %release.model,
         device = ?device, threads = tch::get_num_threads(), memory, bounds = ?bounds, "verified and loaded");
-    match listen(args, segmenter, bounds, lease).await {
+    match listen(args, segmenter, bounds, frame, lease).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
@@ -184,13 +184,14 @@ async fn listen(
     args: &ServeArgs,
     segmenter: Segmenter,
     bounds: Bounds,
+    frame: Frame,
     lease: Lease,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let metrics = Metrics::new()?;
     let batcher = Batcher::start(segmenter, args.queue, bounds.canvas_voxels, metrics.clone())?;
     let version: String = args.model_digest.hex().chars().take(12).collect();
     let digest = args.model_digest.to_string();
-    let identity = Identity { name: args.name.clone(), version, digest, frame: Frame::default() };
+    let identity = Identity { name: args.name.clone(), version, digest, frame };
     let served = Served { identity, batcher, metrics, bounds, room: Room::new(bounds.room) };
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use consilium_federation::digest::Digest;
 use consilium_federation::model::{ModelError, ModelManifest, parse_safetensors_header};
 use consilium_federation::output::{OutputKind, OutputSpec};
+use consilium_imaging::frame::Frame;
+use consilium_imaging::place::Axes;
 use consilium_imaging::preprocess::divisible;
 use consilium_imaging::torch::{Network, Segmenter, UNet3d, WeightsError, load_weights};
 use serde::Deserialize;
@@ -116,6 +118,14 @@ impl Release {
         said.map(|shape| shape.map(|side| side as usize))
             .or(self.config.shape)
             .ok_or_else(|| ReleaseError::BadRelease("it has neither output.shape nor config.shape".into()))
+    }
+
+    /// How scans have to lie: what its output says, and `RAS` where that names no orientation.
+    pub fn frame(&self) -> Result<Frame, ReleaseError> {
+        let Some(output) = &self.output else { return Ok(Frame::default()) };
+        let axes = output.orientation.as_ref().map(|orientation| orientation.as_str().parse::<Axes>()).transpose();
+        let axes = axes.map_err(|e| ReleaseError::BadRelease(format!("output.{e}")))?;
+        Ok(Frame::new(axes, output.spacing_mm().map(|sides| sides.map(|side| side as f32))))
     }
 
     /// The network must answer what the release says.

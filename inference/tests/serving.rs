@@ -12,7 +12,6 @@ use axum::http::{Request, StatusCode};
 use axum::{Router, response::Response};
 use consilium_federation::digest::{Digest, canonical_json};
 use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_header};
-use consilium_imaging::frame::Frame;
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
 use consilium_inference::batcher::Batcher;
@@ -67,7 +66,8 @@ fn server(allowed: &Allowed) -> Router {
     let metrics = Metrics::new().unwrap();
     let batcher = Batcher::start(segmenter, 4, BOUNDS.canvas_voxels, metrics.clone()).unwrap();
     let digest = allowed.model.to_string();
-    let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest, frame: Frame::default() };
+    let frame = release.frame().unwrap();
+    let identity = Identity { name: "phantoms-r2".into(), version: "v".into(), digest, frame };
     router(Served { identity, batcher, metrics, bounds: BOUNDS, room: Room::new(BOUNDS.room) })
 }
 
@@ -136,6 +136,24 @@ fn a_release_for_another_network_is_refused() {
     spec["config"] = json!({ "network": NETWORK });
     let told = write_release(dir.path(), &spec, allowed.model);
     assert!(verify(&told).unwrap_err().to_string().contains("shape"));
+}
+
+/// A request has no header of a scan: a client that is not told how the model wants it shows it a mirrored patient.
+#[tokio::test]
+async fn a_model_says_how_scans_have_to_lie() {
+    let dir = TempDir::new().unwrap();
+    let allowed = release(dir.path());
+    let said = async |allowed: &Allowed| -> Value {
+        let answer = body(get(&server(allowed), "/v2/models/phantoms-r2/config").await).await;
+        serde_json::from_slice::<Value>(&answer).unwrap()["parameters"].clone()
+    };
+    assert_eq!(said(&allowed).await, json!({ "orientation": { "string_value": "RAS" } }));
+    let mut spec: Value = serde_json::from_slice(&fs::read(dir.path().join("release.json")).unwrap()).unwrap();
+    spec["output"] = json!({ "kind": "Segmentation", "classes": ["anterior", "posterior"], "orientation": "LPS",
+        "spacing": ["1", "1.5", "2"] });
+    let told = write_release(dir.path(), &spec, allowed.model);
+    let expected = json!({ "orientation": { "string_value": "LPS" }, "spacing": { "string_value": "1 1.5 2" } });
+    assert_eq!(said(&told).await, expected);
 }
 
 /// The pod must end with 42, so that the agent reports it once and does not restart it for ever.

@@ -68,17 +68,20 @@ impl Hospital {
         (trainer(&[&args[..], &["--hold-back", "2", "--threads", "1"]].concat()), out)
     }
 
-    /// A root with a task and, unless it makes the first one, a model.
-    fn root(&self, name: &str, kind: &str) -> PathBuf {
+    /// A root with a task of a study with this `spec.output` (or none) and, unless it makes the first one, a model.
+    fn root(&self, name: &str, kind: &str, output: &Value) -> PathBuf {
         let root = self.0.path().join(name);
         fs::create_dir_all(&root).unwrap();
         let mut config: Value = serde_json::from_str(CONFIG).unwrap();
         config["shape"] = json!([20, 16, 12]);
-        let task = json!({ "study": "research/phantoms", "round": 1, "rounds": 2, "kind": kind, "config": config,
+        let mut task = json!({ "study": "research/phantoms", "round": 1, "rounds": 2, "kind": kind, "config": config,
             "seed": 7, "dataSeed": 11 });
+        if !output.is_null() {
+            task["output"] = output.clone();
+        }
         fs::write(root.join("task.json"), task.to_string()).unwrap();
         if kind != "Init" {
-            let first = self.root(&format!("{name}-init"), "Init");
+            let first = self.root(&format!("{name}-init"), "Init", output);
             assert!(trainer(&["run", "--root", text(&first)]).status.success());
             fs::copy(first.join("out/model.safetensors"), root.join("model.safetensors")).unwrap();
         }
@@ -86,7 +89,11 @@ impl Hospital {
     }
 
     fn run(&self, name: &str, kind: &str, data: &str) -> (Output, PathBuf) {
-        let root = self.root(name, kind);
+        self.run_with(name, kind, data, &Value::Null)
+    }
+
+    fn run_with(&self, name: &str, kind: &str, data: &str, output: &Value) -> (Output, PathBuf) {
+        let root = self.root(name, kind, output);
         let output = trainer(&["run", "--root", text(&root), "--data", text(&self.part(data)), "--threads", "1"]);
         (output, root)
     }
@@ -107,6 +114,20 @@ fn an_update_does_not_depend_on_the_order_of_storage() {
         updates.push(fs::read(root.join("out/update.safetensors")).unwrap());
     }
     assert!(updates.iter().all(|update| *update == updates[0]));
+
+    // A study that names another order is trained in that one, whatever is stored; one that names a spacing takes no
+    // scan of another.
+    let mut output = json!({ "kind": "Segmentation", "classes": ["head", "tail"], "orientation": "LPI" });
+    let (ended, root) = hospital.run_with("named", "Train", "train", &output);
+    assert!(ended.status.success(), "{}", said(&ended));
+    let named = fs::read(root.join("out/update.safetensors")).unwrap();
+    assert!(!updates.contains(&named));
+    output["spacing"] = json!(["9", "9", "9"]);
+    for (kind, data) in [("Train", "train"), ("Evaluate", "eval")] {
+        let (ended, _) = hospital.run_with(&format!("spaced-{kind}"), kind, data, &output);
+        assert_eq!(ended.status.code(), Some(42));
+        assert!(said(&ended).contains("[9.0, 9.0, 9.0] mm is asked for"), "{}", said(&ended));
+    }
 }
 
 /// Predictions lie on the scan as the hospital stores it, and the evaluator compares them where they lie: the score of a

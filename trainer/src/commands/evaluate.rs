@@ -3,14 +3,14 @@
 use std::fs;
 
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
-use consilium_imaging::frame::{Frame, survey};
+use consilium_imaging::frame::survey;
 use consilium_imaging::msd;
 use consilium_imaging::nifti_file::{read_volume, write_mask};
 use consilium_imaging::torch::{Segmenter, load_weights};
 use consilium_imaging::{Mask, ScanError};
 use serde_json::json;
 
-use super::{device, expect_kind, log, set_threads, warn};
+use super::{device, expect_kind, frame_of, log, set_threads, warn};
 use crate::cli::DataArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
@@ -25,7 +25,7 @@ pub(super) fn run(root: &Root, args: &DataArgs, task: &TaskFile) -> Result<(), T
     let config = TrainerConfig::of_task(task)?;
     set_threads(args.threads);
     let folder = msd::unlabelled_cases(&args.data)?;
-    let (cases, frame) = (folder.cases, Frame::default());
+    let (cases, frame) = (folder.cases, frame_of(task)?);
     warn(&folder.notices);
     warn(&survey(cases.iter().map(|case| &case.image), &frame).notices);
     let device = device();

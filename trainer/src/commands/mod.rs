@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use consilium_federation::task::{TaskFile, TaskKind};
+use consilium_imaging::frame::Frame;
 use consilium_imaging::msd::CaseTable;
+use consilium_imaging::place::Axes;
 use serde_json::json;
 use tch::Device;
 
@@ -115,6 +117,14 @@ fn warn_without_table(data: &Path) -> Result<(), TrainerError> {
         );
     }
     Ok(())
+}
+
+/// Where a study's scans are brought to: what its `spec.output` says, and `RAS` where it names no orientation.
+fn frame_of(task: &TaskFile) -> Result<Frame, TrainerError> {
+    let Some(output) = &task.output else { return Ok(Frame::default()) };
+    let axes = output.orientation.as_ref().map(|orientation| orientation.as_str().parse::<Axes>()).transpose();
+    let spacing = output.spacing_mm().map(|sides| sides.map(|side| side as f32));
+    Ok(Frame::new(axes.map_err(|e| TrainerError::Config(format!("spec.output.{e}")))?, spacing))
 }
 
 /// Says what a person should know of a folder that is used all the same.

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use consilium_federation::digest::Digest;
 use consilium_federation::task::{Progress, TaskFile, TaskKind, TaskMetrics};
-use consilium_imaging::frame::{Frame, survey};
+use consilium_imaging::frame::survey;
 use consilium_imaging::msd::labelled_cases;
 use consilium_imaging::torch::{load_weights, named_parameters, save_weights};
 use serde_json::json;
 use tch::{Device, TchError, Tensor};
 
-use super::{device, device_name, expect_kind, log, set_threads, warn};
+use super::{device, device_name, expect_kind, frame_of, log, set_threads, warn};
 use crate::cli::TrainArgs;
 use crate::config::TrainerConfig;
 use crate::contract::{Root, write_json};
@@ -33,7 +33,7 @@ pub(super) fn run(
     let config = TrainerConfig::of_task(&task)?;
     set_threads(args.data.threads);
     let began = Instant::now();
-    let (folder, frame) = (labelled_cases(&args.data.data)?, Frame::default());
+    let (folder, frame) = (labelled_cases(&args.data.data)?, frame_of(&task)?);
     warn(&folder.notices);
     warn(&survey(folder.cases.iter().map(|case| &case.image), &frame).notices);
     folder.check_classes(config.network().classes)?;
