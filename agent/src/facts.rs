@@ -257,7 +257,7 @@ mod tests {
             facts.set_round(ready(uid));
             facts.set_upload(uid, TaskKind::Train, Some(UploadFact::Submitted));
             facts.set_decision(uid, TaskKind::Train, Barrier::Fetch, Decision::Allowed);
-            facts.set_release_decision(uid, ReleaseDecision::Allowed);
+            facts.set_release_decision(uid, ReleaseDecision::Withdrawn);
         }
         facts.retain_rounds(|uid| uid == "kept");
         facts.retain_models(|uid| uid == "kept");

@@ -312,13 +312,13 @@ impl Context {
             return Ok(());
         }
         let (allowed, message) = match decision {
-            ReleaseDecision::Allowed => (true, String::new()),
+            ReleaseDecision::Allowed(_) => (true, String::new()),
             ReleaseDecision::Withdrawn => (false, "the hub withdrew the promotion".to_owned()),
             ReleaseDecision::Refused { message, .. } => (false, message.clone()),
         };
         tracing::info!(release = work.release, stage = %work.stage, allowed, message, "release decision");
         let (subject, release, stage) = (uid.to_owned(), work.release.clone(), work.stage.to_string());
-        let before = self.facts.release_decision(uid) == Some(ReleaseDecision::Allowed);
+        let before = matches!(self.facts.release_decision(uid), Some(ReleaseDecision::Allowed(_)));
         self.keep(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, allowed, before)?;
         self.facts.set_release_decision(uid, decision.clone());
         Ok(())

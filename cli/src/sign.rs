@@ -218,7 +218,7 @@ mod tests {
             let evidence = release.spec.evidence_digest();
             decide(release.spec.model, evidence, stage, &printed, &keys, &[require(stage)], at.parse().unwrap())
         };
-        assert_eq!(judge(Stage::Shadow, NOW), Ok(()));
+        assert_eq!(judge(Stage::Shadow, NOW).map(|enough| enough.until), Ok(expiry));
         assert!(judge(Stage::Triage, NOW).is_err());
         assert!(judge(Stage::Shadow, "2026-08-31T12:00:01Z").is_err());
     }

@@ -1,5 +1,6 @@
 //! ModelDeployment: one model served at one stage in one hospital.
 
+use consilium_federation::approval::Approval;
 use consilium_federation::digest::Digest;
 use consilium_federation::ladder::Stage;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -22,7 +23,7 @@ use crate::schema;
     derive = "PartialEq",
     cel,
     validation = Rule::new("self.spec.model == oldSelf.spec.model && self.spec.release == oldSelf.spec.release && self.spec.releaseDigest == oldSelf.spec.releaseDigest && self.spec.promotionUID == oldSelf.spec.promotionUID")
-        .message(Message::Expression("(self.spec.release != oldSelf.spec.release ? 'spec.release is \"' + self.spec.release + '\" and was \"' + oldSelf.spec.release : self.spec.promotionUID != oldSelf.spec.promotionUID ? 'spec.promotionUID is \"' + self.spec.promotionUID + '\" and was \"' + oldSelf.spec.promotionUID : self.spec.model != oldSelf.spec.model ? 'spec.model is \"' + self.spec.model + '\" and was \"' + oldSelf.spec.model : 'spec.releaseDigest is \"' + self.spec.releaseDigest + '\" and was \"' + oldSelf.spec.releaseDigest) + '\"; only spec.stage can be changed: the agent makes another ModelDeployment for another model'".into()))
+        .message(Message::Expression("(self.spec.release != oldSelf.spec.release ? 'spec.release is \"' + self.spec.release + '\" and was \"' + oldSelf.spec.release : self.spec.promotionUID != oldSelf.spec.promotionUID ? 'spec.promotionUID is \"' + self.spec.promotionUID + '\" and was \"' + oldSelf.spec.promotionUID : self.spec.model != oldSelf.spec.model ? 'spec.model is \"' + self.spec.model + '\" and was \"' + oldSelf.spec.model : 'spec.releaseDigest is \"' + self.spec.releaseDigest + '\" and was \"' + oldSelf.spec.releaseDigest) + '\"; only spec.stage and spec.approved can be changed: the agent makes another ModelDeployment for another model'".into()))
         .field_path(".spec"),
     printcolumn(name = "Release", type_ = "string", json_path = ".spec.release"),
     printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
@@ -47,6 +48,23 @@ pub struct ModelDeploymentSpec {
     #[schemars(length(min = 1, max = 63))]
     #[serde(rename = "promotionUID")]
     pub promotion_uid: String,
+    /// On whose word. Absent in an object of an agent of before, which adds it at its first look: until then the model
+    /// answers on the lease that it has, and gets no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Approved>,
+}
+
+/// What was signed, and by whom: the hospital judges it again and again from here, with nothing else at hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approved {
+    /// The stage that was signed. The model stands on it or below.
+    pub stage: Stage,
+    /// Digest of the evidence that was signed.
+    pub evidence_digest: Digest,
+    /// The approvals that counted when this was written.
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
+    pub approvals: Vec<Approval>,
 }
 
 /// Where a deployment is.

@@ -126,7 +126,16 @@ pub fn parse_public_key(text: &str) -> Result<VerifyingKey, String> {
     VerifyingKey::from_bytes(&raw).map_err(|_| "not a valid Ed25519 public key".to_owned())
 }
 
-/// Do these approvals let the model stand on `stage` under this policy, at this time?
+/// Approvals that suffice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enough {
+    /// Those that count: one a key, the first to end first.
+    pub approvals: Vec<Approval>,
+    /// The earliest moment at which they no longer suffice.
+    pub until: Timestamp,
+}
+
+/// Do these approvals let the model stand on `stage` under this policy, at this time, and how long?
 pub fn decide(
     model: Digest,
     evidence: Digest,
@@ -135,25 +144,37 @@ pub fn decide(
     keys: &[TrustedKey],
     require: &[Requirement],
     now: Timestamp,
-) -> Result<(), Refusal> {
+) -> Result<Enough, Refusal> {
     let need = require.iter().find(|r| r.stage == stage).ok_or(Refusal::NoRequirement(stage))?;
     let mut valid: Vec<&Approval> = Vec::new();
     let mut why = String::new();
     for approval in approvals {
         let bytes = signed_bytes(model, stage, evidence, approval.expiry);
-        match check(approval, keys, &bytes, now) {
-            Ok(()) if valid.iter().any(|v| v.key_id == approval.key_id) => {}
-            Ok(()) => valid.push(approval),
-            Err(reason) => why.push_str(&format!("; {:?}: {reason}", approval.key_id)),
+        match (check(approval, keys, &bytes, now), valid.iter_mut().find(|v| v.key_id == approval.key_id)) {
+            (Ok(()), Some(same)) if same.expiry < approval.expiry => *same = approval,
+            (Ok(()), Some(_)) => {}
+            (Ok(()), None) => valid.push(approval),
+            (Err(reason), _) => why.push_str(&format!("; {:?}: {reason}", approval.key_id)),
         }
     }
     if (valid.len() as u32) < need.approvals {
         return Err(Refusal::TooFew { stage, needed: need.approvals, found: valid.len() as u32, why });
     }
-    match need.roles.iter().find(|role| !valid.iter().any(|v| v.role == **role)) {
-        Some(role) => Err(Refusal::MissingRole { stage, role: role.clone(), why }),
-        None => Ok(()),
+    if let Some(role) = missing_role(need, &valid) {
+        return Err(Refusal::MissingRole { stage, role: role.clone(), why });
     }
+    valid.sort_by_key(|v| (v.expiry, v.key_id.clone()));
+    // They end one after the other; the first that leaves too few behind it ends them all.
+    let last = (0..valid.len()).find(|n| {
+        let left = &valid[n + 1..];
+        (left.len() as u32) < need.approvals || missing_role(need, left).is_some()
+    });
+    let until = last.map_or(Timestamp::MAX, |n| valid[n].expiry);
+    Ok(Enough { approvals: valid.into_iter().cloned().collect(), until })
+}
+
+fn missing_role<'a>(need: &'a Requirement, valid: &[&Approval]) -> Option<&'a String> {
+    need.roles.iter().find(|role| !valid.iter().any(|v| v.role == **role))
 }
 
 #[cfg(test)]
@@ -172,7 +193,7 @@ mod tests {
         Approval { key_id: id.into(), role: role.into(), expiry, signature }
     }
 
-    fn try_all(stage: Stage, approvals: &[Approval]) -> Result<(), Refusal> {
+    fn try_all(stage: Stage, approvals: &[Approval]) -> Result<Enough, Refusal> {
         let key = |n: u8, id: &str, role: &str| TrustedKey {
             id: id.into(),
             role: role.into(),
@@ -192,7 +213,8 @@ mod tests {
         let later = "2027-01-01T00:00:00Z";
         let by_mary = sign(&mary, "mary", "clinical-safety-officer", Stage::Shadow, later);
         let by_ola = sign(&ola, "ola", "radiologist", Stage::Shadow, later);
-        assert_eq!(try_all(Stage::Shadow, &[by_mary.clone(), by_ola.clone()]), Ok(()));
+        let enough = try_all(Stage::Shadow, &[by_ola.clone(), by_mary.clone()]).unwrap();
+        assert_eq!(enough.approvals, [by_mary.clone(), by_ola.clone()]);
         // Twice the same person is one approval.
         assert!(try_all(Stage::Shadow, &[by_mary.clone(), by_mary.clone()]).is_err());
         // A signature for another stage, an expired one, a role the key does not have.
@@ -206,5 +228,21 @@ mod tests {
             assert!(matches!(refusal, Refusal::TooFew { found: 1, .. }), "{refusal}");
         }
         assert_eq!(try_all(Stage::Triage, &[by_mary, by_ola]), Err(Refusal::NoRequirement(Stage::Triage)));
+    }
+
+    /// A lease that reached beyond this moment would keep a model answering on nobody's word, its agent being dead.
+    #[test]
+    fn approvals_suffice_until_the_first_that_leaves_too_few() {
+        let (officer, radiologist) = ("clinical-safety-officer", "radiologist");
+        let (mary, ola) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        let by = |key, id, role, expiry| sign(key, id, role, Stage::Shadow, expiry);
+        let (early, late) = ("2026-07-01T00:00:00Z", "2027-01-01T00:00:00Z");
+        let until = |approvals: &[Approval]| try_all(Stage::Shadow, approvals).unwrap().until.to_string();
+        let by_ola = by(&ola, "ola", radiologist, late);
+        assert_eq!(until(&[by(&mary, "mary", officer, early), by_ola.clone()]), early);
+        // Signed again before the first ended: the later word of the same person holds, in either order.
+        let both = [by(&mary, "mary", officer, early), by(&mary, "mary", officer, late), by_ola.clone()];
+        assert_eq!(until(&both), late);
+        assert_eq!(until(&[both[1].clone(), both[0].clone(), by_ola]), late);
     }
 }

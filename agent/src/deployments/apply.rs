@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use consilium_crds::model_deployment::Approved;
 use consilium_crds::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
 use consilium_federation::assignment::DeployWork;
 use consilium_federation::digest::Digest;
@@ -44,7 +45,13 @@ impl Writer {
         }
     }
 
-    pub(super) async fn create(&self, name: &str, promotion_uid: &str, work: &DeployWork) -> Result<(), ControlError> {
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        promotion_uid: &str,
+        work: &DeployWork,
+        approved: &Approved,
+    ) -> Result<(), ControlError> {
         let metadata = ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(self.ctx.config.task_namespace.clone()),
@@ -57,6 +64,7 @@ impl Writer {
             model: work.model,
             stage: work.stage,
             promotion_uid: promotion_uid.to_owned(),
+            approved: Some(approved.clone()),
         };
         tracing::info!(deployment = name, stage = %work.stage, model = %work.model, "model deployed");
         made(self.models.create(&params(), &ModelDeployment { metadata, spec, status: None }).await)
@@ -112,12 +120,18 @@ impl Writer {
         }
     }
 
-    pub(super) async fn set_stage(&self, model: &ModelDeployment, stage: Stage) -> Result<(), ControlError> {
+    pub(super) async fn restate(
+        &self,
+        model: &ModelDeployment,
+        stage: Stage,
+        approved: &Approved,
+    ) -> Result<(), ControlError> {
         let name = model.name_any();
-        tracing::info!(deployment = name, %stage, "stage changed");
-        let patch = json!({"spec": {"stage": stage}});
-        self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-        Ok(())
+        tracing::info!(deployment = name, %stage, approvals = approved.approvals.len(), "stage or approvals changed");
+        let patch = json!({"spec": {"stage": stage, "approved": approved}});
+        let kept = self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        // An API server drops the fields that its definitions do not have, and says nothing of it.
+        kept.spec.approved.is_some().then_some(()).ok_or(ControlError::OldKinds)
     }
 
     /// Removes the model with all that it owns, and says why: after that only the Event does.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use consilium_crds::ModelDeployment;
+use consilium_crds::model_deployment::Approved;
 use consilium_federation::assignment::{Assignment, DeployWork, Item, ItemState, Work};
 use consilium_federation::digest::Digest;
 use consilium_federation::ladder::Stage;
@@ -16,7 +17,7 @@ use crate::policy::ReleaseDecision;
 pub(super) struct Inputs<'a> {
     /// The hospital's word, or `None` while the release is not at hand.
     pub(super) decision: Option<&'a ReleaseDecision>,
-    /// The stage asked for.
+    /// The stage at which it may stand.
     pub(super) stage: Stage,
     /// Its ModelDeployment, if it exists.
     pub(super) seen: Option<Seen>,
@@ -29,6 +30,8 @@ pub(super) struct Seen {
     pub(super) deleting: bool,
     /// The stage that it stands at.
     pub(super) stage: Stage,
+    /// On whose word.
+    pub(super) approved: Option<Approved>,
     /// Its Deployment exists as it should.
     pub(super) built: bool,
     /// Its Deployment was told to run no pod, because the server refused the model.
@@ -51,14 +54,14 @@ pub(super) enum PodSeen {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// Make the ModelDeployment.
-    Create,
+    /// Make the ModelDeployment, on this word.
+    Create(Approved),
     /// Make or complete what it owns.
     Build,
     /// Run no pod, and remember the server's words: it would end the same way each time.
     Stop(String),
-    /// Move it to another stage.
-    SetStage(Stage),
+    /// Write another stage or another word into it.
+    Restate(Stage, Approved),
     /// Remove it and what it owns.
     Delete,
 }
@@ -83,9 +86,9 @@ pub(super) fn decide(inputs: &Inputs<'_>) -> Plan {
             Plan { acts: delete(), reason: Some(*reason), message: Some(message.clone()) }
         }
         (None, None) => plan(vec![], RolloutReason::Offered),
-        (Some(ReleaseDecision::Allowed), None) => plan(vec![Act::Create], RolloutReason::RollingOut),
-        (Some(ReleaseDecision::Allowed), Some(seen)) if seen.deleting => plan(vec![], RolloutReason::RollingOut),
-        (Some(ReleaseDecision::Allowed), Some(seen)) => standing(seen, upkeep(seen, inputs.stage)),
+        (Some(ReleaseDecision::Allowed(on)), None) => plan(vec![Act::Create(on.clone())], RolloutReason::RollingOut),
+        (Some(ReleaseDecision::Allowed(_)), Some(seen)) if seen.deleting => plan(vec![], RolloutReason::RollingOut),
+        (Some(ReleaseDecision::Allowed(on)), Some(seen)) => standing(seen, upkeep(seen, inputs.stage, on)),
         // What runs goes on while the hub cannot be asked: it was allowed by what is known.
         (None, Some(seen)) => standing(seen, vec![]),
     }
@@ -101,8 +104,9 @@ fn standing(seen: &Seen, acts: Vec<Act>) -> Plan {
 }
 
 /// What an allowed model lacks.
-fn upkeep(seen: &Seen, stage: Stage) -> Vec<Act> {
-    let stage = (seen.stage != stage).then_some(Act::SetStage(stage));
+fn upkeep(seen: &Seen, stage: Stage, approved: &Approved) -> Vec<Act> {
+    let current = seen.stage == stage && seen.approved.as_ref() == Some(approved);
+    let stage = (!current).then(|| Act::Restate(stage, approved.clone()));
     let build = match &seen.pod {
         PodSeen::Refused(words) => (!seen.built || !seen.stopped).then(|| Act::Stop(words.clone())),
         PodSeen::Ready | PodSeen::Starting(_) => (!seen.built).then_some(Act::Build),

@@ -2,8 +2,19 @@ use serde_json::json;
 
 use super::*;
 
-const ALLOWED: ReleaseDecision = ReleaseDecision::Allowed;
-const UP: Seen = Seen { deleting: false, stage: Stage::Shadow, built: true, stopped: false, pod: PodSeen::Ready };
+/// On somebody's word.
+fn on() -> Approved {
+    Approved { stage: Stage::Shadow, evidence_digest: Digest::of(b"evidence"), approvals: vec![] }
+}
+
+fn allowed() -> ReleaseDecision {
+    ReleaseDecision::Allowed(on())
+}
+
+fn up() -> Seen {
+    let (stage, approved) = (Stage::Shadow, Some(on()));
+    Seen { deleting: false, stage, approved, built: true, stopped: false, pod: PodSeen::Ready }
+}
 
 fn plan(decision: Option<&ReleaseDecision>, seen: Option<Seen>, stage: Stage) -> Plan {
     decide(&Inputs { decision, stage, seen })
@@ -18,10 +29,10 @@ fn expect(plan: &Plan, acts: &[Act], reason: impl Into<Option<RolloutReason>>) {
 /// A model that everyone signed would never reach the clinicians.
 #[test]
 fn an_allowed_model_is_rolled_out_and_then_serves() {
-    expect(&plan(Some(&ALLOWED), None, Stage::Shadow), &[Act::Create], RolloutReason::RollingOut);
-    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..UP };
-    expect(&plan(Some(&ALLOWED), Some(bare), Stage::Shadow), &[Act::Build], RolloutReason::RollingOut);
-    expect(&plan(Some(&ALLOWED), Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
+    expect(&plan(Some(&allowed()), None, Stage::Shadow), &[Act::Create(on())], RolloutReason::RollingOut);
+    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..up() };
+    expect(&plan(Some(&allowed()), Some(bare), Stage::Shadow), &[Act::Build], RolloutReason::RollingOut);
+    expect(&plan(Some(&allowed()), Some(up()), Stage::Shadow), &[], RolloutReason::Serving);
 }
 
 /// A model must not go on at a stage that it lost, nor at one that it was never given.
@@ -29,7 +40,7 @@ fn an_allowed_model_is_rolled_out_and_then_serves() {
 fn a_refused_model_is_taken_down_at_once() {
     for reason in [RolloutReason::DeniedByPolicy, RolloutReason::VerificationFailed] {
         let refused = ReleaseDecision::Refused { reason, message: "maxStage".into() };
-        let down = plan(Some(&refused), Some(UP), Stage::Shadow);
+        let down = plan(Some(&refused), Some(up()), Stage::Shadow);
         expect(&down, &[Act::Delete], reason);
         assert_eq!(down.message.as_deref(), Some("maxStage"));
         expect(&plan(Some(&refused), None, Stage::Shadow), &[], reason);
@@ -41,7 +52,7 @@ fn a_refused_model_is_taken_down_at_once() {
 #[test]
 fn a_withdrawn_model_is_removed_and_then_forgotten() {
     let withdrawn = ReleaseDecision::Withdrawn;
-    expect(&plan(Some(&withdrawn), Some(UP), Stage::Shadow), &[Act::Delete], None);
+    expect(&plan(Some(&withdrawn), Some(up()), Stage::Shadow), &[Act::Delete], None);
     expect(&plan(Some(&withdrawn), None, Stage::Shadow), &[], None);
 }
 
@@ -49,33 +60,46 @@ fn a_withdrawn_model_is_removed_and_then_forgotten() {
 #[test]
 fn another_stage_changes_the_object_and_not_the_pod() {
     expect(
-        &plan(Some(&ALLOWED), Some(UP), Stage::SafetyNet),
-        &[Act::SetStage(Stage::SafetyNet)],
+        &plan(Some(&allowed()), Some(up()), Stage::SafetyNet),
+        &[Act::Restate(Stage::SafetyNet, on())],
         RolloutReason::Serving,
     );
+}
+
+/// What a hospital judges while its ledger is broken is what stands in the object: an old one has nothing there, and one
+/// that was signed anew has the old word, which ends.
+#[test]
+fn the_word_on_which_a_model_stands_is_kept_up_to_date() {
+    let old = Approved { evidence_digest: Digest::of(b"other"), ..on() };
+    for before in [None, Some(old)] {
+        let seen = Seen { approved: before, ..up() };
+        let restated = [Act::Restate(Stage::Shadow, on())];
+        expect(&plan(Some(&allowed()), Some(seen.clone()), Stage::Shadow), &restated, RolloutReason::Serving);
+        expect(&plan(None, Some(seen), Stage::Shadow), &[], RolloutReason::Serving);
+    }
 }
 
 /// A hub that cannot be reached must not take a model away from clinicians.
 #[test]
 fn what_serves_goes_on_while_the_release_cannot_be_read() {
-    expect(&plan(None, Some(UP), Stage::Shadow), &[], RolloutReason::Serving);
+    expect(&plan(None, Some(up()), Stage::Shadow), &[], RolloutReason::Serving);
     expect(&plan(None, None, Stage::Shadow), &[], RolloutReason::Offered);
 }
 
 /// A pod that ends with 42 would crash-loop for ever, and hub and hospital would read "rolling out".
 #[test]
 fn a_model_that_the_server_refuses_is_stopped_once_and_said_so() {
-    let refused = |built, stopped| Seen { built, stopped, pod: PodSeen::Refused("no network".into()), ..UP };
+    let refused = |built, stopped| Seen { built, stopped, pod: PodSeen::Refused("no network".into()), ..up() };
     let stop = Act::Stop("no network".into());
-    let first = plan(Some(&ALLOWED), Some(refused(true, false)), Stage::Shadow);
+    let first = plan(Some(&allowed()), Some(refused(true, false)), Stage::Shadow);
     expect(&first, std::slice::from_ref(&stop), RolloutReason::VerificationFailed);
     assert_eq!(first.message.as_deref(), Some("no network"));
     let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed);
     assert_eq!((told.serving, told.message), (None, None), "the words stay in the hospital");
-    expect(&plan(Some(&ALLOWED), Some(refused(true, true)), Stage::Shadow), &[], RolloutReason::VerificationFailed);
+    expect(&plan(Some(&allowed()), Some(refused(true, true)), Stage::Shadow), &[], RolloutReason::VerificationFailed);
     // Another stage is written, and starts nothing.
     expect(
-        &plan(Some(&ALLOWED), Some(refused(false, true)), Stage::Shadow),
+        &plan(Some(&allowed()), Some(refused(false, true)), Stage::Shadow),
         &[stop],
         RolloutReason::VerificationFailed,
     );
@@ -84,8 +108,8 @@ fn a_model_that_the_server_refuses_is_stopped_once_and_said_so() {
 /// Whoever waits for a model on a full T4 would read nothing but "rolling out".
 #[test]
 fn what_is_in_the_way_of_a_pod_is_said() {
-    let full = Seen { pod: PodSeen::Starting(Some("Insufficient nvidia.com/gpu".into())), ..UP };
-    let waiting = plan(Some(&ALLOWED), Some(full), Stage::Shadow);
+    let full = Seen { pod: PodSeen::Starting(Some("Insufficient nvidia.com/gpu".into())), ..up() };
+    let waiting = plan(Some(&allowed()), Some(full), Stage::Shadow);
     expect(&waiting, &[], RolloutReason::RollingOut);
     assert_eq!(waiting.message.as_deref(), Some("Insufficient nvidia.com/gpu"));
 }

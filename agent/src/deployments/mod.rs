@@ -195,18 +195,18 @@ impl Controller {
     ) -> Result<(), ControlError> {
         for act in &plan.acts {
             match (act, model) {
-                (Act::Create, _) => {
+                (Act::Create(approved), _) => {
                     let taken =
                         |name: &str| models.iter().any(|m| m.name_any() == name && m.spec.promotion_uid != item.uid);
                     let name = objects::name_of(&work.release, &item.uid, taken);
-                    self.writer.create(&name, &item.uid, work).await?;
+                    self.writer.create(&name, &item.uid, work, approved).await?;
                 }
                 (Act::Build, Some(model)) => self.writer.build(model).await?,
                 (Act::Stop(words), Some(model)) => self.writer.stop(model, words).await?,
-                (Act::SetStage(stage), Some(model)) => self.writer.set_stage(model, *stage).await?,
+                (Act::Restate(stage, approved), Some(model)) => self.writer.restate(model, *stage, approved).await?,
                 (Act::Delete, Some(model)) => self.writer.delete(model, &Note::of(plan)).await?,
                 // The others are decided only for a ModelDeployment that is there.
-                (Act::Build | Act::Stop(_) | Act::SetStage(_) | Act::Delete, None) => {}
+                (Act::Build | Act::Stop(_) | Act::Restate(..) | Act::Delete, None) => {}
             }
         }
         Ok(())

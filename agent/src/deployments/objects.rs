@@ -269,6 +269,7 @@ pub(super) mod tests {
             model: Digest::of(b"model"),
             stage: Stage::Shadow,
             promotion_uid: "promotion".into(),
+            approved: None,
         };
         act(&ServePlan {
             name: "hippocampus-r5",

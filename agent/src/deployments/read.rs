@@ -31,6 +31,7 @@ pub(super) fn see(
     Seen {
         deleting: model.metadata.deletion_timestamp.is_some(),
         stage: model.spec.stage,
+        approved: model.spec.approved.clone(),
         built: found.is_some_and(|d| as_wanted(d, wanted)),
         stopped: stopped.is_some(),
         pod: pod(found, stopped, &pods),

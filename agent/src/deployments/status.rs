@@ -37,7 +37,7 @@ pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
     let old = told.old.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::from_status(old, told.generation, told.now);
     match told.decision {
-        Some(ReleaseDecision::Allowed) => {
+        Some(ReleaseDecision::Allowed(_)) => {
             conditions.set(VERIFIED, true, "Verified", "").set(APPROVED, true, "Approved", "");
         }
         Some(ReleaseDecision::Refused { reason, message }) => {
@@ -125,10 +125,15 @@ pub(crate) const fn rollout_name(reason: RolloutReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use consilium_crds::conditions::status_of;
+    use consilium_crds::model_deployment::Approved;
+    use consilium_federation::ladder::Stage;
 
     use super::*;
 
-    const ALLOWED: Option<&ReleaseDecision> = Some(&ReleaseDecision::Allowed);
+    fn allowed() -> ReleaseDecision {
+        let evidence_digest = Digest::of(b"evidence");
+        ReleaseDecision::Allowed(Approved { stage: Stage::Shadow, evidence_digest, approvals: vec![] })
+    }
 
     fn plan(reason: RolloutReason, message: Option<&str>) -> Plan {
         Plan { acts: vec![], reason: Some(reason), message: message.map(str::to_owned) }
@@ -148,9 +153,9 @@ mod tests {
     #[test]
     fn the_status_settles() {
         let serving = plan(RolloutReason::Serving, None);
-        let first = told(None, ALLOWED, &serving, 1);
+        let first = told(None, Some(&allowed()), &serving, 1);
         assert_eq!(first.serving_digest, Some(Digest::of(b"m")));
-        assert_eq!(told(Some(&first), ALLOWED, &serving, 2), first);
+        assert_eq!(told(Some(&first), Some(&allowed()), &serving, 2), first);
         // The hub being away changes nothing either.
         assert_eq!(told(Some(&first), None, &serving, 3), first);
     }
@@ -159,14 +164,14 @@ mod tests {
     #[test]
     fn a_server_that_refuses_is_told_from_a_hospital_that_does() {
         let down = plan(RolloutReason::VerificationFailed, Some("missing field `network`"));
-        let seen = told(None, ALLOWED, &down, 1);
+        let seen = told(None, Some(&allowed()), &down, 1);
         let ready = seen.conditions.iter().find(|c| c.type_ == READY).unwrap();
         assert_eq!((ready.reason.as_str(), ready.message.as_str()), ("VerificationFailed", "missing field `network`"));
         let of = |type_| status_of(&seen.conditions, type_);
         assert_eq!((of(VERIFIED), of(APPROVED), of(STALLED)), (Some("True"), Some("True"), Some("True")));
         assert_eq!(seen.serving_digest, None);
         // A server that can serve it, after an upgrade, is no longer stalled.
-        let up = told(Some(&seen), ALLOWED, &plan(RolloutReason::Serving, None), 2);
+        let up = told(Some(&seen), Some(&allowed()), &plan(RolloutReason::Serving, None), 2);
         assert_eq!(status_of(&up.conditions, STALLED), None);
 
         let unsigned =
@@ -181,7 +186,7 @@ mod tests {
     #[test]
     fn an_event_for_each_change_of_where_it_stands() {
         let starting = plan(RolloutReason::RollingOut, None);
-        let first = told(None, ALLOWED, &starting, 1);
+        let first = told(None, Some(&allowed()), &starting, 1);
         assert_eq!(news(None, &starting).unwrap().reason, "RollingOut");
         assert_eq!(news(Some(&first), &plan(RolloutReason::RollingOut, Some("no room on any node"))), None);
         let note = news(Some(&first), &plan(RolloutReason::VerificationFailed, Some("no network"))).unwrap();

@@ -13,7 +13,7 @@ use kube::{Resource, ResourceExt as _};
 
 use crate::Enforcement;
 use crate::deployments::LABEL as MODEL_LABEL;
-use crate::policy::{self, Room, model_must_stop, task_must_stop};
+use crate::policy::{self, Room, model_stands, task_must_stop};
 use crate::tasks::clean::CLEAN;
 use crate::tasks::observe::is_over;
 
@@ -123,7 +123,7 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
 
 fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let all = closed(seen, policy::models);
-    let why = |model: &ModelDeployment| all.clone().or_else(|| model_must_stop(&model.spec, seen.policy));
+    let why = |model: &ModelDeployment| all.clone().or_else(|| model_stands(&model.spec, seen.policy, seen.now).err());
     let found = |fits: &dyn Fn(&ModelDeployment) -> bool, old: bool| -> Why {
         let model = seen.models.and_then(|models| models.iter().find(|model| fits(model)));
         let gone = seen.models.is_some() && old;
@@ -153,6 +153,18 @@ fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
         stops.extend(stop(Kind::Deployment, &**deployment, of_deployment(deployment)));
     }
     (stops, pods(seen.model_pods, of_pod))
+}
+
+/// Until when the word holds on which the model of a pod stands; none where nobody can say.
+pub(super) fn holds(
+    pod: &Pod,
+    models: &[Arc<ModelDeployment>],
+    policy: &SitePolicySpec,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let name = pod.labels().get(MODEL_LABEL);
+    let model = models.iter().find(|model| model.metadata.name.as_ref() == name)?;
+    model_stands(&model.spec, Some(policy), now).ok()?
 }
 
 /// The pods that run and must go, unless they are going as fast already.

@@ -1,8 +1,10 @@
 use consilium_crds::site_policy::SitePolicySpec;
+use consilium_federation::ladder::Stage;
 use k8s_openapi::Metadata;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::policy::release_tests::{EXPIRY, approved, releases};
 use crate::policy::tests::{policy, spec};
 
 const NOW: &str = "2026-06-01T12:00:00Z";
@@ -43,7 +45,8 @@ impl Cluster {
             "apiVersion": "consilium.health/v1alpha1", "kind": "ModelDeployment",
             "metadata": {"name": "model", "uid": "model-uid", "creationTimestamp": OLD},
             "spec": {
-                "release": "r", "releaseDigest": digest, "model": digest, "stage": "Shadow", "promotionUID": "p",
+                "release": "r", "releaseDigest": digest, "model": consilium_federation::Digest::of(b"model"),
+                "stage": "Shadow", "promotionUID": "p", "approved": approved(Stage::Shadow),
             },
         });
         Self {
@@ -105,7 +108,7 @@ fn pod(name: &str, labels: Value, owners: Value, made: &str) -> Arc<Pod> {
 }
 
 fn with(changes: &[(&str, Value)]) -> SitePolicySpec {
-    let mut all = vec![("/releases", json!({"maxStage": "Shadow"}))];
+    let mut all = vec![("/releases", releases(Some("Shadow")))];
     all.extend_from_slice(changes);
     policy(&all)
 }
@@ -132,6 +135,32 @@ fn each_word_of_the_policy_stops_what_it_names_and_nothing_else() {
     assert_eq!(cluster.stops(Some(&with(&[("/studies", json!([]))]))), names(&TASK));
     assert_eq!(cluster.stops(Some(&with(&[("/releases", json!({}))]))), names(&MODEL));
     assert_eq!(cluster.stops(None), names(&ALL));
+}
+
+/// The ledger is broken, or the volume new and the hub away, so the controller that usually judges approvals does not run.
+/// A hospital removes the key of somebody who signed: the model goes, and nothing else does.
+#[test]
+fn a_model_whose_signers_no_longer_suffice_goes() {
+    let cluster = Cluster::running();
+    assert_eq!(cluster.stops(Some(&with(&[("/releases/keys", json!([]))]))), names(&MODEL));
+    assert_eq!(cluster.stops(Some(&with(&[("/releases/require", json!([]))]))), names(&MODEL));
+    let pod = &cluster.model_pods[0];
+    let until = |policy: &SitePolicySpec| holds(pod, &cluster.models, policy, NOW.parse().unwrap());
+    assert_eq!(until(&with(&[])), Some(EXPIRY.parse().unwrap()));
+    assert_eq!(until(&with(&[("/releases/keys", json!([]))])), None);
+    assert_eq!(holds(pod, &[], &with(&[]), NOW.parse().unwrap()), None);
+}
+
+/// The first looks of a new agent, before its controller has told the objects of the old one whose word they stand on: no
+/// model is taken from clinicians for an upgrade, and none goes on for ever unvouched for.
+#[test]
+fn a_model_of_an_agent_of_before_is_left_on_what_it_has() {
+    let mut cluster = Cluster::running();
+    Arc::make_mut(&mut cluster.models[0]).spec.approved = None;
+    assert_eq!(cluster.stops(Some(&with(&[]))), []);
+    assert_eq!(cluster.stops(Some(&with(&[("/releases/keys", json!([]))]))), []);
+    assert_eq!(holds(&cluster.model_pods[0], &cluster.models, &with(&[]), NOW.parse().unwrap()), None);
+    assert_eq!(cluster.stops(Some(&with(&[("/suspend", json!({"models": true}))]))), names(&MODEL));
 }
 
 /// Somebody removes a RoundTask or a ModelDeployment by hand, leaving what it owns: nobody would ever judge that again.

@@ -19,21 +19,35 @@ pub(super) struct Lease {
     pub(super) until: Timestamp,
 }
 
-/// The leases to write now: of pods that nothing tells to stop, when a third of the time is gone, or when the policy
-/// gives less than was given before.
-pub(super) fn due(pods: &[Arc<Pod>], stops: &[Stop], length: SignedDuration, now: Timestamp) -> Vec<Lease> {
+/// The leases to write now: of pods that nothing tells to stop, when a third of the time is gone, or when the pod has more
+/// than it may have. None reaches beyond the moment at which the word on which its model stands no longer `holds`; one
+/// of whose model nobody can say that is not renewed.
+pub(super) fn due(
+    pods: &[Arc<Pod>],
+    stops: &[Stop],
+    length: SignedDuration,
+    now: Timestamp,
+    holds: impl Fn(&Pod) -> Option<Timestamp>,
+) -> Vec<Lease> {
     let stopped: BTreeSet<&str> = stops.iter().map(|stop| stop.uid.as_str()).collect();
     let stays = |pod: &&Arc<Pod>| {
         pod.metadata.deletion_timestamp.is_none() && !pod.uid().is_some_and(|uid| stopped.contains(uid.as_str()))
     };
     // Whole seconds, so that two looks within one write the same.
     let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let until = second.checked_add(length).unwrap_or(second);
-    let renew = |pod: &Arc<Pod>| {
+    let longest = second.checked_add(length).unwrap_or(second);
+    let lease = |pod: &Arc<Pod>| {
         let known = pod.annotations().get(LEASE).and_then(|text| text.parse::<Timestamp>().ok());
-        known.is_none_or(|known| known.duration_since(now) < length * 2 / 3 || known > until)
+        let holds = holds(pod);
+        let until = holds.map_or(longest, |holds| holds.min(longest));
+        let due = match known {
+            Some(known) if known > until => true,
+            Some(known) => holds.is_some() && known < until && known.duration_since(now) < length * 2 / 3,
+            None => holds.is_some(),
+        };
+        due.then(|| Lease { pod: pod.name_any(), until })
     };
-    pods.iter().filter(stays).filter(|pod| renew(pod)).map(|pod| Lease { pod: pod.name_any(), until }).collect()
+    pods.iter().filter(stays).filter_map(lease).collect()
 }
 
 #[cfg(test)]
@@ -52,7 +66,7 @@ mod tests {
     }
 
     fn names(pods: &[Arc<Pod>], stops: &[Stop]) -> Vec<String> {
-        let leases = due(pods, stops, SignedDuration::from_mins(15), NOW.parse().unwrap());
+        let leases = due(pods, stops, SignedDuration::from_mins(15), NOW.parse().unwrap(), |_| Some(Timestamp::MAX));
         let until: Timestamp = "2026-06-01T12:15:00Z".parse().unwrap();
         assert!(leases.iter().all(|lease| lease.until == until), "{leases:?}");
         leases.into_iter().map(|lease| lease.pod).collect()
@@ -85,5 +99,29 @@ mod tests {
         let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(NOW.parse().unwrap());
         Arc::make_mut(&mut going).metadata.deletion_timestamp = Some(at);
         assert_eq!(names(&[pod("a", None), going, pod("b", None)], &[stop]), ["b"]);
+    }
+
+    fn given(lease: Option<&str>, holds: Option<&str>) -> Option<String> {
+        let holds = holds.map(|at| at.parse().unwrap());
+        let leases = due(&[pod("a", lease)], &[], SignedDuration::from_mins(15), NOW.parse().unwrap(), |_| holds);
+        leases.first().map(|lease| lease.until.to_string())
+    }
+
+    /// The agent dies in the minute in which an approval ends: its model must not answer a quarter of an hour longer.
+    #[test]
+    fn no_lease_reaches_beyond_the_approvals() {
+        let ends = "2026-06-01T12:05:00Z";
+        assert_eq!(given(None, Some(ends)).as_deref(), Some(ends));
+        assert_eq!(given(Some("2026-06-01T12:14:00Z"), Some(ends)).as_deref(), Some(ends));
+        assert_eq!(given(Some(ends), Some(ends)), None, "one write is enough");
+    }
+
+    /// After an upgrade of the agent its first looks find models of whose approvals nobody has told yet. They neither lose
+    /// what they have nor get more; and one that has more than the hospital gives loses that all the same.
+    #[test]
+    fn what_nobody_vouches_for_lives_on_what_it_has() {
+        assert_eq!(given(Some("2026-06-01T12:04:00Z"), None), None);
+        assert_eq!(given(None, None), None);
+        assert_eq!(given(Some("2099-06-01T12:04:00Z"), None).as_deref(), Some("2026-06-01T12:15:00Z"));
     }
 }

@@ -35,7 +35,7 @@ use crate::state::Unrecorded;
 use crate::tasks::{follow, job::TASK_LABEL};
 use crate::{Clock, Enforcement, Metrics};
 use apply::Stopper;
-use decide::{Kind, Seen, Stop, decide};
+use decide::{Kind, Seen, Stop, decide, holds};
 use lease::due;
 
 /// Longest time between two looks: a limit of time is noticed by then, and a call that failed is made again.
@@ -106,7 +106,11 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
     });
     // A model that cannot be read is not judged, and what is not judged is not renewed.
     let leases = match (&policy, &models) {
-        (Some(policy), Some(_)) => due(&here.model_pods.state(), &stops, policy.spec.model_lease(), guard.clock.now()),
+        (Some(policy), Some(models)) => {
+            let now = guard.clock.now();
+            let holds = |pod: &Pod| holds(pod, models, &policy.spec, now);
+            due(&here.model_pods.state(), &stops, policy.spec.model_lease(), now, holds)
+        }
         _ => Vec::new(),
     };
     // What is told once is not told at each look until it is gone.

@@ -22,7 +22,7 @@ use crate::Enforcement;
 pub use amount::{Spent, amount};
 pub use release::{ReleaseDecision, ReleaseInputs, of_stage, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
-pub use standing::{Room, ends, model_must_stop, models, speaks, stage_now, task_must_stop, tasks};
+pub use standing::{Room, ends, model_stands, models, speaks, stage_now, task_must_stop, tasks};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -156,5 +156,7 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
     if spec.is_masked() { secure::roster(work, policy, inputs.secure) } else { Ok(()) }
 }
 
+#[cfg(test)]
+pub(crate) use release::tests as release_tests;
 #[cfg(test)]
 pub(crate) mod tests;

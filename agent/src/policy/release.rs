@@ -5,6 +5,7 @@
 //! apart, and `participation: Disabled` both.
 
 use consilium_crds::ModelReleaseSpec;
+use consilium_crds::model_deployment::Approved;
 use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
 use consilium_federation::approval;
 use consilium_federation::assignment::{DeployWork, ItemState};
@@ -33,8 +34,8 @@ pub struct ReleaseInputs<'a> {
 /// The hospital's word on a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReleaseDecision {
-    /// It may be served at the stage.
-    Allowed,
+    /// It may be served at the stage, on this word.
+    Allowed(Approved),
     /// The hub withdrew it: stop serving.
     Withdrawn,
     /// A rung says no: stop serving, or do not start.
@@ -52,12 +53,12 @@ pub fn release(inputs: &ReleaseInputs<'_>) -> ReleaseDecision {
         return ReleaseDecision::Withdrawn;
     }
     match climb(inputs) {
-        Ok(()) => ReleaseDecision::Allowed,
+        Ok(approved) => ReleaseDecision::Allowed(approved),
         Err((reason, message)) => ReleaseDecision::Refused { reason, message },
     }
 }
 
-fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
+fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)> {
     let ReleaseInputs { work, release, now, .. } = *inputs;
     let unverified = |message: String| (RolloutReason::VerificationFailed, message);
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
@@ -75,8 +76,9 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<(), (RolloutReason, String)> {
         return Err(unverified(message));
     }
     let policy = stage(work, inputs.in_use, inputs.policy)?;
-    let evidence = release.evidence_digest();
-    approval::decide(work.model, evidence, work.stage, &work.approvals, &policy.keys, &policy.require, now)
+    let (stage, evidence) = (work.stage, release.evidence_digest());
+    approval::decide(work.model, evidence, stage, &work.approvals, &policy.keys, &policy.require, now)
+        .map(|enough| Approved { stage, evidence_digest: evidence, approvals: enough.approvals })
         .map_err(|refusal| denied(refusal.to_string()))
 }
 
@@ -98,3 +100,7 @@ fn stage<'a>(
     standing::stage(policy, work.stage).map_err(denied)?;
     Ok(&policy.releases)
 }
+
+#[cfg(test)]
+#[path = "release_tests.rs"]
+pub(crate) mod tests;

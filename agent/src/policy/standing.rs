@@ -3,8 +3,10 @@
 //!
 //! These rungs are a part of the ladders in this folder, by the same functions: what they refuse, the ladders refuse.
 
-use consilium_crds::site_policy::{Participation, SitePolicySpec};
+use consilium_crds::model_deployment::Approved;
+use consilium_crds::site_policy::{Participation, ReleasePolicy, SitePolicySpec};
 use consilium_crds::{ModelDeploymentSpec, RoundTaskSpec};
+use consilium_federation::approval;
 use consilium_federation::ladder::Stage;
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
@@ -101,10 +103,26 @@ fn hours(limit: jiff::SignedDuration) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect()
 }
 
-/// Why a model must be taken out of use now.
-pub fn model_must_stop(model: &ModelDeploymentSpec, policy: Option<&SitePolicySpec>) -> Option<String> {
-    let Some(policy) = policy else { return Some(NO_POLICY.to_owned()) };
-    model_room(policy, true).and_then(|()| stage(policy, model.stage)).err()
+/// How long a model may go on, or why it must be taken out of use now.
+///
+/// Without a time it may go on for as long as it was given before: an agent of before wrote no approvals into its object.
+/// The controller adds them as soon as it looks. Until then nobody can say whose word the model stands on, so nothing
+/// prolongs it; and stopping it would take every model down with an upgrade.
+pub fn model_stands(
+    model: &ModelDeploymentSpec,
+    policy: Option<&SitePolicySpec>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, String> {
+    let policy = policy.ok_or_else(|| NO_POLICY.to_owned())?;
+    model_room(policy, true)?;
+    stage(policy, model.stage)?;
+    let Some(Approved { stage: signed, evidence_digest, approvals }) = &model.approved else { return Ok(None) };
+    if model.stage > *signed {
+        return Err(format!("it stands at stage {} and the approvals in it are for {signed}", model.stage));
+    }
+    let ReleasePolicy { keys, require, .. } = &policy.releases;
+    let enough = approval::decide(model.model, *evidence_digest, *signed, approvals, keys, require, now);
+    enough.map(|enough| Some(enough.until)).map_err(|refusal| refusal.to_string())
 }
 
 /// Whether there is room for a model that is in use already, or is not.

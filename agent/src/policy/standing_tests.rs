@@ -3,6 +3,7 @@ use consilium_federation::assignment::DeployWork;
 use consilium_federation::task::TaskKind;
 use serde_json::{Value, json};
 
+use super::super::release_tests::{EXPIRY, approved, releases};
 use super::super::tests::{policy, spec, work};
 use super::super::{LadderInputs, SecureFacts, ladder, of_stage};
 use super::*;
@@ -31,13 +32,13 @@ fn task() -> RoundTaskSpec {
 }
 
 fn model() -> ModelDeploymentSpec {
-    let digest = consilium_federation::Digest::of(b"m");
     ModelDeploymentSpec {
         release: "hippocampus-r5".into(),
-        release_digest: digest,
-        model: digest,
+        release_digest: consilium_federation::Digest::of(b"release"),
+        model: consilium_federation::Digest::of(b"model"),
         stage: Stage::Shadow,
         promotion_uid: "promotion".into(),
+        approved: Some(approved(Stage::Shadow)),
     }
 }
 
@@ -53,7 +54,7 @@ fn deploy() -> DeployWork {
 }
 
 fn with(changes: &[(&str, Value)]) -> SitePolicySpec {
-    let mut all = vec![("/releases", json!({"maxStage": "Shadow"}))];
+    let mut all = vec![("/releases", releases(Some("Shadow")))];
     all.extend_from_slice(changes);
     policy(&all)
 }
@@ -103,7 +104,7 @@ fn the_guide_s_table_says_what_each_word_stops() {
         };
         let runs = stopped(&task(), policy, 1).is_none();
         assert_eq!((ask(Barrier::Fetch), ask(Barrier::Upload)), (runs, runs), "the ladder agrees: {row:?}");
-        let stays = model_must_stop(&model(), policy).is_none();
+        let stays = model_stands(&model(), policy, now()).is_ok();
         assert_eq!(of_stage(&deploy(), true, policy).is_none(), stays, "the release ladder agrees: {row:?}");
         let comes = of_stage(&deploy(), false, policy).is_none();
         let word = |yes: bool, words: [&'static str; 2]| words[usize::from(!yes)];
@@ -172,13 +173,50 @@ fn while_draining_no_model_rises_and_none_falls() {
     assert_eq!(stage_now(None, Stage::Triage, None), Stage::Triage);
 }
 
-/// With the hub away a model would stand above what the hospital has meanwhile come to allow.
+/// With the hub away, the ledger broken or the volume new, nobody else would take a model down that stands above what the
+/// hospital has come to allow, or on the word of somebody whom it no longer trusts.
 #[test]
 fn a_model_is_judged_from_its_own_spec() {
-    assert_eq!(model_must_stop(&model(), Some(&with(&[]))), None);
-    let higher = ModelDeploymentSpec { stage: Stage::SafetyNet, ..model() };
-    assert!(model_must_stop(&higher, Some(&with(&[]))).is_some_and(|why| why.contains("maxStage")));
-    assert!(model_must_stop(&model(), Some(&with(&[("/releases", json!({}))]))).is_some());
-    let suspended = with(&[("/suspend", json!({"models": true}))]);
-    assert!(model_must_stop(&model(), Some(&suspended)).is_some_and(|why| why.contains("spec.suspend.models")));
+    let until = |model: &ModelDeploymentSpec, changes: &[(&str, Value)], at: &str| {
+        model_stands(model, Some(&with(changes)), at.parse().unwrap())
+    };
+    let ends: Timestamp = EXPIRY.parse().unwrap();
+    assert_eq!(until(&model(), &[], NOW), Ok(Some(ends)));
+    let stands = |stage, on: Option<Approved>| ModelDeploymentSpec { stage, approved: on, ..model() };
+    let (safety_net, triage) = (("/releases", releases(Some("SafetyNet"))), ("/releases", releases(Some("Triage"))));
+    // Lowered by its hospital, it stands on the word for the higher stage.
+    let lower = stands(Stage::Shadow, Some(approved(Stage::SafetyNet)));
+    assert_eq!(until(&lower, std::slice::from_ref(&safety_net), NOW), Ok(Some(ends)));
+    // An agent of before wrote no approvals: nothing is said against it, and nothing for it.
+    assert_eq!(until(&stands(Stage::Shadow, None), &[], NOW), Ok(None));
+
+    let forged = {
+        let mut forged = approved(Stage::Shadow);
+        forged.stage = Stage::SafetyNet;
+        forged
+    };
+    let other = ModelDeploymentSpec { model: consilium_federation::Digest::of(b"another"), ..model() };
+    let (nobody, unasked) = (json!([]), json!([{"stage": "SafetyNet", "approvals": 1}]));
+    let two = json!([{"stage": "Shadow", "approvals": 2}]);
+    let role = json!([{"stage": "Shadow", "approvals": 1, "roles": ["radiologist"]}]);
+    type Row<'a> = (ModelDeploymentSpec, Vec<(&'a str, Value)>, &'a str, &'a str);
+    let rows: Vec<Row<'_>> = vec![
+        (model(), vec![("/releases/keys", nobody)], NOW, "the key is not in the policy"),
+        (model(), vec![], EXPIRY, "expired"),
+        (model(), vec![("/releases/require", unasked)], NOW, "no entry for stage Shadow"),
+        (model(), vec![("/releases/require", two)], NOW, "needs 2 approvals"),
+        (model(), vec![("/releases/require", role)], NOW, "radiologist"),
+        (other, vec![], NOW, "not over this model"),
+        (stands(Stage::SafetyNet, Some(approved(Stage::Shadow))), vec![safety_net.clone()], NOW, "are for Shadow"),
+        (stands(Stage::SafetyNet, Some(forged)), vec![safety_net], NOW, "not over this model, stage"),
+        (stands(Stage::Triage, Some(approved(Stage::Triage))), vec![triage], NOW, "no entry for stage Triage"),
+        (stands(Stage::SafetyNet, None), vec![], NOW, "maxStage"),
+        (model(), vec![("/releases", json!({}))], NOW, "maxStage"),
+        (model(), vec![("/suspend", json!({"models": true}))], NOW, "spec.suspend.models"),
+    ];
+    for (model, changes, at, word) in rows {
+        let said = until(&model, &changes, at);
+        assert!(said.as_ref().is_err_and(|why| why.contains(word)), "{word:?}: {said:?}");
+    }
+    assert!(model_stands(&model(), None, now()).is_err());
 }

@@ -182,7 +182,7 @@ impl<B: Backend> Port<B> {
         let spec: ModelReleaseSpec =
             serde_json::from_slice(&bytes).map_err(|e| Status::data_loss(format!("the release: {e}")))?;
         match self.backend.judge_release(&entry, &spec).map_err(state)? {
-            ReleaseDecision::Allowed => {}
+            ReleaseDecision::Allowed(_) => {}
             ReleaseDecision::Withdrawn => return Err(Status::permission_denied("the model was withdrawn")),
             ReleaseDecision::Refused { message, .. } => return Err(Status::permission_denied(message)),
         }

@@ -28,6 +28,9 @@ pub enum ControlError {
         /// The server's words.
         words: String,
     },
+    /// The API server dropped a field that it does not know.
+    #[error("this cluster's definition of ModelDeployment is older than the agent and keeps no spec.approved, without which no lease is renewed; upgrade the chart consilium-crds")]
+    OldKinds,
     /// A value of the approved spec.
     #[error("the approved spec: {0}")]
     Value(#[from] ValueError),
@@ -46,7 +49,7 @@ impl ControlError {
             Self::Kube(kube::Error::Api(status)) if status.code == 409 => "Conflict",
             Self::Kube(kube::Error::Api(status)) if is_refusal(status.code) => "Invalid",
             Self::Kube(_) | Self::Slow { .. } | Self::State(_) => "Transient",
-            Self::Value(_) | Self::Refused { .. } => "Invalid",
+            Self::Value(_) | Self::Refused { .. } | Self::OldKinds => "Invalid",
             Self::Identity(_) | Self::Join(_) => "Bug",
         }
     }

@@ -1,0 +1,129 @@
+use base64::Engine as _;
+use consilium_federation::Digest;
+use consilium_federation::approval::{Approval, signed_bytes};
+use consilium_federation::ladder::Stage;
+use ed25519_dalek::{Signer as _, SigningKey};
+use serde_json::{Value, json};
+
+use super::super::tests::{IMAGE, policy, spec};
+use super::*;
+
+const B64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
+/// When that ends.
+pub(crate) const EXPIRY: &str = "2027-01-01T00:00:00Z";
+
+fn release_spec() -> ModelReleaseSpec {
+    serde_json::from_value(json!({
+        "study": "research/hippocampus", "studyUID": "uid-1", "round": 5, "model": Digest::of(b"model"),
+        "specDigest": spec().digest(), "baseModel": Digest::of(b"base"), "trainerImage": IMAGE, "config": {},
+        "contributors": ["alder"], "dice": "0.8700", "evidence": [],
+        "attestation": {"keyID": "hub", "signature": ""}
+    }))
+    .unwrap()
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[3; 32])
+}
+
+fn deploy(stage: Stage) -> DeployWork {
+    let expiry = EXPIRY.parse().unwrap();
+    let bytes = signed_bytes(Digest::of(b"model"), stage, release_spec().evidence_digest(), expiry);
+    let signature = B64.encode(key().sign(&bytes).to_bytes());
+    DeployWork {
+        release: "hippocampus-r5".into(),
+        release_digest: release_spec().digest(),
+        model: Digest::of(b"model"),
+        stage,
+        approvals: vec![Approval { key_id: "mary".into(), role: "officer".into(), expiry, signature }],
+    }
+}
+
+/// What the hospital asks of models: mary's word, up to a stage.
+pub(crate) fn releases(max_stage: Option<&str>) -> Value {
+    let require = |stage| json!({"stage": stage, "approvals": 1, "roles": ["officer"]});
+    let mut releases = json!({
+        "keys": [{"id": "mary", "role": "officer", "publicKey": B64.encode(key().verifying_key().as_bytes())}],
+        "require": [require("Shadow"), require("SafetyNet")],
+    });
+    if let Some(stage) = max_stage {
+        releases["maxStage"] = json!(stage);
+    }
+    releases
+}
+
+/// The word on which the model may stand at a stage; it ends at `EXPIRY`.
+pub(crate) fn approved(stage: Stage) -> Approved {
+    let (evidence_digest, approvals) = (release_spec().evidence_digest(), deploy(stage).approvals);
+    Approved { stage, evidence_digest, approvals }
+}
+
+fn ask(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str) -> ReleaseDecision {
+    // Whether it trains does not matter for a model.
+    let policy = policy(&[("/releases", releases(max_stage)), ("/suspend", json!({"tasks": true}))]);
+    let release_spec = release_spec();
+    let now = now.parse().unwrap();
+    release(&ReleaseInputs { work, state, release: &release_spec, policy: Some(&policy), in_use: false, now })
+}
+
+fn reason(decision: ReleaseDecision) -> (RolloutReason, String) {
+    match decision {
+        ReleaseDecision::Refused { reason, message } => (reason, message),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A model answers on scans of patients only at a stage that this hospital allows, on the word of people it names.
+#[test]
+fn each_rung_of_the_release_ladder() {
+    let (now, shadow) = ("2026-06-01T00:00:00Z", deploy(Stage::Shadow));
+    let allowed = ReleaseDecision::Allowed(approved(Stage::Shadow));
+    assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Active, now), allowed);
+    // The hub being away, or forgetful, takes no model out of use.
+    assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Orphaned, now), allowed);
+    assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Cancelled, now), ReleaseDecision::Withdrawn);
+    let rows = [
+        (ask(&shadow, None, ItemState::Active, now), RolloutReason::DeniedByPolicy, "maxStage"),
+        (
+            ask(&deploy(Stage::SafetyNet), Some("Shadow"), ItemState::Active, now),
+            RolloutReason::DeniedByPolicy,
+            "maxStage",
+        ),
+        (
+            ask(&deploy(Stage::Triage), Some("Triage"), ItemState::Active, now),
+            RolloutReason::DeniedByPolicy,
+            "require",
+        ),
+        (ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY), RolloutReason::DeniedByPolicy, "expired"),
+        (
+            ask(
+                &DeployWork { stage: Stage::SafetyNet, ..shadow.clone() },
+                Some("SafetyNet"),
+                ItemState::Active,
+                now,
+            ),
+            RolloutReason::DeniedByPolicy,
+            "not over this model, stage",
+        ),
+        (
+            ask(&DeployWork { model: Digest::of(b"x"), ..shadow.clone() }, Some("Shadow"), ItemState::Active, now),
+            RolloutReason::VerificationFailed,
+            "of model",
+        ),
+        (
+            ask(
+                &DeployWork { release_digest: Digest::of(b"x"), ..shadow.clone() },
+                Some("Shadow"),
+                ItemState::Active,
+                now,
+            ),
+            RolloutReason::VerificationFailed,
+            "digest",
+        ),
+    ];
+    for (decision, expected, word) in rows {
+        let (found, message) = reason(decision);
+        assert_eq!(found, expected, "{message}");
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+}
