@@ -325,7 +325,7 @@ mod tests {
     fn a_rule_that_is_not_known_is_not_passed_over() {
         let policy = |spec: Value| {
             let object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy", "metadata": {"name": "default"}, "spec": spec});
-            serde_json::from_value::<Watched<SitePolicy>>(object).unwrap().0
+            serde_json::from_value::<Watched<SitePolicy>>(object).unwrap().0.map_err(Box::new)
         };
         let table: Value = serde_yaml_ng::from_str(include_str!("../testdata/cases.yaml")).unwrap();
         let good = table["objects"]["SitePolicy"]["spec"].clone();

@@ -89,19 +89,10 @@ fn each_rung_of_the_release_ladder() {
             RolloutReason::DeniedByPolicy,
             "maxStage",
         ),
-        (
-            ask(&deploy(Stage::Triage), Some("Triage"), ItemState::Active, now),
-            RolloutReason::DeniedByPolicy,
-            "require",
-        ),
+        (ask(&deploy(Stage::Triage), Some("Triage"), ItemState::Active, now), RolloutReason::DeniedByPolicy, "require"),
         (ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY), RolloutReason::DeniedByPolicy, "expired"),
         (
-            ask(
-                &DeployWork { stage: Stage::SafetyNet, ..shadow.clone() },
-                Some("SafetyNet"),
-                ItemState::Active,
-                now,
-            ),
+            ask(&DeployWork { stage: Stage::SafetyNet, ..shadow.clone() }, Some("SafetyNet"), ItemState::Active, now),
             RolloutReason::DeniedByPolicy,
             "not over this model, stage",
         ),

@@ -29,7 +29,9 @@ pub enum ControlError {
         words: String,
     },
     /// The API server dropped a field that it does not know.
-    #[error("this cluster's definition of ModelDeployment is older than the agent and keeps no spec.approved, without which no lease is renewed; upgrade the chart consilium-crds")]
+    #[error(
+        "this cluster's definition of ModelDeployment is older than the agent and keeps no spec.approved, without which no lease is renewed; upgrade the chart consilium-crds"
+    )]
     OldKinds,
     /// A value of the approved spec.
     #[error("the approved spec: {0}")]
