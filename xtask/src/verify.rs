@@ -16,6 +16,7 @@ const FILE_CAP: usize = 500;
 const ARROWS: &[(&str, &[&str])] = &[
     ("consilium-federation", &[]),
     ("consilium-secagg", &[]),
+    ("consilium-clinical", &["consilium-federation", "consilium-secagg"]),
     ("consilium-imaging", &[]),
     ("consilium-crds", &["consilium-federation", "consilium-secagg"]),
     ("consilium-proto", &["consilium-federation", "consilium-secagg"]),
@@ -40,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const UNBOUND: &[&str] = &["consilium-tests", "xtask"];
 
 /// Pure packages, and what must not be anywhere below them.
-const PURE: &[&str] = &["consilium-federation", "consilium-secagg"];
+const PURE: &[&str] = &["consilium-federation", "consilium-secagg", "consilium-clinical"];
 const IMPURE: &[&str] = &["kube", "k8s-openapi", "tonic", "tokio", "tch"];
 
 /// One check: its name and the faults it found, or why it could not run.
