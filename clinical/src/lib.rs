@@ -18,6 +18,7 @@ pub mod hazards;
 pub mod pipeline;
 pub mod plan;
 pub mod rules;
+pub mod standing;
 pub mod stats;
 pub mod suppress;
 pub mod values;
