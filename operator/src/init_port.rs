@@ -4,6 +4,7 @@
 //! but `task.json`, and nothing to deliver but `model.safetensors`, which is cut into chunks as it comes in and
 //! never held whole. Delivering the same model twice is as good as once.
 
+mod intake;
 mod split;
 
 use std::collections::BTreeSet;
@@ -12,8 +13,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use consilium_crds::FederatedStudySpec;
 use consilium_federation::digest::canonical_json;
-use consilium_federation::model::{MAX_ELEMENTS, ModelManifest};
+use consilium_federation::model::MAX_ELEMENTS;
 use consilium_federation::task::{CONTRACT, TaskFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
 use consilium_proto::FILE_PART_BYTES;
@@ -37,7 +39,7 @@ use crate::controllers::init::job::{self, Owner};
 use crate::controllers::init::{self, decide::TryState};
 use crate::gateway::door::{self, Bounds};
 use crate::store::{BlobStore, StoreError};
-use split::{Finished, Splitter};
+pub use intake::{Intake, IntakeError};
 
 /// Connections of Init pods; whoever reaches the port and shows no token holds at most these.
 const CONNECTIONS: Bounds = Bounds { pending: 32, open: 64, each: 64, handshake: Duration::from_secs(15) };
@@ -219,19 +221,24 @@ impl InitPort {
     }
 
     async fn task_file(&self, owner: &Owner) -> Result<TaskFile, Status> {
-        let spec = self.context.study_spec(owner.spec).await.map_err(|e| Status::unavailable(e.to_string()))?;
-        Ok(TaskFile {
-            contract: CONTRACT,
-            study: owner.study.to_string(),
-            round: 0,
-            rounds: spec.rounds.max,
-            kind: TaskKind::Init,
-            config: serde_json::Value::Object(spec.trainer.config.clone()),
-            seed: u64::try_from(spec.initial_model.seed.unwrap_or(0)).unwrap_or(0),
-            data_seed: 0,
-            base: None,
-            output: spec.output.clone(),
-        })
+        let spec = self.context.driver.study_spec(owner.spec).await;
+        Ok(init_task(&owner.study, &*spec.map_err(|e| Status::unavailable(e.to_string()))?))
+    }
+}
+
+/// What the trainer is asked for a study's first model.
+pub fn init_task(study: &StudyKey, spec: &FederatedStudySpec) -> TaskFile {
+    TaskFile {
+        contract: CONTRACT,
+        study: study.to_string(),
+        round: 0,
+        rounds: spec.rounds.max,
+        kind: TaskKind::Init,
+        config: serde_json::Value::Object(spec.trainer.config.clone()),
+        seed: u64::try_from(spec.initial_model.seed.unwrap_or(0)).unwrap_or(0),
+        data_seed: 0,
+        base: None,
+        output: spec.output.clone(),
     }
 }
 
@@ -289,52 +296,41 @@ async fn receive(
 ) -> Result<Digest, Status> {
     use futures::StreamExt as _;
     let bad = |why: &str| Status::invalid_argument(format!("the delivery of an Init task is {MODEL} alone: {why}"));
-    let mut file: Option<(Splitter, u64)> = None;
-    // The file and its manifest fit, or nothing of them is taken.
-    let mut _room = None;
-    let mut chunks = Vec::new();
+    let mut file: Option<(Intake<'_>, u64)> = None;
     while let Some(part) = parts.next().await {
         match (part?, &mut file) {
             (Some(Part::Start(start)), None) if start.path == MODEL => {
                 if start.size > MAX_MODEL_BYTES {
                     return Err(bad(&format!("{} bytes are more than any model has", start.size)));
                 }
-                _room = Some(store.reserve(start.size).map_err(unstored)?);
-                file = Some((Splitter::default(), start.size));
+                file = Some((Intake::begin(store, start.size).map_err(untaken)?, start.size));
             }
             (Some(Part::Start(start)), _) => return Err(bad(&format!("{:?} is not taken", start.path))),
-            (Some(Part::Data(data)), Some((splitter, left))) => {
+            (Some(Part::Data(data)), Some((intake, left))) => {
                 *left = left.checked_sub(data.len() as u64).ok_or_else(|| bad("it is longer than was said"))?;
-                for chunk in splitter.push(&data).map_err(|e| bad(&e.to_string()))? {
-                    chunks.push(store.put_object(chunk).await.map_err(unstored)?);
-                }
+                intake.push(&data).await.map_err(untaken)?;
             }
             (Some(Part::Data(_)), None) => return Err(bad("data came before a file's name")),
             (None, _) => return Err(bad("a part was empty")),
         }
     }
-    let Some((splitter, 0)) = file else { return Err(bad("it is shorter than was said")) };
-    let Finished { schema, last, local } = splitter.finish().map_err(|e| bad(&e.to_string()))?;
-    if !local.is_empty() {
-        tracing::info!(?local, "tensors of integers are no part of the model: they stay with each trainer");
-    }
-    if let Some(last) = last {
-        chunks.push(store.put_object(last).await.map_err(unstored)?);
-    }
-    let manifest = ModelManifest::new(schema, chunks).map_err(|e| bad(&e.to_string()))?;
-    store.put_object(manifest.to_bytes().into()).await.map_err(unstored)
+    let Some((intake, 0)) = file else { return Err(bad("it is shorter than was said")) };
+    intake.finish().await.map_err(untaken)
 }
 
-fn unstored(error: StoreError) -> Status {
-    if matches!(error, StoreError::NoSpace { .. }) {
-        return Status::resource_exhausted(error.to_string());
+fn untaken(error: IntakeError) -> Status {
+    match error {
+        IntakeError::Model(why) => {
+            Status::invalid_argument(format!("the delivery of an Init task is {MODEL} alone: {why}"))
+        }
+        IntakeError::Store(error @ StoreError::NoSpace { .. }) => Status::resource_exhausted(error.to_string()),
+        IntakeError::Store(error) => Status::unavailable(format!("the model could not be stored: {error}")),
     }
-    Status::unavailable(format!("the model could not be stored: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use consilium_federation::model::{CHUNK_BYTES, Tensor, TensorSchema};
+    use consilium_federation::model::{CHUNK_BYTES, ModelManifest, Tensor, TensorSchema};
 
     use super::*;
 

@@ -12,6 +12,7 @@ pub mod admin;
 pub mod aggregation;
 pub mod attempts;
 pub mod controllers;
+pub mod driver;
 pub mod gateway;
 pub mod hub;
 pub mod init_port;

@@ -1,14 +1,12 @@
 //! What all controllers share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use consilium_crds::{
-    FederatedStudy, FederatedStudySpec, ModelPromotion, ModelRelease, TrainingRound, TrustSite, WrittenSpec,
-};
+use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
 use consilium_federation::assignment::Item;
 use consilium_federation::round::RoundState;
-use consilium_federation::{Digest, SiteName, StudyKey};
+use consilium_federation::{SiteName, StudyKey};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
@@ -18,13 +16,12 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::book::{Book, Owner};
 use super::cache::Change;
 use super::error::Error;
 use super::init::Delivered;
-use super::rosters::Known;
-use super::round::sums::Sums;
 use super::write::Written;
+use crate::driver::Driver;
+use crate::driver::book::{Book, Owner};
 use crate::gateway::Clock;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
@@ -87,6 +84,17 @@ pub struct Queues {
     pub promotions: UnboundedSender<ObjectRef<ModelPromotion>>,
 }
 
+impl Queues {
+    /// Asks for a reconcile of whatever stands in a book entry.
+    pub fn ask(&self, owner: &Owner) {
+        match owner {
+            Owner::Round { namespace, name } => ask(&self.rounds, ObjectRef::new(name).within(namespace)),
+            Owner::Promotion { namespace, name } => ask(&self.promotions, ObjectRef::new(name).within(namespace)),
+            Owner::Buried => {}
+        }
+    }
+}
+
 /// Puts a request into a queue; a queue that is closed belongs to a process that ends.
 pub fn ask<T>(queue: &UnboundedSender<T>, what: T) {
     let _ = queue.send(what);
@@ -112,20 +120,14 @@ pub struct Context {
     pub queues: Queues,
     /// Results of Init tasks that no study has written down yet.
     pub delivered: Delivered,
-    /// Sums under way.
-    pub sums: Sums,
+    /// Drives the rounds.
+    pub driver: Driver,
     /// Rounds as last written, while the cache lags behind.
     pub written: Written<TrainingRound>,
     /// Promotions as last written, while the cache lags behind.
     pub promotions_written: Written<ModelPromotion>,
-    /// When this process began.
-    pub started: Timestamp,
     clock: Clock,
-    book: Mutex<Book>,
     deadlines: Mutex<BTreeMap<String, Timestamp>>,
-    specs: Mutex<HashMap<Digest, Arc<FederatedStudySpec>>>,
-    cleaned: Mutex<BTreeSet<(String, u32)>>,
-    rosters: Mutex<Arc<[Known]>>,
     seen_sites: Mutex<BTreeMap<SiteName, SeenSite>>,
     /// One look at the rosters at a time, so that an older one never overtakes a newer one.
     pub(super) roster_turn: tokio::sync::Mutex<()>,
@@ -155,6 +157,8 @@ impl Context {
     pub fn new(parts: Parts, caches: Caches, queues: Queues) -> Arc<Self> {
         let Parts { client, hub, metrics, key, settings, clock } = parts;
         let recorder = Recorder::new(client.clone(), MANAGER.into());
+        let asked = queues.clone();
+        let driver = Driver::new(hub.clone(), clock(), Arc::new(move |owner| asked.ask(owner)));
         Arc::new(Self {
             client,
             hub,
@@ -165,16 +169,11 @@ impl Context {
             caches,
             queues,
             delivered: Delivered::default(),
-            sums: Sums::default(),
+            driver,
             written: Written::default(),
             promotions_written: Written::default(),
-            started: clock(),
             clock,
-            book: Mutex::default(),
             deadlines: Mutex::default(),
-            specs: Mutex::default(),
-            cleaned: Mutex::default(),
-            rosters: Mutex::new(Arc::from([])),
             seen_sites: Mutex::default(),
             roster_turn: tokio::sync::Mutex::default(),
         })
@@ -187,7 +186,7 @@ impl Context {
 
     /// The book of assignments. Never held over an await.
     pub fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.driver.book()
     }
 
     /// Whether a TrustSite differs from how it was last seen in anything but its status.
@@ -217,45 +216,12 @@ impl Context {
 
     /// Changes the book and publishes what changed, in one go, so that no older list overtakes a newer one.
     pub fn publish(&self, change: impl FnOnce(&mut Book) -> BTreeSet<SiteName>) {
-        let mut book = self.book();
-        for site in change(&mut book) {
-            self.publish_site(&mut book, &site);
-        }
+        self.driver.publish(change);
     }
 
     /// Publishes one hospital's list, also when it is empty: "nothing to do" differs from "not known yet".
     pub fn publish_one(&self, site: &SiteName) {
         self.publish(|_| BTreeSet::from([site.clone()]));
-    }
-
-    fn publish_site(&self, book: &mut Book, site: &SiteName) {
-        self.hub.publish(site, book.items(site));
-        if let Some(assignment) = self.hub.assignment(site) {
-            book.sent(site, &assignment.items, assignment.revision);
-        }
-    }
-
-    /// The spec that a round was made from, by its digest.
-    ///
-    /// # Errors
-    /// When the store does not give it, or it is no study's spec.
-    pub async fn study_spec(&self, digest: Digest) -> Result<Arc<FederatedStudySpec>, Error> {
-        let locked = || self.specs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(spec) = locked().get(&digest) {
-            return Ok(spec.clone());
-        }
-        let bytes = self.hub.store().get_object(digest).await.map_err(Error::store("reading the study's spec"))?;
-        let bad = |why: String| Error::Invalid(format!("object {digest} is not the spec of a study: {why}"));
-        let written = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-        let spec = WrittenSpec::of(written).read().map_err(|e| bad(e.to_string()))?;
-        let spec = Arc::new(spec);
-        let mut specs = locked();
-        // A bound, not a policy: the specs of live rounds come back by themselves.
-        if specs.len() >= 1024 {
-            specs.clear();
-        }
-        specs.insert(digest, spec.clone());
-        Ok(spec)
     }
 
     /// Whether a study is gone, or another stands under its name. A study that the cache lacks is asked for at the API:
@@ -272,17 +238,6 @@ impl Context {
         let found = api.get_metadata_opt(&study.name).await;
         let found = found.map_err(Error::kube(format!("looking whether the study {study} is gone")))?;
         Ok(found.is_none_or(|meta| meta.uid().as_deref() != Some(uid)))
-    }
-
-    /// Asks for a reconcile of whatever stands in a book entry.
-    pub fn ask_owner(&self, owner: Owner) {
-        match owner {
-            Owner::Round { namespace, name } => ask(&self.queues.rounds, ObjectRef::new(&name).within(&namespace)),
-            Owner::Promotion { namespace, name } => {
-                ask(&self.queues.promotions, ObjectRef::new(&name).within(&namespace));
-            }
-            Owner::Buried => {}
-        }
     }
 
     /// Keeps tombstones that their hospitals have not acknowledged, durably, because their object goes.
@@ -308,40 +263,10 @@ impl Context {
         self.metrics.earliest_deadline(deadlines.values().min().copied());
     }
 
-    /// Whether what was sent for a round up to this attempt was deleted since the start.
-    pub fn is_clean(&self, round_uid: &str, attempt: u32) -> bool {
-        self.cleaned().contains(&(round_uid.to_owned(), attempt))
-    }
-
-    /// Notes that what was sent for a round up to this attempt was deleted.
-    pub fn mark_clean(&self, round_uid: &str, attempt: u32) {
-        self.cleaned().insert((round_uid.to_owned(), attempt));
-    }
-
-    fn cleaned(&self) -> MutexGuard<'_, BTreeSet<(String, u32)>> {
-        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The rosters that attempts may open under, newest first.
-    pub fn rosters(&self) -> Arc<[Known]> {
-        self.rosters.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Replaces them; whether they differ.
-    pub fn set_rosters(&self, rosters: Vec<Known>) -> bool {
-        let mut known = self.rosters.lock().unwrap_or_else(PoisonError::into_inner);
-        let differs = **known != *rosters;
-        *known = rosters.into();
-        differs
-    }
-
     /// Forgets everything in memory about a round whose object is gone.
     pub fn forget_round(&self, uid: &str) {
         self.note_deadline(uid, None);
-        self.cleaned().retain(|(round, _)| round != uid);
-        self.sums.forget(uid);
-        self.hub.attempts().forget(uid);
         self.written.forget(uid);
-        self.publish(|book| book.remove(uid));
+        self.driver.forget(uid);
     }
 }

@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::driver::{DriveError, back_off};
 use crate::store::StoreError;
 
 /// A reconcile did not end well.
@@ -83,6 +84,16 @@ impl Error {
     }
 }
 
+impl From<DriveError> for Error {
+    fn from(error: DriveError) -> Self {
+        match error {
+            DriveError::Store { what, source } => Self::Store { what, source },
+            DriveError::Invalid(why) => Self::Invalid(why),
+            DriveError::Stopped(why) => Self::Conflict(why),
+        }
+    }
+}
+
 const fn class_of_code(code: u16) -> Class {
     match code {
         404 => Class::Gone,
@@ -105,8 +116,6 @@ pub fn not_found(error: &kube::Error) -> bool {
 
 const SOON: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_secs(300);
-const FIRST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(60);
 
 /// How long to wait after `failures` in a row of one class; `jitter` lies in 0..1. `None`: until a change.
 pub fn wait(class: Class, failures: u32, jitter: f64) -> Option<Duration> {
@@ -114,7 +123,7 @@ pub fn wait(class: Class, failures: u32, jitter: f64) -> Option<Duration> {
     match class {
         Class::Invalid | Class::Gone => None,
         Class::Conflict => Some(spread(SOON)),
-        Class::Transient => Some(spread(FIRST.saturating_mul(1 << failures.min(10)).min(LONGEST))),
+        Class::Transient => Some(back_off(failures, jitter)),
         Class::Bug => Some(spread(SLOW)),
     }
 }
@@ -153,9 +162,8 @@ mod tests {
     fn the_class_decides_how_long_to_wait_and_back_off_grows_to_a_bound() {
         assert_eq!(wait(Class::Invalid, 3, 0.5), None);
         assert_eq!(wait(Class::Conflict, 30, 0.5), Some(SOON));
-        assert_eq!(wait(Class::Transient, 0, 0.5), Some(FIRST));
-        assert_eq!(wait(Class::Transient, 3, 0.5), Some(FIRST * 8));
-        assert_eq!(wait(Class::Transient, 4_000_000_000, 0.5), Some(LONGEST));
+        let seconds = |failures| wait(Class::Transient, failures, 0.5).map(|pause| pause.as_secs_f64());
+        assert_eq!([0, 3, 4_000_000_000].map(seconds), [Some(0.5), Some(4.0), Some(60.0)]);
         // Two hundred studies that failed at one instant must not come back at one instant.
         assert_ne!(wait(Class::Transient, 3, 0.1), wait(Class::Transient, 3, 0.9));
     }

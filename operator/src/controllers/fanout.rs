@@ -141,23 +141,12 @@ fn hospital(context: &Arc<Context>, site: &SiteName, news: &News) {
     if *news == News::Everything {
         ask(&context.queues.sites, ObjectRef::new(site.as_str()));
     }
-    let (owners, rested) = {
-        let mut book = context.book();
-        let report = context.hub.report(site);
-        let heard = report.map(|(report, _)| book.heard(site, &report, context.hub.store().epoch()));
-        let heard = heard.unwrap_or_default();
-        let owners = match news {
-            News::Nothing => Default::default(),
-            News::Work(uids) => book.owners(site, |uid| uids.contains(uid) || heard.iter().any(|h| h == uid)),
-            News::Everything => book.owners(site, |_| true),
-        };
-        (owners, book.lay_to_rest(site, &heard))
-    };
+    let (owners, rested) = context.driver.hear(site, news);
     if !rested.is_empty() {
         context.publish_one(site);
         tokio::spawn(forget(context.clone(), site.clone(), rested));
     }
-    owners.into_iter().for_each(|owner| context.ask_owner(owner));
+    owners.iter().for_each(|owner| context.queues.ask(owner));
 }
 
 /// Takes tombstones that were heard out of the store. One that stays there is sent, and heard, once more.

@@ -5,7 +5,6 @@
 //! controller the way is read → decide (pure) → apply → status → Events. Nothing is published to a hospital before
 //! all caches are synced, and then everything that the objects say.
 
-pub mod book;
 mod cache;
 pub mod context;
 mod error;
@@ -24,7 +23,7 @@ pub mod trust_site;
 mod unread;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
@@ -39,10 +38,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::attempts::Inputs;
 use crate::metrics::Controller;
 use crate::store::StoreError;
-use book::Owner;
 use cache::{Change, Seen};
 use consilium_crds::{FederatedStudy, Kind, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
 use context::{Caches, Context, Parts, Queues};
@@ -260,19 +257,9 @@ async fn publish_all(context: &Context) -> Result<(), ControllersError> {
     let buried = context.hub.store().tombstones().await?;
     let mut work = BTreeMap::new();
     for round in context.caches.rounds.state() {
-        let owner = Owner::Round { namespace: round.namespace().unwrap_or_default(), name: round.name_any() };
-        let uid = round.uid().unwrap_or_default();
-        let inputs = match round.status.as_ref().and_then(|status| status.round.as_ref()) {
-            Some(state) => round::secure::follow(context, &round, &uid, state).await,
-            None => Ok(Inputs::Nothing),
-        };
-        // Without what its step starts from, the item is left out, and comes with the round's first turn.
-        let inputs = inputs.unwrap_or_else(|error| {
-            tracing::warn!(round = round.name_any(), %error, "an open attempt is taken up later");
-            Inputs::Nothing
-        });
-        let items = round::items::items(&round, &BTreeSet::new(), &inputs);
-        work.insert(uid, (owner, items));
+        let round = round::read(&round);
+        let items = context.driver.asked_before(&round).await;
+        work.insert(round.uid.clone(), (round.owner(), items));
     }
     for promotion in context.caches.promotions.state() {
         let items = promotion::items_from_cache(context, &promotion);

@@ -3,39 +3,24 @@
 //! The hub judges nothing but that a roster parses and that its signatures verify: which keys count is what each
 //! hospital has pinned. So whoever can write ConfigMaps here can at most keep attempts from opening.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::roster::{DATA_KEY, RosterDocument};
-use consilium_federation::{Digest, SiteName};
 use consilium_secagg::roster::{Governance, SignedRoster};
-use consilium_secagg::wire::Message;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::context::{Context, ask};
 use super::write::{self, Note};
+use crate::driver::rosters::keep;
 
 /// Versions that are offered: an old and a new one overlap while a hospital joins.
 const OFFERED: usize = 2;
 
 /// When a store that failed is tried again: without a roster no masked study goes on.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// A roster that attempts may open under.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Its version.
-    pub version: u64,
-    /// Digest without signatures: what a round names.
-    pub digest: Digest,
-    /// Digest of the signed object: what hospitals fetch.
-    pub signed: Digest,
-    /// The hospitals on it.
-    pub sites: BTreeSet<SiteName>,
-}
 
 /// A roster from a ConfigMap, or what is wrong with it. Pure.
 fn parse(object: &ConfigMap) -> Result<SignedRoster, String> {
@@ -72,7 +57,7 @@ pub async fn refresh(context: &Arc<Context>) {
     }
     let mut known = Vec::new();
     for signed in newest(rosters) {
-        match store(context, &signed).await {
+        match keep(context.hub.store(), &signed).await {
             Ok(roster) => known.push(roster),
             // Until it is tried again the old ones are offered.
             Err(error) => {
@@ -81,8 +66,7 @@ pub async fn refresh(context: &Arc<Context>) {
             }
         }
     }
-    context.hub.set_rosters(known.iter().map(|roster| roster.signed).collect());
-    if context.set_rosters(known) {
+    if context.driver.set_rosters(known) {
         for study in context.caches.studies.state() {
             ask(&context.queues.studies, ObjectRef::from_obj(&*study));
         }
@@ -97,14 +81,6 @@ fn refresh_later(context: Arc<Context>) {
         tokio::time::sleep(AGAIN).await;
         refresh(&context).await;
     });
-}
-
-async fn store(context: &Context, signed: &SignedRoster) -> Result<Known, crate::store::StoreError> {
-    let store = context.hub.store();
-    let digest = store.put_object(signed.roster.to_bytes().into()).await?;
-    let object = store.put_object(signed.to_bytes().into()).await?;
-    let sites = signed.roster.entries.iter().filter_map(|entry| entry.site.as_str().parse().ok()).collect();
-    Ok(Known { version: signed.roster.version, digest, signed: object, sites })
 }
 
 #[cfg(test)]

@@ -16,11 +16,11 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
-use super::book::{Book, Owner};
 use super::context::Context;
 use super::error::Error;
 use super::study::accept::{self, Sites};
 use super::{finalizer, write};
+use crate::driver::book::{Book, Owner};
 use decide::{Facts, Plan};
 
 /// How long hospitals may take to acknowledge that a promotion is gone.

@@ -12,13 +12,14 @@ use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::decide::{self, Facts, SumOutcome};
-use super::items::items;
-use super::secure;
+use super::{decide, read};
 use crate::attempts::Inputs;
-use crate::controllers::book::{Book, Owner};
-use crate::controllers::rosters::Known;
 use crate::controllers::testing::{SITES, at, completed, name, round, study_spec};
+use crate::driver::book::{Book, Owner};
+use crate::driver::decide::{self as drive, Facts, SumOutcome};
+use crate::driver::items::items;
+use crate::driver::rosters::Known;
+use crate::driver::secure;
 
 fn policy() -> RoundPolicy {
     study_spec().round_policy(BTreeSet::new()).unwrap()
@@ -73,8 +74,8 @@ impl Driver {
     /// One turn of the controller; true when it wrote.
     fn turn(&mut self, now: i64) -> bool {
         let before = self.round.status.as_ref().and_then(|s| s.round.clone());
-        let start = before.unwrap_or_else(|| decide::begin(&self.round.spec, at(now)));
-        let awaited = decide::awaited(&start).map(|(_, sites)| sites).unwrap_or_default();
+        let start = before.unwrap_or_else(|| drive::begin(&self.round.spec, at(now)));
+        let awaited = drive::awaited(&start).map(|(_, sites)| sites).unwrap_or_default();
         let facts = Facts {
             reports: self.reports.clone(),
             done: awaited.into_iter().filter(|s| self.uploads.contains(s)).collect(),
@@ -82,7 +83,7 @@ impl Driver {
             sum: self.sum.clone(),
             cancelled: self.round.metadata.deletion_timestamp.is_some(),
         };
-        let after = decide::advance(start, &facts, at(now), &policy());
+        let after = drive::advance(start, &facts, at(now), &policy());
         let status = decide::status(&self.round, after, None, &policy(), at(now));
         let changed = self.round.status.as_ref() != Some(&status);
         if changed {
@@ -95,7 +96,7 @@ impl Driver {
 
     fn publish(&mut self) {
         let owner = Owner::Round { namespace: "research".into(), name: "hippocampus-1".into() };
-        let wanted = items(&self.round, &self.book.acknowledged("round-1"), &Inputs::Nothing);
+        let wanted = items(&read(&self.round), &self.book.acknowledged("round-1"), &Inputs::Nothing);
         for site in self.book.set("round-1", &owner, wanted) {
             self.revision += 1;
             let items = self.book.items(&site);
@@ -243,16 +244,17 @@ fn a_deleted_round_leaves_tombstones_until_they_are_acknowledged() {
 fn items_follow_the_object() {
     let none = BTreeSet::new();
     // Without a state the round was offered to nobody.
-    assert!(items(&round(1, None), &none, &Inputs::Nothing).is_empty());
+    assert!(items(&read(&round(1, None)), &none, &Inputs::Nothing).is_empty());
     let over = round(1, Some(completed(b"new")));
-    let states: BTreeMap<_, _> = items(&over, &none, &Inputs::Nothing).into_iter().map(|(s, i)| (s, i.state)).collect();
+    let states: BTreeMap<_, _> =
+        items(&read(&over), &none, &Inputs::Nothing).into_iter().map(|(s, i)| (s, i.state)).collect();
     assert_eq!(states.len(), 4);
     assert!(states.values().all(|s| *s == ItemState::Cancelled));
-    assert_eq!(items(&over, &SITES.map(name).into(), &Inputs::Nothing), BTreeMap::new());
+    assert_eq!(items(&read(&over), &SITES.map(name).into(), &Inputs::Nothing), BTreeMap::new());
     // A deleted round is over for hospitals even if its state could not be written.
     let mut gone = round(1, Some(RoundState::new(SITES.map(name), at(0), at(60))));
     gone.metadata.deletion_timestamp = Some(Time(at(1)));
-    assert!(items(&gone, &none, &Inputs::Nothing).values().all(|i| i.state == ItemState::Cancelled));
+    assert!(items(&read(&gone), &none, &Inputs::Nothing).values().all(|i| i.state == ItemState::Cancelled));
 }
 
 /// A step is asked for only together with what it starts from: a hospital that took another hospital's bundle, or none,
@@ -264,7 +266,7 @@ fn a_masked_step_is_asked_for_when_its_inputs_are_there() {
     state.roster = Some(Digest::of(b"roster"));
     state.sites.iter_mut().for_each(|site| site.member = true);
     let asked = |state: &RoundState, inputs: &Inputs| {
-        let items = items(&round(1, Some(state.clone())), &BTreeSet::new(), inputs);
+        let items = items(&read(&round(1, Some(state.clone()))), &BTreeSet::new(), inputs);
         let work = |site: &str| match &items.get(&name(site))?.work {
             Work::Round(work) => Some((work.step, work.inputs, work.roster)),
             Work::Deploy(_) => panic!("a round gives no deployments"),
@@ -323,7 +325,7 @@ fn an_attempt_opens_under_the_roster_that_most_accept() {
 #[test]
 fn the_next_look_lies_in_the_future() {
     let mut state = RoundState::new(SITES.map(name), at(0), at(3600));
-    let seconds = |state: &RoundState, now| decide::wake_in(state, at(now)).map(|d| d.as_secs());
+    let seconds = |state: &RoundState, now| drive::wake_in(state, at(now)).map(|d| d.as_secs());
     assert_eq!(seconds(&state, 10), Some(3590));
     state.grace_until = Some(at(70));
     assert_eq!(seconds(&state, 10), Some(60));
@@ -351,7 +353,7 @@ fn a_round_without_its_spec_says_so_and_keeps_its_state() {
 fn people_hear_of_each_transition_once() {
     let before = RoundState::new(SITES.map(name), at(0), at(3600));
     let facts = Facts { reports: say(&SITES, TaskKind::Train, SiteReason::Ready), ..Facts::default() };
-    let after = decide::advance(before.clone(), &facts, at(120), &policy());
+    let after = drive::advance(before.clone(), &facts, at(120), &policy());
     let (notes, ended) = decide::transition(Some(&before), &after, at(120));
     assert_eq!(notes.iter().map(|n| n.reason).collect::<Vec<_>>(), ["AttemptOpened"]);
     let ended = ended.unwrap();
@@ -368,9 +370,9 @@ fn what_a_hospital_said_before_it_fell_out_does_not_bring_it_back() {
     state.missed_at = Some(at(50));
     state.sites[0].reason = SiteReason::Missed;
     for (heard, connected, expected) in [(40, true, false), (50, true, false), (51, false, false), (51, true, true)] {
-        assert_eq!(decide::counts(&state, &name("alder"), at(heard), connected), expected, "{heard} {connected}");
+        assert_eq!(drive::counts(&state, &name("alder"), at(heard), connected), expected, "{heard} {connected}");
     }
-    assert!(decide::counts(&state, &name("birch"), at(40), false));
+    assert!(drive::counts(&state, &name("birch"), at(40), false));
 }
 
 /// The one step that no time limit ends must say so where people and pipelines look, and say it once.
@@ -398,10 +400,10 @@ fn an_attempt_that_breaks_at_the_hub_is_followed_by_another() {
     let policy = RoundPolicy { protocol: Protocol::SecAgg, roster: Some(roster), ..policy() };
     let mut state = RoundState::new(SITES.map(name), at(0), at(3600));
     let ready = Facts { reports: say(&SITES, TaskKind::Train, SiteReason::Ready), ..Facts::default() };
-    state = decide::advance(state, &ready, at(1), &policy);
+    state = drive::advance(state, &ready, at(1), &policy);
     assert_eq!((state.attempt, state.protocol_step), (1, Some(ProtocolStep::Advertise)));
     let broken = Facts { broken: Some("the advert of alder repeats a key".into()), ..ready };
-    state = decide::advance(state, &broken, at(2), &policy);
+    state = drive::advance(state, &broken, at(2), &policy);
     assert_eq!((state.attempt, state.protocol_step), (2, Some(ProtocolStep::Advertise)));
 }
 
@@ -410,13 +412,13 @@ fn an_attempt_that_breaks_at_the_hub_is_followed_by_another() {
 #[test]
 fn only_attempts_that_came_to_nothing_are_spent() {
     let mut state = RoundState::new(SITES.map(name), at(0), at(3600));
-    assert_eq!(decide::spent(&state), 0);
+    assert_eq!(drive::spent(&state), 0);
     (state.attempt, state.protocol_step) = (1, Some(ProtocolStep::Upload));
-    assert_eq!(decide::spent(&state), 0);
+    assert_eq!(drive::spent(&state), 0);
     state.protocol_step = None;
-    assert_eq!(decide::spent(&state), 1);
+    assert_eq!(drive::spent(&state), 1);
     (state.attempt, state.protocol_step) = (2, Some(ProtocolStep::Sum));
-    assert_eq!(decide::spent(&state), 1);
+    assert_eq!(drive::spent(&state), 1);
 }
 
 /// A sum that a full volume keeps from ending is said where people look, with what keeps it.

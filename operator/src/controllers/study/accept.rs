@@ -6,7 +6,7 @@ use consilium_crds::{FederatedStudySpec, TrustSite};
 use consilium_federation::SiteName;
 use consilium_federation::quorum;
 
-use crate::controllers::rosters::Known;
+use crate::driver::rosters::Known;
 
 /// What the hub's administrator says of one hospital.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use consilium_crds::study::training_deadline;
-use consilium_crds::{FederatedStudy, ModelRelease, TrainingRound, TrainingRoundSpec};
+use consilium_crds::{FederatedStudy, ModelRelease, TrainingRound};
 use consilium_federation::StudyKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 
-use super::carry;
 use super::decide::{Act, Facts, NewRound, Plan};
+use super::make;
 use crate::controllers::context::{Context, FINALIZER, MANAGER, STUDY_LABEL};
 use crate::controllers::error::{Class, Error, already_exists, not_found};
 use crate::controllers::init::{self, job};
@@ -62,7 +61,7 @@ async fn perform(context: &Context, facts: &Facts, act: &Act) -> Result<(), Erro
     let study = &*facts.study;
     let round = |number: u32| facts.rounds.iter().find(|r| r.spec.number == number);
     match act {
-        Act::StoreSpec => store_spec(context, study).await,
+        Act::StoreSpec => Ok(make::store_spec(context.hub.store(), study).await?),
         Act::StartInit(number) => {
             let owner = job::Owner {
                 study: StudyKey::new(study.namespace().unwrap_or_default(), study.name_any()),
@@ -85,37 +84,20 @@ async fn perform(context: &Context, facts: &Facts, act: &Act) -> Result<(), Erro
     }
 }
 
-async fn store_spec(context: &Context, study: &FederatedStudy) -> Result<(), Error> {
-    let stored = context.hub.store().put_json(&study.spec).await.map_err(Error::store("storing the study's spec"))?;
-    let expected = study.spec.digest();
-    if stored == expected {
-        Ok(())
-    } else {
-        Err(Error::Bug(format!("the spec was stored as {stored}, but its digest is {expected}")))
-    }
-}
-
 /// Makes a round. It is a snapshot that never changes, so it is created, not applied: one that is there already
 /// means that the cache lags behind.
 async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Result<(), Error> {
-    let manifest = context.hub.store().get_manifest(new.base_model).await;
-    let manifest = manifest.map_err(Error::store("reading the model that the round starts from"))?;
-    let tensor_schema =
-        context.hub.store().put_json(&manifest.tensors).await.map_err(Error::store("storing the tensor schema"))?;
-    let deadline = training_deadline(&study.spec, context.now()).map_err(|e| Error::Invalid(e.to_string()))?;
-    let spec = TrainingRoundSpec {
-        study: study.name_any(),
-        study_uid: study.uid().unwrap_or_default(),
-        spec_digest: study.spec.digest(),
-        number: new.number,
-        base_model: new.base_model,
-        tensor_schema,
-        participants: new.participants.clone(),
-        waited_for: new.waited_for.clone(),
-        quorum: study.spec.rounds.quorum,
-        deadline,
-    };
-    let mut round = object(study, spec, new);
+    let mut round = make::round(context.hub.store(), study, new, context.now()).await?;
+    round.metadata.labels = Some(job::study_label(&study.name_any()));
+    round.metadata.finalizers = Some(vec![FINALIZER.into()]);
+    round.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: FederatedStudy::api_version(&()).into_owned(),
+        kind: FederatedStudy::kind(&()).into_owned(),
+        name: study.name_any(),
+        uid: study.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
     let sealed = seal::seal(&context.key, &round.namespace().unwrap_or_default(), &round.name_any(), &round.spec);
     round.annotations_mut().insert(seal::ANNOTATION.into(), sealed);
     let api: Api<TrainingRound> = Api::namespaced(context.client.clone(), &study.namespace().unwrap_or_default());
@@ -141,29 +123,11 @@ async fn start(context: &Context, study: &FederatedStudy, new: &NewRound) -> Res
     }
 }
 
-fn object(study: &FederatedStudy, spec: TrainingRoundSpec, new: &NewRound) -> TrainingRound {
-    let mut round = TrainingRound::new(&format!("{}-{}", study.name_any(), new.number), spec);
-    let meta = &mut round.metadata;
-    meta.namespace = study.namespace();
-    meta.labels = Some(job::study_label(&study.name_any()));
-    meta.annotations = Some([(carry::ANNOTATION.to_owned(), new.carry.to_text())].into());
-    meta.finalizers = Some(vec![FINALIZER.into()]);
-    meta.owner_references = Some(vec![OwnerReference {
-        api_version: FederatedStudy::api_version(&()).into_owned(),
-        kind: FederatedStudy::kind(&()).into_owned(),
-        name: study.name_any(),
-        uid: study.uid().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: None,
-    }]);
-    round
-}
-
 /// Cuts a release. Its name is taken when another study of the same name cut one; then the UID tells them apart.
 async fn release(context: &Context, facts: &Facts, round: &Arc<TrainingRound>) -> Result<(), Error> {
     let study = &*facts.study;
     let namespace = study.namespace().unwrap_or_default();
-    let snapshot = context.study_spec(round.spec.spec_digest).await?;
+    let snapshot = context.driver.study_spec(round.spec.spec_digest).await?;
     let spec = cut::cut(round, &snapshot, &context.key).map_err(Error::Bug)?;
     let api: Api<ModelRelease> = Api::namespaced(context.client.clone(), &namespace);
     let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };

@@ -13,8 +13,8 @@ use kube::ResourceExt;
 use super::accept::{self, Refusal, Sites};
 use super::carry::Carry;
 use crate::controllers::init::decide::{self as init, Step, Try};
-use crate::controllers::rosters::Known;
 use crate::controllers::write::Note;
+use crate::driver::rosters::Known;
 
 /// Everything that was read for one turn.
 pub struct Facts {

@@ -4,6 +4,7 @@ pub mod accept;
 mod apply;
 pub mod carry;
 pub mod decide;
+pub mod make;
 #[cfg(test)]
 mod tests;
 
@@ -56,7 +57,7 @@ async fn read(context: &Context, study: Arc<FederatedStudy>) -> Result<Facts, Er
     let spec_stored = stored.map_err(Error::store("looking for the study's spec"))?;
     Ok(Facts {
         sites: accept::sites(context.caches.sites.state().iter().map(|s| &**s)),
-        rosters: context.rosters(),
+        rosters: context.driver.rosters(),
         leftovers: !others.is_empty(),
         releases: context.caches.releases.state_filter(own),
         spec_stored,

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use consilium_crds::TrainingRound;
 use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
 use consilium_federation::round::{ProtocolStep, RoundState, SiteWork, site_work};
 use consilium_federation::task::TaskKind;
-use consilium_federation::{Digest, SiteName, StudyKey};
+use consilium_federation::{Digest, SiteName};
 
+use super::Round;
 use crate::attempts::Inputs;
 
 /// The items of a round for its participants. A round that is over or being deleted leaves tombstones, but for the
@@ -15,14 +15,12 @@ use crate::attempts::Inputs;
 ///
 /// `inputs` is what the open step starts from. An item whose step has no inputs yet is left out, which to a hospital is
 /// no word at all; an item without its step would be word that the attempt goes on without it.
-pub fn items(round: &TrainingRound, acknowledged: &BTreeSet<SiteName>, inputs: &Inputs) -> BTreeMap<SiteName, Item> {
-    let state = round.status.as_ref().and_then(|s| s.round.as_ref());
-    let (Some(state), Some(uid)) = (state, &round.metadata.uid) else { return BTreeMap::new() };
-    let deleting = round.metadata.deletion_timestamp.is_some();
+pub fn items(round: &Round, acknowledged: &BTreeSet<SiteName>, inputs: &Inputs) -> BTreeMap<SiteName, Item> {
+    let Some(state) = &round.state else { return BTreeMap::new() };
     let one = |entry: &consilium_federation::round::SiteState| {
         let site = &entry.site;
         let mut work = site_work(state, site)?;
-        if deleting {
+        if round.deleting {
             work = SiteWork::Stop;
         }
         if work == SiteWork::Stop && acknowledged.contains(site) {
@@ -30,13 +28,13 @@ pub fn items(round: &TrainingRound, acknowledged: &BTreeSet<SiteName>, inputs: &
         }
         let item_state = if work == SiteWork::Stop { ItemState::Cancelled } else { ItemState::Active };
         let work = Work::Round(round_work(round, state, site, work, inputs)?);
-        Some((site.clone(), Item { uid: uid.clone(), state: item_state, work }))
+        Some((site.clone(), Item { uid: round.uid.clone(), state: item_state, work }))
     };
     state.sites.iter().filter_map(one).collect()
 }
 
 fn round_work(
-    round: &TrainingRound,
+    round: &Round,
     state: &RoundState,
     site: &SiteName,
     work: SiteWork,
@@ -61,7 +59,7 @@ fn round_work(
         None => None,
     };
     Some(RoundWork {
-        study: StudyKey::new(round.metadata.namespace.clone().unwrap_or_default(), spec.study.clone()),
+        study: round.study(),
         study_uid: spec.study_uid.clone(),
         spec_digest: spec.spec_digest,
         round: spec.number,
