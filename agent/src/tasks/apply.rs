@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use consilium_crds::{FederatedStudySpec, RoundTask, RoundTaskSpec, RoundTaskStatus};
-use consilium_federation::assignment::RoundWork;
 use consilium_federation::digest::Digest;
 use consilium_federation::round::SiteReason;
-use consilium_federation::task::TaskKind;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -50,30 +48,12 @@ impl Writer {
     }
 
     /// Makes the RoundTask.
-    pub async fn create_task(
-        &self,
-        name: &str,
-        round_uid: &str,
-        work: &RoundWork,
-        spec: &FederatedStudySpec,
-    ) -> Result<(), ControlError> {
+    pub async fn create_task(&self, name: &str, spec: RoundTaskSpec) -> Result<(), ControlError> {
         let metadata = ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(self.ctx.config.task_namespace.clone()),
             labels: Some(labels(&[("app.kubernetes.io/managed-by", MANAGER)])),
             ..ObjectMeta::default()
-        };
-        let spec = RoundTaskSpec {
-            study: work.study.clone(),
-            study_uid: work.study_uid.clone(),
-            spec_digest: work.spec_digest,
-            round_uid: round_uid.to_owned(),
-            round: work.round,
-            kind: work.kind,
-            model: work.model,
-            image: spec.trainer.image.clone(),
-            gpus: spec.trainer.gpus,
-            deadline: work.deadline,
         };
         let task = RoundTask { metadata, spec, status: None };
         admitted(format!("RoundTask {name}"), self.tasks.create(&creating(), &task).await)
@@ -155,26 +135,6 @@ impl Writer {
     pub async fn delete_task(&self, name: &str) -> Result<(), ControlError> {
         tracing::info!(task = name, "task removed");
         gone(self.tasks.delete(name, &DeleteParams::background()).await)
-    }
-
-    /// Drops what is stored for a round, and then its facts: the hub takes their absence as done.
-    pub async fn forget(&self, round_uid: &str, tasks: Vec<String>) -> Result<(), ControlError> {
-        let (state, round) = (self.ctx.state.clone(), round_uid.to_owned());
-        tokio::task::spawn_blocking(move || {
-            // A tombstone is looked at many times; what is gone need not be removed again.
-            if state.holds(&round)? {
-                state.delete_update(&round)?;
-                state.delete_score(&round)?;
-                // Last: as long as anything is left, it belongs to this round.
-                state.forget_round(&round)?;
-            }
-            tasks.iter().try_for_each(|uid| state.delete_tokens(uid))
-        })
-        .await??;
-        for kind in [TaskKind::Train, TaskKind::Evaluate] {
-            self.ctx.facts.drop_round(round_uid, kind);
-        }
-        Ok(())
     }
 
     /// Writes the status if it changed, then an Event if the reason did.

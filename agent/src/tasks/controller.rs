@@ -9,28 +9,25 @@ use consilium_federation::Digest;
 use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::apply::Writer;
-use super::clean::{self, Folder};
+use super::clean::CLEAN;
 use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
-use super::read::{Started, StartedTries, WATCH_LAG, holds, see, task_name, task_of, tasks_left};
+use super::read::{Started, StartedTries, WATCH_LAG, task_name, task_of, tasks_left};
 use super::refusals::{PartKey, Refusals};
+use super::runner::{Runner, Sight, task_spec};
 use super::status::is_open;
-use super::{Stores, TURN, TaskEntry, in_turn};
+use super::{TURN, TaskEntry, in_turn};
 use crate::policy::{Barrier, Decision, ends};
 use crate::state::AttemptKey;
 use crate::{Context, Enforcement};
 
 pub(super) struct Controller {
     ctx: Arc<Context>,
-    stores: Stores,
-    writer: Writer,
+    runner: Arc<dyn Runner>,
     /// Approved specs in use.
     specs: BTreeMap<Digest, Arc<FederatedStudySpec>>,
     started: StartedTries,
@@ -49,19 +46,16 @@ pub(super) struct Controller {
 /// What one turn works from.
 struct World {
     tasks: Vec<Arc<RoundTask>>,
-    jobs: Vec<Arc<Job>>,
-    pods: Vec<Arc<Pod>>,
+    sight: Box<dyn Sight>,
     now: Timestamp,
 }
 
 impl Controller {
-    pub(super) fn new(ctx: Arc<Context>, stores: Stores) -> Self {
-        let writer = Writer::new(Arc::clone(&ctx));
+    pub(super) fn new(ctx: Arc<Context>, runner: Arc<dyn Runner>) -> Self {
         let (specs, started, tokens) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {
             ctx,
-            stores,
-            writer,
+            runner,
             specs,
             started,
             tokens,
@@ -76,10 +70,10 @@ impl Controller {
     pub(super) async fn turn(&mut self) {
         let begun = Instant::now();
         let (desired, now) = (self.ctx.desired.borrow().clone(), self.ctx.now());
-        let (tasks, jobs, pods) = (self.stores.tasks.state(), self.stores.jobs.state(), self.stores.pods.state());
-        let world = World { tasks, jobs, pods, now };
-        if let Err(error) = self.clean(&world).await {
-            self.failed(&error, clean::CLEAN);
+        let sight = self.runner.look();
+        let world = World { tasks: sight.tasks().to_vec(), sight, now };
+        if let Err(error) = self.runner.clean(now).await {
+            self.failed(&error, CLEAN);
         }
         let mut entries = BTreeMap::new();
         let here = |item: &Item| world.tasks.iter().any(|task| task.spec.round_uid == item.uid);
@@ -141,10 +135,10 @@ impl Controller {
         let plan = decide(&part.inputs(unprobed, (rejected.as_deref(), refused), world.now));
         self.count_ends(work.kind, part.seen.as_ref());
         let plan = self.carry_out(world, &part, plan).await?;
-        say_left(&self.ctx, &self.writer, &part).await?;
+        say_left(&self.ctx, &*self.runner, &part).await?;
         let Some(verdict) = &plan.verdict else { return Ok(None) };
         let just_started = self.started.get(&part.task_uid).copied();
-        say(&self.ctx, &self.writer, &part, verdict, just_started).await?;
+        say(&self.ctx, &*self.runner, &part, verdict, just_started).await?;
         Ok(part.entry(self.ctx.site_policy().as_deref()))
     }
 
@@ -157,9 +151,9 @@ impl Controller {
         let task = task_of(&world.tasks, &item.uid, work.kind);
         let task_uid = task.and_then(|t| t.uid()).unwrap_or_default();
         let started = self.started.get(&task_uid).copied();
-        let seen = task.map(|t| see(t, &world.jobs, &world.pods, started, world.now));
+        let seen = task.map(|t| world.sight.see(t, started, world.now));
         let left: Vec<&RoundTask> = tasks_left(&world.tasks, &item.uid, work.kind).collect();
-        let others = left.iter().flat_map(|t| see(t, &world.jobs, &world.pods, None, world.now).tries).collect();
+        let others = left.iter().flat_map(|t| world.sight.see(t, None, world.now).tries).collect();
         let stored = self.stored(&item.uid, work.kind)?;
         let exists = task.is_some() || stored.is_some();
         let (mut decision, spec) = self.judge(&item.uid, work, exists).await?;
@@ -241,25 +235,6 @@ impl Controller {
         self.ctx.site_policy().and_then(|policy| policy.metadata.generation)
     }
 
-    /// Writes down where tasks have folders, and removes those of tasks that are gone.
-    async fn clean(&self, world: &World) -> Result<(), ControlError> {
-        let mut known = clean::known(&self.ctx.state)?;
-        let uids: BTreeSet<String> = world.tasks.iter().filter_map(|t| t.uid()).collect();
-        if let Some(policy) = self.ctx.site_policy() {
-            for task_uid in &uids {
-                let folder = Folder { task_uid: task_uid.clone(), claim: policy.spec.resources.work_claim.clone() };
-                if known.insert(folder.clone()) {
-                    clean::remember(&self.ctx.state, &folder)?;
-                }
-            }
-        }
-        let in_use = |uid: &str| uids.contains(uid) || world.pods.iter().any(|pod| holds(pod, uid, world.now));
-        match clean::decide(&known, in_use, clean::see(&world.jobs).as_ref()) {
-            Some(act) => self.writer.clean(&act).await,
-            None => Ok(()),
-        }
-    }
-
     async fn apply(&mut self, world: &World, part: &Part<'_>, plan: &Plan) -> Result<(), ControlError> {
         let round = &part.item.uid;
         for act in &plan.acts {
@@ -269,16 +244,16 @@ impl Controller {
                     self.ctx.state.take(round, part.work, world.now)?;
                     self.made.insert(part.key(), world.now);
                     let name = task_name(part.work, round, &world.tasks);
-                    self.writer.create_task(&name, round, part.work, spec).await?;
+                    self.runner.create_task(&name, task_spec(round, part.work, spec)).await?;
                 }
                 (Act::StartTry { number, mode }, Some(task), Some(spec)) => {
                     let token = self.tokens.entry((part.task_uid.clone(), *number));
                     let token = token.or_insert_with(|| hex::encode(self.ctx.entropy.bytes32()));
-                    self.writer.start_try(task, spec, (*number, *mode), token).await?;
+                    self.runner.start_try(task, spec, (*number, *mode), token).await?;
                     let started = Started { number: *number, mode: *mode, at: world.now };
                     self.started.insert(part.task_uid.clone(), started);
                 }
-                (Act::StopTry { job }, _, _) => self.writer.stop_try(job).await?,
+                (Act::StopTry { job }, _, _) => self.runner.stop_try(job).await?,
                 (Act::DeleteTask | Act::Forget, _, _) => self.remove(round, world).await?,
                 // Only an allowed part is created or started, and what is allowed has its spec.
                 (Act::CreateTask | Act::StartTry { .. }, _, _) => {}
@@ -292,11 +267,31 @@ impl Controller {
         let mut uids = Vec::new();
         for task in world.tasks.iter().filter(|t| t.spec.round_uid == round_uid) {
             if task.metadata.deletion_timestamp.is_none() {
-                self.writer.delete_task(&task.name_any()).await?;
+                self.runner.delete_task(&task.name_any()).await?;
             }
             uids.extend(task.uid());
         }
-        self.writer.forget(round_uid, uids).await
+        self.forget(round_uid, uids).await
+    }
+
+    /// Drops what is stored for a round, and then its facts: the hub takes their absence as done.
+    async fn forget(&self, round_uid: &str, tasks: Vec<String>) -> Result<(), ControlError> {
+        let (state, round) = (self.ctx.state.clone(), round_uid.to_owned());
+        tokio::task::spawn_blocking(move || {
+            // A tombstone is looked at many times; what is gone need not be removed again.
+            if state.holds(&round)? {
+                state.delete_update(&round)?;
+                state.delete_score(&round)?;
+                // Last: as long as anything is left, it belongs to this round.
+                state.forget_round(&round)?;
+            }
+            tasks.iter().try_for_each(|uid| state.delete_tokens(uid))
+        })
+        .await??;
+        for kind in [TaskKind::Train, TaskKind::Evaluate] {
+            self.ctx.facts.drop_round(round_uid, kind);
+        }
+        Ok(())
     }
 
     fn count_ends(&mut self, kind: TaskKind, seen: Option<&TaskSeen>) {
@@ -324,8 +319,7 @@ impl Controller {
         let asked = items.iter().chain(&newest.items).map(|item| item.uid.as_str());
         let known: BTreeSet<&str> = asked.chain(rounds).collect();
         self.ctx.facts.retain_rounds(|uid| known.contains(uid));
-        let jobs: BTreeSet<String> = world.jobs.iter().map(|j| j.name_any()).collect();
-        self.counted.retain(|job| jobs.contains(job));
+        self.counted.retain(|job| world.sight.has_try(job));
     }
 }
 

@@ -33,6 +33,15 @@ pub enum ControlError {
         "this cluster's definition of ModelDeployment is older than the agent and keeps no spec.approved, without which no lease is renewed; upgrade the chart consilium-crds"
     )]
     OldKinds,
+    /// Files and processes of a runner that is no cluster.
+    #[error("{what}: {source}")]
+    Files {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A value of the approved spec.
     #[error("the approved spec: {0}")]
     Value(#[from] ValueError),
@@ -50,7 +59,7 @@ impl ControlError {
         match self {
             Self::Kube(kube::Error::Api(status)) if status.code == 409 => "Conflict",
             Self::Kube(kube::Error::Api(status)) if is_refusal(status.code) => "Invalid",
-            Self::Kube(_) | Self::Slow { .. } | Self::State(_) => "Transient",
+            Self::Kube(_) | Self::Slow { .. } | Self::State(_) | Self::Files { .. } => "Transient",
             Self::Value(_) | Self::Refused { .. } | Self::OldKinds => "Invalid",
             Self::Identity(_) | Self::Join(_) => "Bug",
         }

@@ -7,6 +7,7 @@
 
 mod apply;
 pub mod clean;
+mod cluster;
 mod controller;
 pub mod decide;
 mod desk;
@@ -19,6 +20,7 @@ pub mod pod;
 pub mod probe;
 mod read;
 mod refusals;
+mod runner;
 pub mod status;
 mod stores;
 
@@ -34,16 +36,20 @@ use tokio::sync::Notify;
 
 pub(crate) use apply::MANAGER;
 pub use desk::{DeployEntry, Desk, TaskEntry};
-pub(crate) use error::{ControlError, gone, made, was_made};
+pub use error::ControlError;
+pub(crate) use error::{gone, made, was_made};
+pub use read::Started;
+pub use runner::{Runner, Sight};
 pub(crate) use stores::follow;
 
 use crate::Context;
+use cluster::Cluster;
 use controller::Controller;
 
 /// Longest time between two turns: deadlines and progress are noticed by then.
 const TURN: Duration = Duration::from_secs(5);
 
-/// Runs the controller and the network probe until shutdown.
+/// Runs the controller over the hospital's cluster, and the network probe, until shutdown.
 pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
     let news = Arc::new(Notify::new());
     let stores = Stores::follow(&ctx, &news);
@@ -53,7 +59,14 @@ pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
         () = ctx.shutdown.cancelled() => return Ok(()),
         ready = stores.ready() => ready?,
     }
-    let mut controller = Controller::new(Arc::clone(&ctx), stores);
+    carry_out(Arc::clone(&ctx), Arc::new(Cluster::new(ctx, stores)), news).await;
+    probing.await?;
+    Ok(())
+}
+
+/// Runs the controller over what runs tasks here until shutdown; `news` says that something changed there.
+pub async fn carry_out(ctx: Arc<Context>, runner: Arc<dyn Runner>, news: Arc<Notify>) {
+    let mut controller = Controller::new(Arc::clone(&ctx), runner);
     let (mut desired, mut policy) = (ctx.desired.clone(), ctx.policy.clone());
     let (mut enforcement, mut facts) = (ctx.enforcement.subscribe(), ctx.facts.changed());
     loop {
@@ -69,8 +82,6 @@ pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
             () = tokio::time::sleep(TURN) => {}
         }
     }
-    probing.await?;
-    Ok(())
 }
 
 /// What is watched in the task namespace.

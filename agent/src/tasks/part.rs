@@ -12,13 +12,13 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::TaskEntry;
-use super::apply::Writer;
 use super::decide::{Inputs, TaskSeen, Verdict};
 use super::error::ControlError;
 use super::job::try_name;
 use super::observe::TrySeen;
 use super::read::Started;
 use super::refusals::PartKey;
+use super::runner::Runner;
 use super::status::{self, StatusInputs, evaluation, report};
 use crate::Context;
 use crate::policy::{Decision, opt_in};
@@ -98,7 +98,7 @@ impl Part<'_> {
 /// Sets the fact for the hub, then the status for the hospital.
 pub(super) async fn say(
     ctx: &Context,
-    writer: &Writer,
+    runner: &dyn Runner,
     part: &Part<'_>,
     verdict: &Verdict,
     just_started: Option<Started>,
@@ -128,12 +128,12 @@ pub(super) async fn say(
         delivered: part.stored.as_ref().map(|s| (s.at, s.update)),
         now: ctx.now(),
     });
-    writer.status(task, &new).await
+    runner.status(task, &new).await
 }
 
 /// Says in the status of the round's tasks of another kind that the round goes on without them, if they have come to no
 /// end.
-pub(super) async fn say_left(ctx: &Context, writer: &Writer, part: &Part<'_>) -> Result<(), ControlError> {
+pub(super) async fn say_left(ctx: &Context, runner: &dyn Runner, part: &Part<'_>) -> Result<(), ControlError> {
     let open = |task: &&&RoundTask| status::is_open(task.status.as_ref());
     for task in part.left.iter().filter(open) {
         let stored = ctx.state.update(&part.item.uid)?.filter(|_| task.spec.kind == TaskKind::Train);
@@ -151,7 +151,7 @@ pub(super) async fn say_left(ctx: &Context, writer: &Writer, part: &Part<'_>) ->
             delivered: None,
             now: ctx.now(),
         });
-        writer.status(task, &new).await?;
+        runner.status(task, &new).await?;
     }
     Ok(())
 }
