@@ -41,7 +41,7 @@ pub enum Command {
     Fit(FitArgs),
     /// Write phantom hospitals: labelled volumes made from numbers
     Phantom(PhantomArgs),
-    /// Cut a folder with regimes F, U, H into four simulated hospitals
+    /// Cut a folder into simulated hospitals, by person
     Shard(ShardArgs),
     /// Time training steps on made-up volumes; one line of JSON
     BenchStep(BenchArgs),
@@ -160,13 +160,13 @@ pub struct PhantomArgs {
 /// Simulated hospitals from one folder.
 #[derive(Debug, Args)]
 pub struct ShardArgs {
-    /// Medical Segmentation Decathlon folder with a cases.csv that has a column regime
+    /// Medical Segmentation Decathlon folder; a cases.csv with a column regime is heeded for four hospitals
     #[arg(long)]
     pub data: PathBuf,
     /// Folder for one folder per hospital, each with train, eval and labels
     #[arg(long)]
     pub out: PathBuf,
-    /// Four hospitals: for regime F (first half of its persons), F (second half), U and H
+    /// Hospitals; four of them: for regime F (first half of its persons), F (second half), U and H
     #[arg(long, value_delimiter = ',', default_value = "alder,birch,cedar,damson")]
     pub names: Vec<String>,
     /// Every so many persons, one goes to evaluation

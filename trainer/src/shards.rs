@@ -18,21 +18,21 @@ pub struct Shard {
     pub held_back: Vec<Case>,
 }
 
-/// Cuts cases into four hospitals: regime F in two runs of persons, U, H; in this order for `names`. Where no regime is known,
-/// as in the folder that the Decathlon publishes, into four runs of persons.
+/// Cuts cases into hospitals: four by regime, F in two runs of persons, U, H, in this order for `names`. Where no regime is
+/// known, as in the folder that the Decathlon publishes, and for another number of names, into runs of persons.
 ///
 /// Every `every`-th person of the *whole* set is held back first, so that a model trained on all of it (`fit`) and one
 /// trained by the hospitals are judged on the same persons.
-pub fn by_regime(cases: &[Case], names: &[String; 4], every: usize) -> Result<Vec<Shard>, TrainerError> {
+pub fn by_regime(cases: &[Case], names: &[String], every: usize) -> Result<Vec<Shard>, TrainerError> {
     let (train, held_back) = hold_back(cases, every, None);
     let of_regime = |from: &[Case], regime: &str| -> Vec<Case> {
         from.iter().filter(|case| case.regime.as_deref() == Some(regime)).cloned().collect()
     };
-    let known = cases.iter().any(|case| case.regime.is_some());
-    let regimes = if known { ["F", "F", "U", "H"] } else { [""; 4] };
+    let known = names.len() == 4 && cases.iter().any(|case| case.regime.is_some());
+    let regimes = if known { vec!["F", "F", "U", "H"] } else { vec![""; names.len()] };
     let halves = |from: &[Case]| -> Vec<Vec<Case>> {
         if !known {
-            return runs(from, 4);
+            return runs(from, names.len());
         }
         let mut parts = runs(&of_regime(from, "F"), 2);
         parts.extend([of_regime(from, "U"), of_regime(from, "H")]);
@@ -77,6 +77,19 @@ mod tests {
             image: format!("{id}.nii.gz").into(),
             mask: None,
         }
+    }
+
+    /// A researcher splits a set over as many hospitals as the study names, whatever its scanners were.
+    #[test]
+    fn any_number_of_hospitals_gets_runs_of_persons() {
+        let cases: Vec<Case> = (0..60).map(|i| case(i, i / 2, ["F", "U", "H"][i % 3])).collect();
+        let names = ["a", "b", "c"].map(String::from);
+        let shards = by_regime(&cases, &names, 5).unwrap();
+        assert_eq!(shards.iter().map(|s| s.train.len() + s.held_back.len()).sum::<usize>(), 60);
+        let persons = |shard: &Shard| -> BTreeSet<String> {
+            shard.train.iter().chain(&shard.held_back).map(|case| case.subject.clone()).collect()
+        };
+        assert!(persons(&shards[0]).is_disjoint(&persons(&shards[1])) && shards[2].regime.is_empty());
     }
 
     fn names() -> [String; 4] {

@@ -87,13 +87,10 @@ fn phantom_case(hospital: &str, number: u32) -> Case {
 }
 
 pub(super) fn shard(args: &ShardArgs) -> Result<(), TrainerError> {
-    let names: [String; 4] = args.names.clone().try_into().map_err(|names: Vec<String>| {
-        TrainerError::Config(format!("--names has {} names: it needs four, for F, F, U and H", names.len()))
-    })?;
     warn_without_table(&args.data)?;
     let folder = labelled_cases(&args.data)?;
     warn(&folder.notices);
-    let shards = by_regime(&folder.cases, &names, args.hold_back as usize)?;
+    let shards = by_regime(&folder.cases, &args.names, args.hold_back as usize)?;
     let mut listing = Vec::new();
     for (index, shard) in shards.iter().enumerate() {
         let folders = Folders::make(&args.out, &shard.name)?;
