@@ -8,14 +8,13 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use consilium_cli::{error, local, objects};
 use consilium_federation::ladder::Stage;
 use jiff::Timestamp;
 
 mod cluster;
-mod error;
 mod explain;
 mod keys;
-mod objects;
 mod opt_in;
 mod roster;
 mod sign;
@@ -23,7 +22,6 @@ mod status;
 mod stop;
 mod table;
 mod text;
-mod yaml;
 
 use error::Result;
 
@@ -57,6 +55,7 @@ enum Command {
     },
     /// Print the entry by which a hospital opts in to a study, for spec.studies of its SitePolicy.
     OptIn(opt_in::Arguments),
+    Local(local::Arguments),
     /// Studies, rounds and hospitals at the hub; policy and tasks in a hospital.
     Status {
         /// Only this namespace.
@@ -80,9 +79,19 @@ enum Command {
     },
 }
 
+fn main() -> ExitCode {
+    if let Some(code) = local::inner() {
+        return code;
+    }
+    match Arguments::parse().command {
+        Command::Local(arguments) => local::run(&arguments),
+        command => say(command),
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match run(Arguments::parse().command).await {
+async fn say(command: Command) -> ExitCode {
+    match run(command).await {
         Ok(text) => {
             print!("{text}");
             ExitCode::SUCCESS
@@ -102,6 +111,8 @@ async fn run(command: Command) -> Result<String> {
         Command::Sign(arguments) => sign::run(&arguments, Timestamp::now()),
         Command::Digest { file } => Ok(format!("{}\n", objects::study(&file)?.spec.digest())),
         Command::OptIn(arguments) => opt_in::run(&arguments).await,
+        // It has a runtime of its own.
+        Command::Local(_) => Ok(String::new()),
         Command::Status { namespace } => status::run(namespace.as_deref(), Timestamp::now()).await,
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,

@@ -16,6 +16,7 @@ pub mod images;
 pub mod interrupt;
 pub mod libtorch;
 mod licences;
+pub mod local;
 pub mod metrics;
 pub mod packages;
 pub mod plugin;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{apiserver, bench, charts, cluster, demo, error::Result, generate, images, test, verify};
+use xtask::{apiserver, bench, charts, cluster, demo, error::Result, generate, images, local, test, verify};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -17,6 +17,8 @@ struct Arguments {
 enum Task {
     /// A hub and four hospitals on this machine train a model, release it, promote it and ask it.
     Demo(demo::Arguments),
+    /// A study on this machine, without a cluster: builds `consilium local` and the trainer, and runs them.
+    Local(local::Arguments),
     /// Everything that CI runs.
     Test(test::Arguments),
     /// Figures beside their limits.
@@ -40,6 +42,7 @@ enum Task {
 fn run() -> Result<()> {
     match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Local(arguments) => local::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Cluster(command) => cluster::cli::run(command),

@@ -11,7 +11,7 @@ use crate::{
     apiserver::ApiServer,
     cache, cargo, charts, cluster,
     error::{Error, Result},
-    interrupt, libtorch, packages, process, verify,
+    interrupt, libtorch, local, packages, process, verify,
 };
 
 /// What the tests can be told.
@@ -35,6 +35,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("verify", "formatting, generated files, dependency arrows, licences", |_| verify::run()),
     ("lint", "clippy over everything; what the lint table denies fails", lint),
     ("unit", "unit, property and in-process API tests of every package", unit),
+    ("local", "a study on this machine, with the real trainer, votes and gate", |_| local::test()),
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
     ("clients", "the served model, asked by Triton's client and in the form of KServe's", clients),
     ("charts", "lint, render and judge the charts", |_| charts::test()),

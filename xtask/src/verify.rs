@@ -58,6 +58,7 @@ pub fn run() -> Result<()> {
         checked("generated files", generate::differences()?),
         checked("dependency arrows", arrows(&metadata)),
         checked("purity", purity(&metadata)),
+        checked("rooms without Kubernetes", clusterless()?),
         checked("file length", long_files()?),
         checked("formatting", formatting()),
         licences(&metadata)?,
@@ -141,6 +142,30 @@ fn purity(metadata: &Value) -> Vec<String> {
     faults
 }
 
+/// Folders that know of no cluster: what they hold runs on files and simulated stores too.
+const CLUSTERLESS: &[&str] = &["operator/src/driver"];
+
+fn clusterless() -> Result<Vec<String>> {
+    let root = generate::root();
+    let mut faults = Vec::new();
+    for file in listed(&root, CLUSTERLESS)? {
+        let path = root.join(&file);
+        let text = fs::read_to_string(&path).at("read", &path)?;
+        if text.contains("kube::") {
+            faults.push(format!("{file} speaks to Kubernetes; that is for the controllers, or a port of the driver"));
+        }
+    }
+    Ok(faults)
+}
+
+/// Files of the working tree, new ones included.
+fn listed(root: &Path, patterns: &[&str]) -> Result<Vec<String>> {
+    let command = &mut Command::new("git");
+    command.args(["ls-files", "--cached", "--others", "--exclude-standard", "--"]).args(patterns).current_dir(root);
+    let found = process::output(command)?;
+    Ok(found.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())
+}
+
 /// The name in a package id: `registry+https://…#name@1.2.3`, `path+file:///…/folder#name@0.1.0` or `…/name#0.1.0`.
 fn package_name(id: &str) -> &str {
     let (place, spec) = id.rsplit_once('#').unwrap_or(("", id));
@@ -152,14 +177,9 @@ fn package_name(id: &str) -> &str {
 
 fn long_files() -> Result<Vec<String>> {
     let root = generate::root();
-    let listed = process::output(
-        Command::new("git")
-            .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rs", "*.py", "*.go"])
-            .current_dir(&root),
-    )?;
     let mut faults = Vec::new();
-    for file in listed.lines().filter(|file| root.join(file).is_file()) {
-        let path = root.join(file);
+    for file in listed(&root, &["*.rs", "*.py", "*.go"])? {
+        let path = root.join(&file);
         let lines = fs::read_to_string(&path).at("read", &path)?.lines().count();
         if lines > FILE_CAP {
             faults.push(format!("{file} has {lines} lines, {FILE_CAP} are allowed: split it by what it is about"));
