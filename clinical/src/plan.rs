@@ -179,7 +179,7 @@ pub struct DriftRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub rates: Vec<RateRule>,
-    /// What drift does.
+    /// What drift does, and a measure of it that is missing or on too few cases.
     pub then: Fall,
 }
 

@@ -45,7 +45,7 @@ pub enum Lack {
     /// A count is too low.
     Count {
         /// Of what.
-        what: &'static str,
+        what: Counted,
         /// Seen.
         have: u32,
         /// Needed.
@@ -94,6 +94,23 @@ pub enum Lack {
     Lease,
 }
 
+/// What a rule counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Cases with a result.
+    Cases,
+    /// Patients with the finding.
+    Positives,
+    /// Days with a case.
+    Days,
+}
+
+/// `86 more positives (14 of 100)`.
+fn more(f: &mut fmt::Formatter<'_>, one: &str, many: &str, have: u32, need: u32) -> fmt::Result {
+    let lacking = need.saturating_sub(have);
+    write!(f, "{lacking} more {} ({have} of {need})", if lacking == 1 { one } else { many })
+}
+
 /// A bound that is not shown to hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetricLack {
@@ -137,15 +154,15 @@ impl fmt::Display for Lack {
                 f.write_str("a rule for the stage in the clinical plan, so it cannot be reached by this plan")
             }
             Self::Requirement(stage) => write!(f, "an entry for {stage} in releases.require of the SitePolicy"),
-            Self::Approvals { have, need } => {
-                write!(f, "{} more valid signatures ({have} of {need})", need.saturating_sub(*have))
-            }
+            Self::Approvals { have, need } => more(f, "valid signature", "valid signatures", *have, *need),
             Self::Role(role) => write!(f, "a signature as {role}"),
             Self::Evidence => f.write_str("evidence: no case of this pipeline is kept here"),
             Self::EvidenceEnded(at) => write!(f, "newer evidence: what there is counted until {at}"),
-            Self::Count { what, have, need } => {
-                write!(f, "{} more {what} ({have} of {need})", need.saturating_sub(*have))
-            }
+            Self::Count { what, have, need } => match what {
+                Counted::Cases => more(f, "case with a result", "cases with a result", *have, *need),
+                Counted::Positives => more(f, "positive", "positives", *have, *need),
+                Counted::Days => more(f, "day with cases", "days with cases", *have, *need),
+            },
             Self::Share { what, have: Some(have), bound, need } => {
                 write!(f, "{what} of {bound} {} (it is {})", percent(need.value()), percent(*have))
             }
@@ -160,7 +177,7 @@ impl fmt::Display for Lack {
             }
             Self::Metric(lack) => lack.fmt(f),
             Self::Sites { words, have, need } => {
-                write!(f, "{} more hospitals in which {words} ({have} of {need})", need.saturating_sub(*have))
+                more(f, &format!("hospital in which {words}"), &format!("hospitals in which {words}"), *have, *need)
             }
             Self::SiteFails(words, site) => write!(f, "{words} in {site}, whose evidence shows that it does not hold"),
             Self::SiteSilent(site) => write!(f, "a signed verdict of {site} that counts"),

@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::lack::{Lack, MetricLack};
+pub use self::lack::{Counted, Lack, MetricLack};
 pub use self::line::{LineStanding, Promoted, arbitrate};
 pub use self::rung::{GlobalFigures, own_verdict};
 pub use self::words::explain;
@@ -82,7 +82,7 @@ pub struct Inputs<'a> {
     pub global: Option<&'a GlobalFigures>,
     /// All hazards ever seen here.
     pub hazards: &'a HazardLog,
-    /// What is seen of each thing that the plan watches; none when nothing was measured.
+    /// What is seen of each thing that the plan watches; none when nothing was measured. What is not known counts as drift.
     pub drift: Option<&'a BTreeMap<Name, Drift>>,
     /// Until when the answer may be acted on without asking again. The agent gives the end of the lease that it is about
     /// to sign, a holder the end of the one that it has. None, or past: Shadow.
@@ -167,9 +167,15 @@ impl<'a> Judge<'a> {
         let open = inputs.hazards.open(inputs.subject, inputs.line, least);
         let mut falls: Vec<(Lack, Fall)> =
             open.map(|(origin, id, fall)| (Lack::Hazard(origin, id.clone()), fall)).collect();
-        if let Some((rule, seen)) = self.plan.as_ref().ok().and_then(|plan| plan.drift.as_ref()).zip(inputs.drift) {
-            let drifts = drift::watched(rule, seen).filter(|(_, seen)| *seen == Some(Drift::Seen));
-            falls.extend(drifts.map(|(name, _)| (Lack::Drift(name.clone()), rule.then)));
+        if let Some(rule) = self.plan.as_ref().ok().and_then(|plan| plan.drift.as_ref()) {
+            let none = BTreeMap::new();
+            // What is not known lowers as far as drift that is seen: further, and seeing it would raise; less, and losing
+            // the measure would.
+            falls.extend(drift::watched(rule, inputs.drift.unwrap_or(&none)).filter_map(|(name, seen)| match seen {
+                Some(Drift::Steady) => None,
+                Some(Drift::Seen) => Some((Lack::Drift(name.clone()), rule.then)),
+                Some(Drift::Unknown) | None => Some((Lack::Unwatched(name.clone()), rule.then)),
+            }));
         }
         falls
     }
@@ -225,12 +231,6 @@ impl<'a> Judge<'a> {
         };
         if plan.expires <= now {
             lacks.push(Lack::Plan(format!("this one ended at {}", plan.expires)));
-        }
-        if let Some(rule) = &plan.drift {
-            let none = BTreeMap::new();
-            let seen = drift::watched(rule, self.inputs.drift.unwrap_or(&none));
-            let unwatched = seen.filter(|(_, seen)| seen.is_none_or(|seen| seen == Drift::Unknown));
-            lacks.extend(unwatched.map(|(name, _)| Lack::Unwatched(name.clone())));
         }
         let rule = plan.rule(stage);
         if rule.is_none() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use consilium_federation::SiteName;
 use jiff::Timestamp;
 
-use super::lack::{Lack, MetricLack};
+use super::lack::{Counted, Lack, MetricLack};
 use crate::evidence::{Figure, Summary};
 use crate::rules::{MetricRule, Of, Outcome, StageRule};
 use crate::values::{Metric, Name};
@@ -74,12 +74,11 @@ fn worst(lacks: impl IntoIterator<Item = Lack>) -> Outcome {
 
 fn own_counts(rule: &StageRule, here: &Summary) -> Vec<Lack> {
     let counts = [
-        ("cases with a result", here.cases, rule.cases),
-        ("positives", here.positives, rule.positives),
-        ("days with cases", here.days, rule.days),
+        (Counted::Cases, here.cases, rule.cases),
+        (Counted::Positives, here.positives, rule.positives),
+        (Counted::Days, here.days, rule.days),
     ];
-    let count =
-        |(what, have, need): (&'static str, u32, u32)| (have < need).then_some(Lack::Count { what, have, need });
+    let count = |(what, have, need): (Counted, u32, u32)| (have < need).then_some(Lack::Count { what, have, need });
     let mut lacks: Vec<Lack> = counts.into_iter().filter_map(count).collect();
     // Each is written so that what is no number does not pass.
     let at_least = |what, have: Option<f64>, need: Option<_>| {

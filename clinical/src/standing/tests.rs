@@ -215,8 +215,8 @@ fn hazards_drift_and_leases_lower() {
     stands(Some(SecondReader), "drift", |w| {
         w.drift.as_mut().unwrap().insert(name("spacing"), Drift::Seen);
     });
-    stands(Some(Shadow), "drift not measured", |w| w.drift = None);
-    stands(Some(Shadow), "drift of too few cases", |w| {
+    stands(Some(SecondReader), "drift not measured is no better and no worse", |w| w.drift = None);
+    stands(Some(SecondReader), "drift of too few cases", |w| {
         w.drift.as_mut().unwrap().insert(name("scanner"), Drift::Unknown);
     });
     stands(Some(Shadow), "no lease", |w| w.lease = None);
