@@ -193,6 +193,9 @@ pub enum Origin {
 }
 
 /// All hazards that a hospital has ever seen, by origin and name.
+///
+/// It belongs into the cluster's objects and not on the agent's volume: a lost volume gives Shadow by itself, but a hazard
+/// that withdraws would be lost with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HazardLog(BTreeMap<(Origin, Name), Hazard>);
 
