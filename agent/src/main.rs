@@ -29,6 +29,13 @@ use tokio_util::sync::CancellationToken;
 /// How long the parts have to finish after SIGTERM; within the usual grace period of 30 s.
 const GRACE: Duration = Duration::from_secs(20);
 
+const NO_CLUSTER: &str = "the hospital's API server cannot be reached";
+const PANICKED: &str = "the thread that stops things panicked";
+/// Where the guard's connections to the API server are silent for so long they are dead. Its watches begin anew within
+/// 10 s, and its calls wait for 5 s at most.
+const SILENT_WATCH: Duration = Duration::from_secs(15);
+const SILENT_CALL: Duration = Duration::from_secs(5);
+
 type Parts = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 fn main() -> anyhow::Result<()> {
@@ -39,12 +46,15 @@ fn main() -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
     let (shared, safe) = Shared::new(config)?;
-    let ended = start(shared.clone(), safe)?;
+    let mut ended = start(shared.clone(), safe)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
-        tokio::select! {
+        let result = tokio::select! {
             result = supervise(&shared) => result,
-            ended = ended => ended.context("the thread that stops things panicked")?,
-        }
+            ended = &mut ended => return ended.context(PANICKED)?,
+        };
+        // It has a last look, at which models get the whole of their leases; the process must not end before that.
+        shared.shutdown.cancel();
+        result.and(ended.await.context(PANICKED)?)
     })
 }
 
@@ -102,14 +112,22 @@ fn start(shared: Shared, safe: Safe) -> anyhow::Result<oneshot::Receiver<anyhow:
     Ok(ended)
 }
 
+/// A client that gives up on a connection over which nothing has come for so long, if it is told how long.
+fn client(cluster: &kube::Config, silent: Option<Duration>) -> Result<kube::Client, kube::Error> {
+    let mut cluster = cluster.clone();
+    (cluster.connect_timeout, cluster.read_timeout) = (Some(SILENT_CALL), silent);
+    kube::Client::try_from(cluster)
+}
+
 async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
-    let kube = kube::Client::try_default().await.context("the hospital's API server cannot be reached")?;
+    let cluster = kube::Config::infer().await.context(NO_CLUSTER)?;
+    let kube = client(&cluster, Some(SILENT_CALL))?;
     let (config, stop) = (&shared.config, || shared.shutdown.clone());
     let mut parts = Parts::new();
     part(&mut parts, "policy", {
-        let (kube, namespace, stop) = (kube.clone(), config.namespace.clone(), stop());
-        let clock = shared.clock.clone();
-        async move { site::watch((kube, clock), &namespace, safe.policy, safe.synced, stop).await }
+        let (cluster, namespace, stop) = (cluster.clone(), config.namespace.clone(), stop());
+        let (connect, clock) = (move || client(&cluster, None), shared.clock.clone());
+        async move { site::watch((connect, site::Pace::default(), clock), &namespace, safe.policy, safe.synced, stop).await }
     });
     let (synced, trouble) = (shared.synced.clone(), shared.trouble.subscribe());
     part(&mut parts, "admin", admin::run(config.admin_listen, shared.metrics.clone(), (synced, trouble), stop()));
@@ -123,7 +141,8 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
     };
     part(&mut parts, "trouble", site::tell_trouble(of_trouble));
     let guard = Guard {
-        kube,
+        watches: client(&cluster, Some(SILENT_WATCH))?,
+        calls: kube,
         namespace: config.task_namespace.clone(),
         policy: shared.policy.clone(),
         synced: shared.synced.clone(),
@@ -146,7 +165,7 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
 
 /// Runs the parts that need the volume, and begins them anew when one of them fails.
 async fn supervise(shared: &Shared) -> anyhow::Result<()> {
-    let kube = kube::Client::try_default().await.context("the hospital's API server cannot be reached")?;
+    let kube = kube::Client::try_default().await.context(NO_CLUSTER)?;
     let mut backoff = Backoff::default();
     loop {
         let begun = std::time::Instant::now();

@@ -38,7 +38,7 @@ use crate::values;
         .message(Message::Expression("'spec.governance.required is %d and must be at most the number of spec.governance.keys, which is %d: pin more keys or require fewer'.format([self.spec.governance.required, self.spec.governance.keys.size()])".into()))
         .field_path(".spec.governance.required"),
     validation = Rule::new("!has(self.spec.limits) || !has(self.spec.limits.modelLease) || duration(self.spec.limits.modelLease) >= duration('1m')")
-        .message(Message::Expression("'spec.limits.modelLease is \"' + self.spec.limits.modelLease + '\" and must be at least 1m: the agent renews it three times within, and a node shows a pod its new lease only after a while'".into()))
+        .message(Message::Expression("'spec.limits.modelLease is \"' + self.spec.limits.modelLease + '\" and must be at least 1m: the agent renews it ten times within, and a node shows a pod its new lease only after a while'".into()))
         .field_path(".spec.limits.modelLease"),
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),

@@ -15,14 +15,14 @@ use tokio::sync::mpsc;
 
 use super::decide::GRACE_SECONDS;
 use super::lease::Lease;
-use super::{Guard, Kind, Stop, api};
+use super::{Guard, Kind, Stop};
 use crate::deployments::LEASE;
 use crate::state::{Entry, Unrecorded};
 use crate::tasks::{ControlError, MANAGER, gone};
 use crate::{Clock, Metrics};
 
 /// A call that takes longer is made again.
-const CALL: Duration = Duration::from_secs(10);
+const CALL: Duration = Duration::from_secs(5);
 /// Calls at a time.
 const AT_ONCE: usize = 16;
 
@@ -57,12 +57,13 @@ impl Stopper {
     pub(super) fn new(guard: &Guard) -> Self {
         let reporter = Reporter { controller: MANAGER.into(), instance: None };
         let (events, waiting) = mpsc::channel(EVENTS);
-        tokio::spawn(publish(Recorder::new(guard.kube.clone(), reporter), waiting));
+        tokio::spawn(publish(Recorder::new(guard.calls.clone(), reporter), waiting));
+        let (calls, namespace) = (|| guard.calls.clone(), guard.namespace.as_str());
         Self {
-            jobs: api(guard),
-            pods: api(guard),
-            models: api(guard),
-            deployments: api(guard),
+            jobs: Api::namespaced(calls(), namespace),
+            pods: Api::namespaced(calls(), namespace),
+            models: Api::namespaced(calls(), namespace),
+            deployments: Api::namespaced(calls(), namespace),
             events,
             namespace: guard.namespace.clone(),
             unrecorded: guard.unrecorded.clone(),

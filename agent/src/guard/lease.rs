@@ -19,20 +19,30 @@ pub(super) struct Lease {
     pub(super) until: Timestamp,
 }
 
-/// The leases to write now: of pods that nothing tells to stop, when a third of the time is gone, or when the pod has more
+/// What the leases are measured by.
+pub(super) struct Terms {
+    /// How long one is.
+    pub(super) length: SignedDuration,
+    /// The time.
+    pub(super) now: Timestamp,
+    /// This agent is about to end: whoever comes after it finds every lease as long as it may be.
+    pub(super) last: bool,
+}
+
+/// The leases to write now: of pods that nothing tells to stop, when a tenth of the time is gone, or when the pod has more
 /// than it may have. None reaches beyond the moment at which the word on which its model stands no longer `holds`; one
 /// of whose model nobody can say that is not renewed.
 pub(super) fn due(
     pods: &[Arc<Pod>],
     stops: &[Stop],
-    length: SignedDuration,
-    now: Timestamp,
+    terms: &Terms,
     holds: impl Fn(&Pod) -> Option<Timestamp>,
 ) -> Vec<Lease> {
     let stopped: BTreeSet<&str> = stops.iter().map(|stop| stop.uid.as_str()).collect();
     let stays = |pod: &&Arc<Pod>| {
         pod.metadata.deletion_timestamp.is_none() && !pod.uid().is_some_and(|uid| stopped.contains(uid.as_str()))
     };
+    let &Terms { length, now, last } = terms;
     // Whole seconds, so that two looks within one write the same.
     let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let longest = second.checked_add(length).unwrap_or(second);
@@ -42,7 +52,7 @@ pub(super) fn due(
         let until = holds.map_or(longest, |holds| holds.min(longest));
         let due = match known {
             Some(known) if known > until => true,
-            Some(known) => holds.is_some() && known < until && known.duration_since(now) < length * 2 / 3,
+            Some(known) => holds.is_some() && known < until && (last || known.duration_since(now) < length * 9 / 10),
             None => holds.is_some(),
         };
         due.then(|| Lease { pod: pod.name_any(), until })
@@ -65,8 +75,12 @@ mod tests {
         Arc::new(serde_json::from_value(pod).unwrap())
     }
 
+    fn terms(last: bool) -> Terms {
+        Terms { length: SignedDuration::from_mins(15), now: NOW.parse().unwrap(), last }
+    }
+
     fn names(pods: &[Arc<Pod>], stops: &[Stop]) -> Vec<String> {
-        let leases = due(pods, stops, SignedDuration::from_mins(15), NOW.parse().unwrap(), |_| Some(Timestamp::MAX));
+        let leases = due(pods, stops, &terms(false), |_| Some(Timestamp::MAX));
         let until: Timestamp = "2026-06-01T12:15:00Z".parse().unwrap();
         assert!(leases.iter().all(|lease| lease.until == until), "{leases:?}");
         leases.into_iter().map(|lease| lease.pod).collect()
@@ -78,11 +92,11 @@ mod tests {
         let pods = [
             pod("new", None),
             pod("fresh", Some("2026-06-01T12:14:00Z")),
-            pod("a-third-gone", Some("2026-06-01T12:10:00Z")),
+            pod("a-tenth-gone", Some("2026-06-01T12:13:00Z")),
             pod("expired", Some("2026-06-01T11:00:00Z")),
             pod("unreadable", Some("soon")),
         ];
-        assert_eq!(names(&pods, &[]), ["new", "a-third-gone", "expired", "unreadable"]);
+        assert_eq!(names(&pods, &[]), ["new", "a-tenth-gone", "expired", "unreadable"]);
     }
 
     /// A hospital that shortens the lease means from now on.
@@ -103,7 +117,7 @@ mod tests {
 
     fn given(lease: Option<&str>, holds: Option<&str>) -> Option<String> {
         let holds = holds.map(|at| at.parse().unwrap());
-        let leases = due(&[pod("a", lease)], &[], SignedDuration::from_mins(15), NOW.parse().unwrap(), |_| holds);
+        let leases = due(&[pod("a", lease)], &[], &terms(false), |_| holds);
         leases.first().map(|lease| lease.until.to_string())
     }
 
@@ -123,5 +137,23 @@ mod tests {
         assert_eq!(given(Some("2026-06-01T12:04:00Z"), None), None);
         assert_eq!(given(None, None), None);
         assert_eq!(given(Some("2099-06-01T12:04:00Z"), None).as_deref(), Some("2026-06-01T12:15:00Z"));
+    }
+
+    /// An upgrade of the agent takes a minute, and so long is the lease: two thirds of it were left at times, and the model
+    /// dropped out of care with every upgrade. It now has nine tenths at any time, and all of it when the agent is told to
+    /// end.
+    #[test]
+    fn an_agent_that_ends_leaves_every_lease_whole() {
+        let pods = [pod("fresh", Some("2026-06-01T12:14:00Z")), pod("whole", Some("2026-06-01T12:15:00Z"))];
+        let held = |last, holds: &str| {
+            let holds = holds.parse().unwrap();
+            let leases = due(&pods, &[], &terms(last), |_| Some(holds));
+            leases.into_iter().map(|lease| lease.pod).collect::<Vec<_>>()
+        };
+        assert_eq!(held(false, "2027-01-01T00:00:00Z"), <[&str; 0]>::default());
+        assert_eq!(held(true, "2027-01-01T00:00:00Z"), ["fresh"]);
+        assert_eq!(held(true, "2026-06-01T12:14:00Z"), ["whole"], "and none beyond its approvals");
+        let stop = Stop { kind: Kind::Pod, name: "fresh".into(), uid: "fresh-uid".into(), why: "w".into() };
+        assert!(due(&pods, &[stop], &terms(true), |_| Some(Timestamp::MAX)).is_empty());
     }
 }

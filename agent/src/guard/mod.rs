@@ -19,10 +19,12 @@ use std::time::Duration;
 use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{ModelDeployment, RoundTask, SitePolicy};
 use futures::FutureExt as _;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::Store;
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
@@ -32,19 +34,25 @@ use crate::deployments::LABEL as MODEL_LABEL;
 use crate::policy::{self, Room};
 use crate::site::Synced;
 use crate::state::Unrecorded;
-use crate::tasks::{follow, job::TASK_LABEL};
+use crate::tasks::{follow_as, job::TASK_LABEL};
 use crate::{Clock, Enforcement, Metrics};
 use apply::Stopper;
 use decide::{Kind, Seen, Stop, decide, holds};
-use lease::due;
+use lease::{Terms, due};
 
 /// Longest time between two looks: a limit of time is noticed by then, and a call that failed is made again.
 const TURN: Duration = Duration::from_secs(3);
 
+/// Seconds after which the API server ends a watch and it is begun anew where it stood. One that is silent for a little
+/// longer is dead, and is noticed by that: otherwise a Job that came meanwhile would go unseen for five minutes.
+const WATCH_SECONDS: u32 = 10;
+
 /// What it works with.
 pub struct Guard {
-    /// The hospital's API server.
-    pub kube: Client,
+    /// The hospital's API server, to watch.
+    pub watches: Client,
+    /// The same over connections of its own, to change things: a watch that is dead must not hold up a stop.
+    pub calls: Client,
     /// Namespace of tasks and models.
     pub namespace: String,
     /// What the hospital allows.
@@ -74,9 +82,16 @@ pub async fn run(mut guard: Guard) -> anyhow::Result<()> {
     let stopper = Stopper::new(&guard);
     let mut told = BTreeSet::new();
     loop {
-        turn(&mut guard, &here, &stopper, &mut told).await;
+        // A last look gives every model the whole of its lease: a restart of the agent takes none out of use.
+        let last = guard.shutdown.is_cancelled();
+        turn(&mut guard, &here, &stopper, &mut told, last).await;
+        if last {
+            return Ok(());
+        }
         tokio::select! {
-            () = guard.shutdown.cancelled() => return Ok(()),
+            // Before the others: who watches the policy ends at the same time.
+            biased;
+            () = guard.shutdown.cancelled() => {}
             () = news.notified() => {}
             changed = guard.policy.changed() => changed?,
             changed = guard.enforcement.changed() => changed?,
@@ -85,7 +100,7 @@ pub async fn run(mut guard: Guard) -> anyhow::Result<()> {
     }
 }
 
-async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTreeSet<String>) {
+async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTreeSet<String>, last: bool) {
     let policy = guard.policy.borrow_and_update().clone();
     let enforcement = guard.enforcement.borrow_and_update().clone();
     for (kind, room) in [("tasks", policy::tasks as fn(&SitePolicySpec) -> Room), ("models", policy::models)] {
@@ -107,9 +122,9 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
     // A model that cannot be read is not judged, and what is not judged is not renewed.
     let leases = match (&policy, &models) {
         (Some(policy), Some(models)) => {
-            let now = guard.clock.now();
+            let (length, now) = (policy.spec.model_lease(), guard.clock.now());
             let holds = |pod: &Pod| holds(pod, models, &policy.spec, now);
-            due(&here.model_pods.state(), &stops, policy.spec.model_lease(), now, holds)
+            due(&here.model_pods.state(), &stops, &Terms { length, now, last }, holds)
         }
         _ => Vec::new(),
     };
@@ -142,20 +157,24 @@ struct Here {
 
 impl Here {
     fn follow(guard: &Guard, news: &Arc<Notify>) -> Self {
-        let (news, shutdown) = (|| Arc::clone(news), || guard.shutdown.clone());
         Self {
-            tasks: follow(api(guard), "", news(), shutdown()),
-            jobs: follow(api(guard), TASK_LABEL, news(), shutdown()),
-            task_pods: follow(api(guard), TASK_LABEL, news(), shutdown()),
-            models: follow(api(guard), "", news(), shutdown()),
-            deployments: follow(api(guard), MODEL_LABEL, news(), shutdown()),
-            model_pods: follow(api(guard), MODEL_LABEL, news(), shutdown()),
+            tasks: watched(guard, "", news),
+            jobs: watched(guard, TASK_LABEL, news),
+            task_pods: watched(guard, TASK_LABEL, news),
+            models: watched(guard, "", news),
+            deployments: watched(guard, MODEL_LABEL, news),
+            model_pods: watched(guard, MODEL_LABEL, news),
         }
     }
 }
 
-fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(guard: &Guard) -> Api<K> {
-    Api::namespaced(guard.kube.clone(), &guard.namespace)
+fn watched<K>(guard: &Guard, selector: &str, news: &Arc<Notify>) -> Store<K>
+where
+    K: consilium_crds::Kind + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    let api = Api::namespaced(guard.watches.clone(), &guard.namespace);
+    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    follow_as(config, api, selector, Arc::clone(news), guard.shutdown.clone())
 }
 
 /// The objects of a kind; none before they are known, for absence is a word only then.

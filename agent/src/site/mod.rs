@@ -13,7 +13,7 @@ pub use decide::{Standing, StatusInputs, decide};
 pub use status::run;
 pub use trouble::{Troubled, tell_trouble};
 pub use volume::{check_hub, check_volume, set_back};
-pub use watch::{Synced, watch};
+pub use watch::{Pace, Synced, watch};
 
 /// Name of the one SitePolicy.
 pub const POLICY_NAME: &str = "default";

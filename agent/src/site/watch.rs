@@ -1,13 +1,18 @@
 //! SitePolicy `default` as a value that changes.
+//!
+//! It is read again and again, and a watch only says when to read at once: a watch whose connection is dead is silent and
+//! looks like one with no news, and a hospital that says stop must not wait for that to be noticed.
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use consilium_crds::{SitePolicy, Unread, Watched};
-use futures::{Stream, StreamExt as _};
+use futures::StreamExt as _;
+use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::POLICY_NAME;
@@ -17,89 +22,119 @@ use crate::Clock;
 /// True once the API server has said whether there is a SitePolicy.
 pub type Synced = watch::Receiver<bool>;
 
-/// Follows the SitePolicy until shutdown.
+/// How often the policy is read, and how long an answer may take. A read that has taken too long is made again over a
+/// connection of its own, so an edit is seen after two answers and little more than a pause.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two reads while nothing says that there is news.
+    pub read: Duration,
+    /// For an answer.
+    pub answer: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { read: Duration::from_secs(3), answer: Duration::from_secs(3) }
+    }
+}
+
+/// Follows the SitePolicy until shutdown. `connect` makes a client whose connections are its own.
 ///
 /// A policy that cannot be read allows nothing, and says so where its administrator looks: nothing is done on the
 /// strength of what an older one said. While the API server cannot be reached, the last known policy stands.
 pub async fn watch(
-    (client, clock): (Client, Clock),
+    (connect, pace, clock): (impl Fn() -> Result<Client, kube::Error>, Pace, Clock),
     namespace: &str,
     policy: watch::Sender<Option<Arc<SitePolicy>>>,
     synced: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let api: Api<Watched<SitePolicy>> = Api::namespaced(client.clone(), namespace);
-    let stream = kube::runtime::watcher::watch_object(api, POLICY_NAME).default_backoff();
-    let unread = |found: Option<Unread>| {
-        if let Some(unread) = found {
-            tokio::spawn(tell(client.clone(), unread, clock.now()));
+    let client = connect()?;
+    let news = Notify::new();
+    let mut reader = Reader { api: Api::namespaced(client.clone(), namespace), told: None, policy, synced };
+    let read = async {
+        loop {
+            if let Err(why) =
+                reader.read(pace.answer, |unread| drop(tokio::spawn(tell(client.clone(), unread, clock.now())))).await
+            {
+                tracing::warn!(%why, "the SitePolicy cannot be read for now; the last known one stands");
+                match connect() {
+                    Ok(client) => reader.api = Api::namespaced(client, namespace),
+                    Err(error) => tracing::warn!(%error, "no new connection to the API server can be made"),
+                }
+                // An API server that refuses at once is not asked without a pause.
+                tokio::time::sleep(pace.read / 3).await;
+                continue;
+            }
+            tokio::select! {
+                () = news.notified() => {}
+                () = tokio::time::sleep(pace.read) => {}
+            }
         }
     };
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        () = follow(stream, &policy, &synced, unread) => anyhow::bail!("the watch on the SitePolicy ended; restarting the agent starts it again"),
+        () = read => Ok(()),
+        () = wake(Api::namespaced(client.clone(), namespace), &news) => anyhow::bail!("the watch on the SitePolicy ended; restarting the agent starts it again"),
     }
 }
 
-async fn follow(
-    stream: impl Stream<Item = Result<Option<Watched<SitePolicy>>, watcher::Error>>,
-    policy: &watch::Sender<Option<Arc<SitePolicy>>>,
-    synced: &watch::Sender<bool>,
-    unread: impl Fn(Option<Unread>),
-) {
-    let mut stream = pin!(stream);
+/// Says when there is news.
+async fn wake(api: Api<Watched<SitePolicy>>, news: &Notify) {
+    let mut stream = pin!(watcher::watch_object(api, POLICY_NAME).default_backoff());
     while let Some(event) = stream.next().await {
-        let (found, trouble) = match event {
-            Ok(Some(Watched(Ok(found)))) => (Some(Arc::new(found)), None),
-            Ok(Some(Watched(Err(why)))) => (None, Some(why)),
-            Ok(None) => (None, None),
+        match event {
+            Ok(_) => news.notify_one(),
             Err(error) => {
-                tracing::warn!(%error, "the SitePolicy cannot be watched for now; the last known one stands");
-                continue;
+                tracing::warn!(%error, "the SitePolicy cannot be watched for now; it is read every few seconds")
             }
+        }
+    }
+}
+
+/// Reads the policy and passes on what is new.
+struct Reader {
+    api: Api<Watched<SitePolicy>>,
+    /// The version of one that could not be read and was told of.
+    told: Option<String>,
+    policy: watch::Sender<Option<Arc<SitePolicy>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl Reader {
+    async fn read(&mut self, answer: Duration, unread: impl FnOnce(Unread)) -> Result<(), String> {
+        // A list of one: what does not exist is then told from a kind that the API server does not know for now.
+        let one = ListParams::default().fields(&format!("metadata.name={POLICY_NAME}"));
+        match tokio::time::timeout(answer, self.api.list(&one)).await {
+            Ok(Ok(list)) => self.take(list.items.into_iter().next(), unread),
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err(format!("no answer within {answer:?}")),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, found: Option<Watched<SitePolicy>>, unread: impl FnOnce(Unread)) {
+        let found = match found {
+            Some(Watched(Ok(found))) => Some(Arc::new(found)),
+            Some(Watched(Err(why))) => {
+                let version = why.metadata.resource_version.clone();
+                if self.told != version || version.is_none() {
+                    self.told = version;
+                    unread(why);
+                }
+                None
+            }
+            None => None,
         };
-        unread(trouble);
-        policy.send_if_modified(|known| {
+        self.policy.send_if_modified(|known| {
             let changed = *known != found;
             *known = found;
             changed
         });
-        synced.send_replace(true);
+        self.synced.send_replace(true);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-
-    use futures::stream;
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn event(spec: Value) -> Result<Option<Watched<SitePolicy>>, watcher::Error> {
-        let object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy",
-            "metadata": {"name": "default", "uid": "u"}, "spec": spec});
-        Ok(Some(serde_json::from_value(object).unwrap()))
-    }
-
-    /// An administrator who added a rule that this agent does not know would otherwise believe it to be in force, or
-    /// read that there is no policy.
-    #[tokio::test]
-    async fn a_policy_that_cannot_be_read_allows_nothing_and_says_why() {
-        let good = serde_json::to_value(crate::policy::tests::policy(&[])).unwrap();
-        let mut later = good.clone();
-        later["window"] = json!({"from": "22:00"});
-        let (policy, seen) = watch::channel(None);
-        let (synced, _synced) = watch::channel(false);
-        let told: RefCell<Vec<Option<String>>> = RefCell::default();
-        let tell = |found: Option<Unread>| told.borrow_mut().push(found.map(|unread| unread.why.to_string()));
-        follow(stream::iter([event(good.clone())]), &policy, &synced, &tell).await;
-        assert!(seen.borrow().is_some());
-        follow(stream::iter([event(later)]), &policy, &synced, &tell).await;
-        assert!(seen.borrow().is_none());
-        assert!(told.borrow()[1].as_ref().is_some_and(|why| why.contains("spec.window") && why.contains("update")));
-        follow(stream::iter([event(good), Ok(None)]), &policy, &synced, &tell).await;
-        assert_eq!((told.borrow()[2].clone(), seen.borrow().is_some()), (None, false));
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

@@ -40,7 +40,7 @@ pub use error::ControlError;
 pub(crate) use error::{gone, made, was_made};
 pub use read::Started;
 pub use runner::{Runner, Sight};
-pub(crate) use stores::follow;
+pub(crate) use stores::{follow, follow_as};
 
 use crate::Context;
 use cluster::Cluster;

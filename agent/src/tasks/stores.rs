@@ -20,8 +20,18 @@ pub fn follow<K: Kind>(
     news: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> Store<K> {
-    let config =
-        if selector.is_empty() { watcher::Config::default() } else { watcher::Config::default().labels(selector) };
+    follow_as(watcher::Config::default(), api, selector, news, shutdown)
+}
+
+/// The same, with a word on how the watch is kept.
+pub fn follow_as<K: Kind>(
+    config: watcher::Config,
+    api: Api<Watched<K>>,
+    selector: &str,
+    news: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> Store<K> {
+    let config = if selector.is_empty() { config } else { config.labels(selector) };
     let (reader, writer) = reflector::store();
     let mut sorter = Sorter { reader: reader.clone(), writer };
     tokio::spawn(async move {
