@@ -1,7 +1,7 @@
 //! `stop --everything` and `start`: a hospital's kill switch that needs no agent.
 //!
 //! Made of plain objects that anybody can read and undo with kubectl: a ResourceQuota under which no pod is let in,
-//! Deployments at 0, Jobs suspended, pods deleted. What there was stands in annotations, so that `start` finds it again.
+//! Deployments at 0, Jobs suspended (in Kueue's words too, which would resume them), pods deleted. What there was stands in annotations, so that `start` finds it again.
 //! Doing either twice is doing it once.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,9 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
+use kube::error::DiscoveryError;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -65,6 +67,8 @@ enum Step {
     Deployment { name: String, patch: Value },
     /// Change a Job.
     Job { name: String, patch: Value },
+    /// Change Kueue's Workload.
+    Workload { resource: ApiResource, name: String, patch: Value },
     /// Remove a pod.
     Pod { name: String },
 }
@@ -75,6 +79,8 @@ struct Found {
     shut: bool,
     deployments: Vec<Deployment>,
     jobs: Vec<Job>,
+    /// What Kueue knows of the Jobs, where there is Kueue.
+    workloads: Vec<(ApiResource, DynamicObject)>,
     pods: Vec<Pod>,
 }
 
@@ -166,6 +172,13 @@ fn stopping(found: &Found, impatient: bool) -> Vec<Step> {
             steps.push(Step::Deployment { name: deployment.name_any(), patch });
         }
     }
+    // Before the Jobs: a queue that still admits one would resume it.
+    for (resource, workload) in found.workloads.iter().filter(|(_, workload)| !is_finished(workload)) {
+        if workload.data["spec"]["active"] != false {
+            let patch = json!({"metadata": {"annotations": {(RAN): "true"}}, "spec": {"active": false}});
+            steps.push(Step::Workload { resource: resource.clone(), name: workload.name_any(), patch });
+        }
+    }
     for job in found.jobs.iter().filter(|job| !is_over(job)) {
         if job.spec.as_ref().and_then(|spec| spec.suspend) != Some(true) {
             let patch = json!({"metadata": {"annotations": {(RAN): "true"}}, "spec": {"suspend": true}});
@@ -198,8 +211,17 @@ fn starting(found: &Found) -> Vec<Step> {
         steps.push(Step::Deployment { name: deployment.name_any(), patch });
     }
     for job in found.jobs.iter().filter(|job| job.annotations().contains_key(RAN) && !is_over(job)) {
-        let patch = json!({"metadata": {"annotations": {(RAN): null}}, "spec": {"suspend": false}});
+        // A queue resumes its own when it has room for it.
+        let mut patch = json!({"metadata": {"annotations": {(RAN): null}}});
+        if !found.workloads.iter().any(|(_, workload)| owns(job, workload)) {
+            patch["spec"] = json!({"suspend": false});
+        }
         steps.push(Step::Job { name: job.name_any(), patch });
+    }
+    for (resource, workload) in found.workloads.iter().filter(|(_, workload)| workload.annotations().contains_key(RAN))
+    {
+        let patch = json!({"metadata": {"annotations": {(RAN): null}}, "spec": {"active": true}});
+        steps.push(Step::Workload { resource: resource.clone(), name: workload.name_any(), patch });
     }
     if found.shut {
         steps.push(Step::Open);
@@ -212,13 +234,26 @@ fn is_over(job: &Job) -> bool {
     conditions.iter().any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
 }
 
+fn owns(job: &Job, workload: &DynamicObject) -> bool {
+    let uid = job.uid();
+    uid.is_some() && workload.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
+}
+
+fn is_finished(workload: &DynamicObject) -> bool {
+    let conditions = workload.data["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|c| c["type"] == "Finished" && c["status"] == "True")
+}
+
 fn words(step: &Step) -> String {
     match step {
         Step::Shut => format!("ResourceQuota {QUOTA}: no pod is let in"),
         Step::Open => format!("ResourceQuota {QUOTA} removed: pods are let in"),
         Step::Deployment { name, patch } => format!("Deployment {name}: {} replicas", patch["spec"]["replicas"]),
         Step::Job { name, patch } if patch["spec"]["suspend"] == true => format!("Job {name}: suspended"),
+        Step::Job { name, patch } if patch["spec"].is_null() => format!("Job {name}: left to its queue"),
         Step::Job { name, .. } => format!("Job {name}: resumed"),
+        Step::Workload { name, patch, .. } if patch["spec"]["active"] == false => format!("Workload {name}: held"),
+        Step::Workload { name, .. } => format!("Workload {name}: let go"),
         Step::Pod { name } => format!("Pod {name}: deleted"),
     }
 }
@@ -242,11 +277,30 @@ async fn find(client: &Client, namespace: &str, log: &mut Log) -> Found {
         Ok(jobs) => found.jobs = jobs,
         Err(error) => cannot("Jobs", error),
     }
+    match workloads(client, namespace).await {
+        Ok(workloads) => found.workloads = workloads,
+        Err(error) => cannot("Kueue's Workloads", error),
+    }
     match list(client, namespace).await {
         Ok(pods) => found.pods = pods,
         Err(error) => cannot("pods", error),
     }
     found
+}
+
+/// None where there is no Kueue.
+async fn workloads(
+    client: &Client,
+    namespace: &str,
+) -> std::result::Result<Vec<(ApiResource, DynamicObject)>, kube::Error> {
+    let group = match kube::discovery::group(client, "kueue.x-k8s.io").await {
+        Err(kube::Error::Discovery(DiscoveryError::MissingApiGroup(_))) => return Ok(Vec::new()),
+        group => group?,
+    };
+    let Some((resource, _)) = group.recommended_kind("Workload") else { return Ok(Vec::new()) };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let found = api.list(&ListParams::default()).await?.items;
+    Ok(found.into_iter().map(|workload| (resource.clone(), workload)).collect())
 }
 
 async fn list<K>(client: &Client, namespace: &str) -> std::result::Result<Vec<K>, kube::Error>
@@ -278,6 +332,10 @@ async fn make(client: &Client, namespace: &str, step: &Step) -> std::result::Res
             let api: Api<Job> = Api::namespaced(client.clone(), namespace);
             gone(api.patch(name, &merge, &Patch::Merge(patch)).await)
         }
+        Step::Workload { resource, name, patch } => {
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);
+            gone(api.patch(name, &merge, &Patch::Merge(patch)).await)
+        }
         Step::Pod { name } => {
             let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
             gone(api.delete(name, &DeleteParams::default().grace_period(GRACE_SECONDS)).await)
@@ -294,109 +352,5 @@ fn gone<T>(result: std::result::Result<T, kube::Error>) -> std::result::Result<(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn object<T: DeserializeOwned>(value: Value) -> T {
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn running() -> Found {
-        Found {
-            shut: false,
-            deployments: vec![object(json!({"metadata": {"name": "model"}, "spec": {
-                "replicas": 1, "selector": {}, "template": {},
-            }}))],
-            jobs: vec![
-                object(json!({"metadata": {"name": "task"}, "spec": {"template": {}}})),
-                object(json!({"metadata": {"name": "queued"}, "spec": {"suspend": true, "template": {}}})),
-                object(json!({"metadata": {"name": "over"}, "spec": {"template": {}},
-                    "status": {"conditions": [{"type": "Complete", "status": "True"}]}})),
-            ],
-            pods: vec![
-                object(json!({"metadata": {"name": "pod"}, "status": {"phase": "Running"}})),
-                object(json!({"metadata": {"name": "ended"}, "status": {"phase": "Succeeded"}})),
-            ],
-        }
-    }
-
-    /// As the API server would do it.
-    fn applied(found: &mut Found, steps: &[Step]) {
-        let merge = |object: Value, patch: &Value| {
-            let mut object = object;
-            json_merge(&mut object, patch);
-            object
-        };
-        for step in steps {
-            match step {
-                Step::Shut => found.shut = true,
-                Step::Open => found.shut = false,
-                Step::Deployment { name, patch } => {
-                    let one = found.deployments.iter_mut().find(|d| d.name_any() == *name).unwrap();
-                    *one = object(merge(serde_json::to_value(&*one).unwrap(), patch));
-                }
-                Step::Job { name, patch } => {
-                    let one = found.jobs.iter_mut().find(|j| j.name_any() == *name).unwrap();
-                    *one = object(merge(serde_json::to_value(&*one).unwrap(), patch));
-                }
-                Step::Pod { name } => found.pods.retain(|pod| pod.name_any() != *name),
-            }
-        }
-    }
-
-    /// RFC 7386.
-    fn json_merge(target: &mut Value, patch: &Value) {
-        let Value::Object(patch) = patch else { return target.clone_from(patch) };
-        for (key, value) in patch {
-            match value {
-                Value::Null => drop(target.as_object_mut().unwrap().remove(key)),
-                _ => {
-                    let map = target.as_object_mut().unwrap();
-                    json_merge(map.entry(key.clone()).or_insert_with(|| json!({})), value);
-                }
-            }
-        }
-    }
-
-    /// At night somebody types it twice. Everything that runs stops, what did not run is not touched, and the second time
-    /// must not forget how it was.
-    #[test]
-    fn stopping_twice_and_starting_leaves_it_as_it_was() {
-        let mut found = running();
-        found.shut = true;
-        let steps = stopping(&found, false);
-        let told: Vec<String> = steps.iter().map(words).collect();
-        assert_eq!(told, ["Deployment model: 0 replicas", "Job task: suspended", "Pod pod: deleted"]);
-        applied(&mut found, &steps);
-        assert_eq!(stopping(&found, false), [], "the second time there is nothing left");
-        let steps = starting(&found);
-        assert_eq!(steps.last(), Some(&Step::Open), "a start that fails half-way leaves it stopped");
-        applied(&mut found, &steps);
-        let before = running();
-        assert_eq!((found.shut, found.jobs[1..].to_vec()), (false, before.jobs[1..].to_vec()));
-        assert_eq!(found.deployments[0].spec, before.deployments[0].spec);
-        assert!(!found.deployments[0].annotations().contains_key(REPLICAS));
-        assert_eq!(found.jobs[0].spec.as_ref().unwrap().suspend, Some(false));
-        assert_eq!(starting(&found), []);
-    }
-
-    /// The Job controller counts a pod that somebody else takes as a failure of its Job, and three of them end the task:
-    /// what was stopped would not come back. It has a few seconds for it; and what hangs is taken all the same.
-    #[test]
-    fn a_jobs_pod_is_left_to_its_controller_for_a_while() {
-        let owner = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "task", "uid": "u"}]);
-        let pod = |more: Value| {
-            let mut pod =
-                json!({"metadata": {"name": "p", "ownerReferences": owner.clone()}, "status": {"phase": "Running"}});
-            json_merge(&mut pod, &json!({"metadata": more}));
-            Found { shut: true, pods: vec![object(pod)], ..Found::default() }
-        };
-        let taken = [Step::Pod { name: "p".into() }];
-        let going = json!({"deletionTimestamp": "2026-06-01T12:00:00Z", "deletionGracePeriodSeconds": 60});
-        assert_eq!(stopping(&pod(json!({})), false), []);
-        assert_eq!(stopping(&pod(json!({})), true), taken);
-        assert_eq!(stopping(&pod(going), false), taken, "a minute's grace is not what stop means");
-        let soon = json!({"deletionTimestamp": "2026-06-01T12:00:00Z", "deletionGracePeriodSeconds": 5});
-        assert_eq!(stopping(&pod(soon), true), []);
-    }
-}
+#[path = "stop_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! a hospital's security team would look for.
 
 mod placed;
+mod stop;
 
 use std::{
     collections::BTreeSet,
@@ -90,7 +91,10 @@ fn renderings() -> Vec<Rendering> {
         "gateway": {"trust": {"configMap": "partners"}},
     });
     // Without a port: 80, as the agent reads it.
-    let proxy = json!({"gateway": {"httpsProxy": "http://proxy.hospital.example"}});
+    let proxy = json!({
+        "gateway": {"httpsProxy": "http://proxy.hospital.example"},
+        "stop": {"subjects": [{"kind": "Group", "name": "on-call", "apiGroup": "rbac.authorization.k8s.io"}]},
+    });
     let balancer = json!({"gateway": {"service": {"annotations": placed::balancer()}}});
     let (hub_space, site_space) = ("consilium-system", "consilium-agent");
     vec![
@@ -199,6 +203,9 @@ fn check(rendering: &Rendering, objects: &[Value]) -> Vec<String> {
     }
     if rendering.chart != "consilium-crds" {
         faults.extend(placed::faults(objects, is_full(rendering)));
+    }
+    if rendering.chart == "consilium-site" {
+        faults.extend(stop::faults(objects, is_full(rendering)));
     }
     if rendering.chart == "consilium-site" && is_full(rendering) {
         faults.extend(unscraped(objects));
