@@ -238,7 +238,7 @@ fn run(ctx: &Arc<Context>, link: Link, shared: &Shared) -> Parts {
     let mut parts = Parts::new();
     let (c, synced) = (|| Arc::clone(ctx), || shared.synced.clone());
     part(&mut parts, "volume", volume::watch(c(), shared.trouble.clone()));
-    part(&mut parts, "status", site::run(c(), link.status()));
+    part(&mut parts, "status", site::run(c(), link.status(), shared.trouble.subscribe()));
     part(&mut parts, "taskport", taskport::run(c()));
     let announce = Arc::new(KubeAnnounce::new(ctx.kube.clone(), &ctx.config.task_namespace));
     // Deciding before the policy is known would report refusals that are none.

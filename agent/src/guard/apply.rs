@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use consilium_crds::ModelDeployment;
+use consilium_crds::{ModelDeployment, RoundTask, Watched};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::decide::GRACE_SECONDS;
+use super::decide::{Behind, GRACE_SECONDS};
 use super::lease::Lease;
 use super::{Guard, Kind, Stop};
 use crate::deployments::LEASE;
@@ -40,8 +40,19 @@ async fn publish(recorder: Recorder, mut waiting: mpsc::Receiver<(Event, ObjectR
     }
 }
 
+/// What became of a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It goes.
+    Stopped,
+    /// What stands behind it is there after all: a watch was behind.
+    Kept,
+}
+
 /// Clients for what is taken away.
 pub(super) struct Stopper {
+    tasks: Api<Watched<RoundTask>>,
+    watched: Api<Watched<ModelDeployment>>,
     jobs: Api<Job>,
     pods: Api<Pod>,
     models: Api<ModelDeployment>,
@@ -60,6 +71,8 @@ impl Stopper {
         tokio::spawn(publish(Recorder::new(guard.calls.clone(), reporter), waiting));
         let (calls, namespace) = (|| guard.calls.clone(), guard.namespace.as_str());
         Self {
+            tasks: Api::namespaced(calls(), namespace),
+            watched: Api::namespaced(calls(), namespace),
             jobs: Api::namespaced(calls(), namespace),
             pods: Api::namespaced(calls(), namespace),
             models: Api::namespaced(calls(), namespace),
@@ -73,7 +86,7 @@ impl Stopper {
     }
 
     /// Takes all of it away; one that does not answer does not keep the others.
-    pub(super) async fn all(&self, stops: Vec<Stop>) -> Vec<(Stop, Result<(), ControlError>)> {
+    pub(super) async fn all(&self, stops: Vec<Stop>) -> Vec<(Stop, Result<Done, ControlError>)> {
         let calls = stops.into_iter().map(|stop| async {
             let result = match tokio::time::timeout(CALL, self.one(&stop)).await {
                 Ok(result) => result,
@@ -84,7 +97,12 @@ impl Stopper {
         futures::stream::iter(calls).buffered(AT_ONCE).collect().await
     }
 
-    async fn one(&self, stop: &Stop) -> Result<(), ControlError> {
+    async fn one(&self, stop: &Stop) -> Result<Done, ControlError> {
+        for behind in &stop.behind {
+            if self.is_there(behind).await? {
+                return Ok(Done::Kept);
+            }
+        }
         let (name, this) = (stop.name.as_str(), Preconditions { uid: Some(stop.uid.clone()), resource_version: None });
         let params = |how: DeleteParams| DeleteParams { preconditions: Some(this.clone()), ..how };
         let result = match stop.kind {
@@ -99,9 +117,28 @@ impl Stopper {
         };
         match result {
             // Another one has its name by now; that one is judged by itself.
-            Err(ControlError::Kube(kube::Error::Api(status))) if status.code == 409 => Ok(()),
-            other => other,
+            Err(ControlError::Kube(kube::Error::Api(status))) if status.code == 409 => Ok(Done::Stopped),
+            other => other.map(|()| Done::Stopped),
         }
+    }
+
+    /// Whether what an object belongs to is there after all, and can be judged: one that cannot be read is judged by nobody,
+    /// and what belongs to it goes.
+    async fn is_there(&self, behind: &Behind) -> Result<bool, ControlError> {
+        let Behind { name, uid, .. } = behind;
+        let same = |found: Option<String>| uid.is_none() || *uid == found;
+        // A list of one, since that is the right that the agent has.
+        let one = ListParams::default().fields(&format!("metadata.name={name}"));
+        Ok(match behind.kind.as_str() {
+            "RoundTask" => {
+                self.tasks.list(&one).await?.items.into_iter().any(|found| found.0.is_ok_and(|it| same(it.uid())))
+            }
+            "ModelDeployment" => {
+                self.watched.list(&one).await?.items.into_iter().any(|found| found.0.is_ok_and(|it| same(it.uid())))
+            }
+            "Job" => self.jobs.list(&one).await?.items.into_iter().any(|found| same(found.uid())),
+            _ => false,
+        })
     }
 
     /// Writes leases; what fails is written at the next look, long before the old one ends.
@@ -170,3 +207,7 @@ impl Stopper {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -65,10 +65,35 @@ pub(super) struct Stop {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) why: String,
+    /// It goes because these are gone, which a watch says that may be behind: they are asked for once more before.
+    pub(super) behind: Vec<Behind>,
+}
+
+/// What stands behind an object, or stood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// `RoundTask`, `Job` or `ModelDeployment`.
+    pub(super) kind: String,
+    pub(super) name: String,
+    /// Unknown where the object knows the name alone.
+    pub(super) uid: Option<String>,
+}
+
+/// Why an object must go.
+#[derive(Clone, Debug)]
+struct Because {
+    why: String,
+    behind: Vec<Behind>,
+}
+
+impl From<String> for Because {
+    fn from(why: String) -> Self {
+        Self { why, behind: Vec::new() }
+    }
 }
 
 /// Why something must go; none if it may stay.
-type Why = Option<String>;
+type Why = Option<Because>;
 
 /// Decides. What makes pods comes before the pods.
 pub(super) fn decide(seen: &Seen<'_>) -> Vec<Stop> {
@@ -82,10 +107,10 @@ pub(super) fn decide(seen: &Seen<'_>) -> Vec<Stop> {
 
 fn closed(seen: &Seen<'_>, room: fn(&SitePolicySpec) -> Room) -> Why {
     let Some(policy) = seen.policy else {
-        return Some("there is no SitePolicy \"default\" that can be read, so nothing is allowed".to_owned());
+        return Some("there is no SitePolicy \"default\" that can be read, so nothing is allowed".to_owned().into());
     };
     match room(policy) {
-        Room::Closed(field) => Some(format!("SitePolicy {field}")),
+        Room::Closed(field) => Some(format!("SitePolicy {field}").into()),
         Room::Open | Room::Kept(_) => None,
     }
 }
@@ -95,7 +120,8 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let verdicts: Option<BTreeMap<String, Why>> = seen.tasks.map(|tasks| {
         let judged = |task: &Arc<RoundTask>| {
             let since = task.metadata.creation_timestamp.as_ref().map(|at| at.0);
-            (task.uid().unwrap_or_default(), task_must_stop(&task.spec, since, seen.policy, seen.enforcement, seen.now))
+            let why = task_must_stop(&task.spec, since, seen.policy, seen.enforcement, seen.now);
+            (task.uid().unwrap_or_default(), why.map(Because::from))
         };
         tasks.iter().map(judged).collect()
     });
@@ -105,7 +131,7 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
         }
         let task = job.owner_references().iter().find_map(|owner| verdicts.as_ref()?.get(&owner.uid));
         let gone = || verdicts.is_some() && is_old(job, seen.now);
-        let orphan = || gone().then(|| "its RoundTask is gone, so nothing stands behind it".to_owned());
+        let orphan = || gone().then(|| orphan("RoundTask", owners(job, "RoundTask")));
         all.clone().or_else(|| task.cloned().unwrap_or_else(orphan))
     };
     let known = seen.jobs.unwrap_or_default();
@@ -113,7 +139,7 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let of_pod = |pod: &Pod| -> Why {
         let job = pod.owner_references().iter().find_map(|owner| jobs.get(&owner.uid));
         let gone = || seen.jobs.is_some() && is_old(pod, seen.now);
-        let orphan = || gone().then(|| "its Job is gone, so nothing stands behind it".to_owned());
+        let orphan = || gone().then(|| orphan("Job", owners(pod, "Job")));
         job.cloned().unwrap_or_else(|| all.clone().or_else(orphan))
     };
     let runs = |job: &&Arc<Job>| !is_over(job) && job.metadata.deletion_timestamp.is_none();
@@ -123,11 +149,13 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
 
 fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let all = closed(seen, policy::models);
-    let why = |model: &ModelDeployment| all.clone().or_else(|| model_stands(&model.spec, seen.policy, seen.now).err());
-    let found = |fits: &dyn Fn(&ModelDeployment) -> bool, old: bool| -> Why {
+    let why = |model: &ModelDeployment| {
+        all.clone().or_else(|| model_stands(&model.spec, seen.policy, seen.now).err().map(Because::from))
+    };
+    let found = |fits: &dyn Fn(&ModelDeployment) -> bool, old: bool, behind: Vec<Behind>| -> Why {
         let model = seen.models.and_then(|models| models.iter().find(|model| fits(model)));
         let gone = seen.models.is_some() && old;
-        let orphan = || gone.then(|| "its ModelDeployment is gone, so nothing stands behind it".to_owned());
+        let orphan = || gone.then(|| orphan("ModelDeployment", behind));
         match model {
             Some(model) => why(model),
             None => all.clone().or_else(orphan),
@@ -138,11 +166,13 @@ fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
             let uid = model.uid();
             deployment.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
         };
-        found(&owner, is_old(deployment, seen.now))
+        found(&owner, is_old(deployment, seen.now), owners(deployment, "ModelDeployment"))
     };
     let of_pod = |pod: &Pod| {
         let name = pod.labels().get(MODEL_LABEL);
-        found(&|model| model.metadata.name.as_ref() == name, is_old(pod, seen.now))
+        let named = |name: &String| Behind { kind: "ModelDeployment".into(), name: name.clone(), uid: None };
+        let behind = name.map(named).into_iter().collect();
+        found(&|model| model.metadata.name.as_ref() == name, is_old(pod, seen.now), behind)
     };
     let live = |meta: &kube::core::ObjectMeta| meta.deletion_timestamp.is_none();
     let mut stops: Vec<Stop> = Vec::new();
@@ -182,7 +212,17 @@ fn pods(pods: &[Arc<Pod>], why: impl Fn(&Pod) -> Why) -> Vec<Stop> {
 }
 
 fn stop(kind: Kind, object: &impl Resource, why: Why) -> Option<Stop> {
-    Some(Stop { kind, name: object.name_any(), uid: object.uid().unwrap_or_default(), why: why? })
+    let Because { why, behind } = why?;
+    Some(Stop { kind, name: object.name_any(), uid: object.uid().unwrap_or_default(), why, behind })
+}
+
+fn orphan(kind: &str, behind: Vec<Behind>) -> Because {
+    Because { why: format!("its {kind} is gone, so nothing stands behind it"), behind }
+}
+
+fn owners(object: &impl Resource, kind: &str) -> Vec<Behind> {
+    let of = object.owner_references().iter().filter(|owner| owner.kind == kind);
+    of.map(|owner| Behind { kind: kind.to_owned(), name: owner.name.clone(), uid: Some(owner.uid.clone()) }).collect()
 }
 
 fn is_old(object: &impl Resource, now: Timestamp) -> bool {

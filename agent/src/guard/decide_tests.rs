@@ -73,7 +73,15 @@ impl Cluster {
         readable: bool,
         jobs: Option<&[Arc<Job>]>,
     ) -> Vec<(Kind, String)> {
-        let stops = decide(&Seen {
+        self.find(policy, readable, jobs).into_iter().map(|stop| (stop.kind, stop.name)).collect()
+    }
+
+    fn all(&self, policy: Option<&SitePolicySpec>) -> Vec<Stop> {
+        self.find(policy, true, Some(&self.jobs))
+    }
+
+    fn find(&self, policy: Option<&SitePolicySpec>, readable: bool, jobs: Option<&[Arc<Job>]>) -> Vec<Stop> {
+        decide(&Seen {
             policy,
             enforcement: &Enforcement::Enforced,
             tasks: readable.then_some(&self.tasks),
@@ -83,8 +91,7 @@ impl Cluster {
             deployments: &self.deployments,
             model_pods: &self.model_pods,
             now: NOW.parse().unwrap(),
-        });
-        stops.into_iter().map(|stop| (stop.kind, stop.name)).collect()
+        })
     }
 }
 
@@ -171,6 +178,19 @@ fn what_nothing_stands_behind_goes_once_the_watches_must_have_caught_up() {
     cluster.tasks.clear();
     cluster.models.clear();
     assert_eq!(cluster.stops(Some(&allowed)), names(&[TASK[0], MODEL[1], TASK[1], MODEL[2]]));
+    // Each of them is asked for by name before anything is stopped for its absence.
+    let behind: Vec<(String, String, Option<String>)> = cluster
+        .all(Some(&allowed))
+        .into_iter()
+        .flat_map(|stop| stop.behind.into_iter().map(|behind| (behind.kind, behind.name, behind.uid)))
+        .collect();
+    let task = ("RoundTask".to_owned(), "n".to_owned(), Some("task-uid".to_owned()));
+    let model = ("ModelDeployment".to_owned(), "n".to_owned(), Some("model-uid".to_owned()));
+    let named = ("ModelDeployment".to_owned(), "model".to_owned(), None);
+    assert_eq!(behind, [task.clone(), model, task, named]);
+    // What the policy forbids waits for no answer.
+    let shut = with(&[("/participation", json!("Disabled"))]);
+    assert!(cluster.all(Some(&shut)).iter().all(|stop| stop.behind.is_empty()));
     // The watch on RoundTasks is behind that on Jobs, or cannot be read at all: no word that they are gone.
     assert_eq!(cluster.judge(Some(&allowed), false), []);
     cluster.jobs = vec![job("job", "task-uid", NEW)];

@@ -108,7 +108,7 @@ mod tests {
     /// What must stop would be told to go on in the same breath.
     #[test]
     fn what_must_stop_or_goes_gets_none() {
-        let stop = Stop { kind: Kind::Pod, name: "a".into(), uid: "a-uid".into(), why: "w".into() };
+        let stop = Stop { kind: Kind::Pod, name: "a".into(), uid: "a-uid".into(), why: "w".into(), behind: vec![] };
         let mut going = pod("going", None);
         let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(NOW.parse().unwrap());
         Arc::make_mut(&mut going).metadata.deletion_timestamp = Some(at);
@@ -153,7 +153,8 @@ mod tests {
         assert_eq!(held(false, "2027-01-01T00:00:00Z"), <[&str; 0]>::default());
         assert_eq!(held(true, "2027-01-01T00:00:00Z"), ["fresh"]);
         assert_eq!(held(true, "2026-06-01T12:14:00Z"), ["whole"], "and none beyond its approvals");
-        let stop = Stop { kind: Kind::Pod, name: "fresh".into(), uid: "fresh-uid".into(), why: "w".into() };
+        let stop =
+            Stop { kind: Kind::Pod, name: "fresh".into(), uid: "fresh-uid".into(), why: "w".into(), behind: vec![] };
         assert!(due(&pods, &[stop], &terms(true), |_| Some(Timestamp::MAX)).is_empty());
     }
 }

@@ -36,7 +36,7 @@ use crate::site::Synced;
 use crate::state::Unrecorded;
 use crate::tasks::{follow_as, job::TASK_LABEL};
 use crate::{Clock, Enforcement, Metrics};
-use apply::Stopper;
+use apply::{Done, Stopper};
 use decide::{Kind, Seen, Stop, decide, holds};
 use lease::{Terms, due};
 
@@ -133,8 +133,15 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
     told.retain(|uid| standing.contains(uid));
     for (stop, result) in stopper.all(stops).await {
         match result {
-            Ok(()) if told.insert(stop.uid.clone()) => stopper.tell(&stop),
-            Ok(()) => {}
+            Ok(Done::Stopped) if told.insert(stop.uid.clone()) => stopper.tell(&stop),
+            Ok(Done::Stopped) => {}
+            Ok(Done::Kept) => {
+                tracing::info!(
+                    kind = stop.kind.as_str(),
+                    name = stop.name,
+                    "kept: what stands behind it is there, and a watch behind"
+                );
+            }
             Err(error) => {
                 tracing::error!(kind = stop.kind.as_str(), name = stop.name, %error, "could not be stopped; it is tried again");
                 guard.metrics.reconcile_errors.with_label_values(&["guard", error.class()]).inc();

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::{POLICY_NAME, Standing, StatusInputs, decide};
 use crate::link::{Backoff, LinkStatus};
 use crate::state::hub_digest;
+use crate::volume::Trouble;
 use crate::{Context, StateError};
 
 /// Changes that come closer together share one write.
@@ -24,8 +25,13 @@ const FOLD: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(60);
 const MANAGER: &str = "consilium-agent";
 
-/// Runs until shutdown.
-pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> anyhow::Result<()> {
+/// Runs until shutdown. While there is trouble with the volume another part writes the status, and this one none: two
+/// that hold different things true would take turns.
+pub async fn run(
+    ctx: Arc<Context>,
+    mut link: watch::Receiver<LinkStatus>,
+    mut trouble: watch::Receiver<Option<Trouble>>,
+) -> anyhow::Result<()> {
     let api: Api<SitePolicy> = Api::namespaced(ctx.kube.clone(), &ctx.config.namespace);
     let recorder = Recorder::new(ctx.kube.clone(), Reporter { controller: MANAGER.into(), instance: None });
     let (mut policy, mut desired, mut facts) = (ctx.policy.clone(), ctx.desired.clone(), ctx.facts.changed());
@@ -38,7 +44,11 @@ pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> an
         enforcement.mark_unchanged();
         let status_of_link = link.borrow_and_update().clone();
         let mut again = LOOK;
-        match turn(&ctx, &api, &recorder, &status_of_link).await {
+        let result = match trouble.borrow_and_update().is_some() {
+            true => Ok(()),
+            false => turn(&ctx, &api, &recorder, &status_of_link).await,
+        };
+        match result {
             Ok(()) => backoff.reset(),
             Err(error) => {
                 let wait = backoff.wait(ctx.entropy.fraction());
@@ -54,6 +64,7 @@ pub async fn run(ctx: Arc<Context>, mut link: watch::Receiver<LinkStatus>) -> an
             _ = facts.changed() => {}
             _ = enforcement.changed() => {}
             _ = link.changed() => {}
+            _ = trouble.changed() => {}
             () = tokio::time::sleep(again) => {}
         }
         tokio::select! {
