@@ -144,11 +144,18 @@ impl Context {
         Ok(decision)
     }
 
-    /// Whether a new task that the ladder allows is one too many; `running` tasks are under way.
-    pub fn judge_amount(&self, uid: &str, work: &RoundWork, running: u32) -> Result<Decision, StateError> {
+    /// Whether a new task that the ladder allows is one too many; so many tasks are under way, and evaluations of them.
+    pub fn judge_amount(
+        &self,
+        uid: &str,
+        work: &RoundWork,
+        (running, evaluating): (u32, u32),
+    ) -> Result<Decision, StateError> {
         let Some(policy) = self.site_policy() else { return Ok(Decision::SpecNeeded) };
         let (taken, today) = (self.state.taken(work)?, self.state.taken_within_a_day(self.now())?);
-        let decision = policy::amount(uid, work, &policy.spec, &policy::Spent { taken, today, running });
+        let (rounds, gpu_seconds) = (today.other_rounds(work), tasks::gpus::spent(&self.state, self.now())?);
+        let spent = policy::Spent { taken, today: today.tasks, rounds, running, evaluating, gpu_seconds };
+        let decision = policy::amount(uid, work, &policy.spec, &spent);
         self.record(uid, work, Barrier::Amount, &decision)?;
         Ok(decision)
     }

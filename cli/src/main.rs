@@ -1,6 +1,6 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
-//! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the two views `status` and `explain`.
+//! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the views `status`, `explain` and `budget`.
 //! **Does not belong here:** decisions. Nothing here changes a cluster but `stop` and `start`, which somebody types when
 //! there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ use consilium_cli::{error, local, objects};
 use consilium_federation::ladder::Stage;
 use jiff::Timestamp;
 
+mod budget;
 mod cluster;
 mod explain;
 mod keys;
@@ -62,6 +63,8 @@ enum Command {
         #[arg(short, long)]
         namespace: Option<String>,
     },
+    /// In a hospital: what its policy allows of everything that can be counted, and what of it is used.
+    Budget,
     /// In a hospital: stop every training, evaluation and model at once, with or without an agent.
     Stop(stop::Stop),
     /// In a hospital: let run again what `stop --everything` stopped.
@@ -114,6 +117,7 @@ async fn run(command: Command) -> Result<String> {
         // It has a runtime of its own.
         Command::Local(_) => Ok(String::new()),
         Command::Status { namespace } => status::run(namespace.as_deref(), Timestamp::now()).await,
+        Command::Budget => budget::run().await,
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,
         Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,

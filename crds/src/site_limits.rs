@@ -44,6 +44,19 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub concurrent_tasks: Option<u32>,
+    /// Rounds, of all studies, of which a task may begin within 24 hours. Without it, as many as are approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub rounds_per_day: Option<u32>,
+    /// Evaluations that may be under way at a time. Without it, as many as are approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub concurrent_evaluations: Option<u32>,
+    /// GPU hours that tasks may have held within 30 days; from then on none begins, and what runs goes on. Without it, as
+    /// many as are approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub gpu_hours: Option<u32>,
 }
 
 /// A task's longest time where the hospital names none.

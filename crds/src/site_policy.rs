@@ -327,6 +327,9 @@ pub struct SitePolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "atomic"))]
     pub rosters: Vec<AcceptedRoster>,
+    /// What of the amounts in spec.limits is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<UsedAmounts>,
     /// Where the agent's ledger stood: a volume that never had this head was restored from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger: Option<LedgerHead>,
@@ -334,6 +337,18 @@ pub struct SitePolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// What of the amounts in spec.limits is used, as the agent has written it down on its volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsedAmounts {
+    /// Tasks that began within 24 hours.
+    pub tasks_within_day: u32,
+    /// Rounds of which a task began within 24 hours.
+    pub rounds_within_day: u32,
+    /// Whole GPU hours that tasks held within 30 days.
+    pub gpu_hours: u64,
 }
 
 /// A roster that governance signed.

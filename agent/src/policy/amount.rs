@@ -3,9 +3,10 @@
 //! A round is approved by its study and number. The hub gives it a UID and a model to start from, and could give it as
 //! many of both as it likes; each would be another training on the same scans.
 
-use consilium_crds::site_policy::SitePolicySpec;
+use consilium_crds::site_policy::{Limits, SitePolicySpec};
 use consilium_federation::assignment::RoundWork;
 use consilium_federation::round::SiteReason;
+use consilium_federation::task::TaskKind;
 
 use super::Decision;
 use crate::state::Taken;
@@ -17,8 +18,14 @@ pub struct Spent {
     pub taken: Vec<Taken>,
     /// Tasks that began within the last 24 hours.
     pub today: u32,
+    /// Other rounds of which a task began within the last 24 hours.
+    pub rounds: u32,
     /// Tasks that are under way.
     pub running: u32,
+    /// Evaluations among them.
+    pub evaluating: u32,
+    /// GPU seconds that tasks held within the last 30 days.
+    pub gpu_seconds: u64,
 }
 
 /// Whether there is room for this task. What was begun once is never one too many.
@@ -43,21 +50,28 @@ pub fn amount(uid: &str, work: &RoundWork, policy: &SitePolicySpec, spent: &Spen
             ),
         );
     }
-    // Both pass by themselves, so the hub is told to wait.
-    let wait = |message: String| Decision::refused(SiteReason::Queued, message);
-    if let Some(most) = limits.tasks_per_day.filter(|most| spent.today >= *most) {
-        return wait(format!(
-            "{} tasks began within 24 hours and SitePolicy spec.limits.tasksPerDay is {most}; this one waits",
-            spent.today
-        ));
+    // These pass by themselves, so the hub is told to wait.
+    match limits_reached(work, &limits, spent).next() {
+        Some(why) => Decision::refused(SiteReason::Queued, format!("{why}; this one waits")),
+        None => Decision::Allowed,
     }
-    if let Some(most) = limits.concurrent_tasks.filter(|most| spent.running >= *most) {
-        return wait(format!(
-            "{} tasks are under way and SitePolicy spec.limits.concurrentTasks is {most}; this one waits",
-            spent.running
-        ));
-    }
-    Decision::Allowed
+}
+
+/// What there is too much of for now.
+fn limits_reached<'a>(work: &RoundWork, limits: &'a Limits, spent: &'a Spent) -> impl Iterator<Item = String> + 'a {
+    let evaluations = limits.concurrent_evaluations.filter(|_| work.kind == TaskKind::Evaluate);
+    let gpu_hours = spent.gpu_seconds / 3600;
+    let rows: [(&str, Option<u32>, u64, &str); 5] = [
+        ("tasksPerDay", limits.tasks_per_day, spent.today.into(), "tasks began within 24 hours"),
+        ("roundsPerDay", limits.rounds_per_day, spent.rounds.into(), "other rounds began within 24 hours"),
+        ("concurrentTasks", limits.concurrent_tasks, spent.running.into(), "tasks are under way"),
+        ("concurrentEvaluations", evaluations, spent.evaluating.into(), "evaluations are under way"),
+        ("gpuHours", limits.gpu_hours, gpu_hours, "GPU hours were held within 30 days"),
+    ];
+    rows.into_iter().filter_map(|(field, most, used, what)| {
+        let most = most.filter(|most| used >= u64::from(*most))?;
+        Some(format!("{used} {what} and SitePolicy spec.limits.{field} is {most}"))
+    })
 }
 
 #[cfg(test)]
@@ -98,9 +112,22 @@ mod tests {
         for (limits, spent) in [
             (json!({"tasksPerDay": 3}), Spent { today: 3, ..Spent::default() }),
             (json!({"concurrentTasks": 1}), Spent { running: 1, ..Spent::default() }),
+            (json!({"roundsPerDay": 2}), Spent { rounds: 2, ..Spent::default() }),
+            (json!({"gpuHours": 10}), Spent { gpu_seconds: 36_000, ..Spent::default() }),
         ] {
-            assert_eq!(amount("u", &work(), &with(limits.clone()), &spent).reason_name(), "Queued", "{limits}");
+            let (field, refused) = (limits.to_string(), amount("u", &work(), &with(limits.clone()), &spent));
+            assert_eq!(refused.reason_name(), "Queued", "{field}");
+            let name = limits.as_object().unwrap().keys().next().unwrap().clone();
+            assert!(refused.message().is_some_and(|why| why.contains(&name)), "{field}: {refused:?}");
             assert_eq!(amount("u", &work(), &with(limits), &Spent::default()), Decision::Allowed);
         }
+        let almost = Spent { gpu_seconds: 35_999, ..Spent::default() };
+        assert_eq!(amount("u", &work(), &with(json!({"gpuHours": 10})), &almost), Decision::Allowed);
+        // An evaluation waits for evaluations, and a training does not.
+        let busy = Spent { evaluating: 1, ..Spent::default() };
+        let one = with(json!({"concurrentEvaluations": 1}));
+        let evaluate = RoundWork { kind: TaskKind::Evaluate, ..work() };
+        assert_eq!(amount("u", &evaluate, &one, &busy).reason_name(), "Queued");
+        assert_eq!(amount("u", &work(), &one, &busy), Decision::Allowed);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use consilium_crds::SitePolicy;
 use consilium_crds::conditions::{Conditions, READY};
 use consilium_crds::site_policy::{
-    AcceptedRoster, LedgerHead, OfferedStudy, Participation, SitePolicySpec, SitePolicyStatus,
+    AcceptedRoster, LedgerHead, OfferedStudy, Participation, SitePolicySpec, SitePolicyStatus, UsedAmounts,
 };
 use consilium_federation::StudyKey;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
@@ -65,6 +65,8 @@ pub struct Standing {
     pub rolled_back: Option<RolledBack>,
     /// What the hub says of its ledger and the volume does not know.
     pub hub_claim: Option<HubClaim>,
+    /// What of the limits is used.
+    pub used: UsedAmounts,
 }
 
 /// The status as it should be.
@@ -95,6 +97,7 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
         studies: offered(inputs),
         signing_key: Some(inputs.standing.signing_key.clone()),
         rosters: inputs.standing.rosters.clone(),
+        used: Some(inputs.standing.used.clone()),
         ledger: Some(inputs.standing.ledger.clone()),
         conditions: conditions.into_list(),
     }

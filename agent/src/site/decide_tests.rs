@@ -45,6 +45,7 @@ fn standing() -> Standing {
         ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
         rolled_back: None,
         hub_claim: None,
+        used: UsedAmounts::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consilium_crds::SitePolicy;
 use consilium_crds::roster::key_text;
-use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, SitePolicyStatus};
+use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, SitePolicyStatus, UsedAmounts};
 use consilium_federation::report::LedgerEnd;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::{POLICY_NAME, Standing, StatusInputs, decide};
 use crate::link::{Backoff, LinkStatus};
 use crate::state::hub_digest;
+use crate::tasks::gpus;
 use crate::volume::Trouble;
 use crate::{Context, StateError};
 
@@ -44,10 +45,8 @@ pub async fn run(
         enforcement.mark_unchanged();
         let status_of_link = link.borrow_and_update().clone();
         let mut again = LOOK;
-        let result = match trouble.borrow_and_update().is_some() {
-            true => Ok(()),
-            false => turn(&ctx, &api, &recorder, &status_of_link).await,
-        };
+        let troubled = trouble.borrow_and_update().is_some();
+        let result = if troubled { Ok(()) } else { turn(&ctx, &api, &recorder, &status_of_link).await };
         match result {
             Ok(()) => backoff.reset(),
             Err(error) => {
@@ -134,6 +133,17 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
         rolled_back,
         hub_claim,
+        used: used(ctx)?,
+    })
+}
+
+/// What of the limits is used.
+fn used(ctx: &Context) -> Result<UsedAmounts, StateError> {
+    let today = ctx.state.taken_within_a_day(ctx.now())?;
+    Ok(UsedAmounts {
+        tasks_within_day: today.tasks,
+        rounds_within_day: u32::try_from(today.rounds.len()).unwrap_or(u32::MAX),
+        gpu_hours: gpus::spent(&ctx.state, ctx.now())? / 3600,
     })
 }
 

@@ -1,5 +1,7 @@
 //! What approvals were used for: which tasks began, by study, round and kind.
 
+use std::collections::BTreeSet;
+
 use consilium_federation::Digest;
 use consilium_federation::assignment::RoundWork;
 use jiff::{SignedDuration, Timestamp};
@@ -40,6 +42,30 @@ fn key(work: &RoundWork) -> String {
     format!("{}/{}/{}", work.study_uid, work.kind.as_str(), work.round)
 }
 
+/// Study, kind and round of a key.
+fn parts(key: &str) -> (&str, &str, &str) {
+    let (rest, round) = key.rsplit_once('/').unwrap_or((key, ""));
+    let (study, kind) = rest.rsplit_once('/').unwrap_or((rest, ""));
+    (study, kind, round)
+}
+
+/// What began within a day.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Today {
+    /// Tasks.
+    pub tasks: u32,
+    /// Rounds, by UID of the study and number.
+    pub rounds: BTreeSet<(String, String)>,
+}
+
+impl Today {
+    /// Rounds but for this one, which goes on.
+    pub fn other_rounds(&self, work: &RoundWork) -> u32 {
+        let own = (work.study_uid.clone(), work.round.to_string());
+        u32::try_from(self.rounds.iter().filter(|round| **round != own).count()).unwrap_or(u32::MAX)
+    }
+}
+
 impl State {
     /// The tasks that the approval of this round was used for.
     pub fn taken(&self, work: &RoundWork) -> Result<Vec<Taken>, StateError> {
@@ -56,16 +82,22 @@ impl State {
         self.write_json(CONSENTS, &key(work), &taken)
     }
 
-    /// How many tasks began within a day.
-    pub fn taken_within_a_day(&self, now: Timestamp) -> Result<u32, StateError> {
+    /// What began within a day.
+    pub fn taken_within_a_day(&self, now: Timestamp) -> Result<Today, StateError> {
         let read = self.0.db.begin_read()?;
-        let mut count = 0;
+        let mut today = Today::default();
         for row in read.open_table(CONSENTS)?.iter()? {
             let (key, bytes) = row?;
             let taken: Vec<Taken> = serde_json::from_slice(bytes.value()).map_err(StateError::damaged(key.value()))?;
-            count += taken.iter().filter(|taken| now.duration_since(taken.at) < DAY).count();
+            let begun = taken.iter().filter(|taken| now.duration_since(taken.at) < DAY).count();
+            today.tasks = today.tasks.saturating_add(u32::try_from(begun).unwrap_or(u32::MAX));
+            if begun > 0 {
+                // Training and evaluation of a round are of one round.
+                let (study, _, round) = parts(key.value());
+                today.rounds.insert((study.to_owned(), round.to_owned()));
+            }
         }
-        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        Ok(today)
     }
 }
 
@@ -88,6 +120,11 @@ mod tests {
         assert_eq!(state.taken(&work()).unwrap(), [Taken { round_uid: "a".into(), model: work().model, at: at(0) }]);
         let evaluate = RoundWork { kind: consilium_federation::task::TaskKind::Evaluate, ..work() };
         assert!(state.taken(&evaluate).unwrap().is_empty(), "an evaluation is another purpose");
-        assert_eq!([3, 25, 27].map(|hour| state.taken_within_a_day(at(hour)).unwrap()), [2, 1, 0]);
+        let today = |hour| state.taken_within_a_day(at(hour)).unwrap();
+        assert_eq!([3, 25, 27].map(|hour| today(hour).tasks), [2, 1, 0]);
+        state.take("c", &evaluate, at(2)).unwrap();
+        assert_eq!((today(3).tasks, today(3).rounds.len()), (3, 2), "training and evaluation are of one round");
+        let other = RoundWork { study_uid: "another".into(), ..work() };
+        assert_eq!((today(3).other_rounds(&work()), today(3).other_rounds(&other)), (1, 2));
     }
 }

@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use attempts::{AttemptKey, Done, Memory, Refused};
-pub use consents::Taken;
+pub use consents::{Taken, Today};
 pub use error::StateError;
 pub use grants::{Grant, Granted};
 pub use ledger::{Entry, Record};

@@ -14,6 +14,7 @@ use kube::ResourceExt as _;
 use super::clean::CLEAN;
 use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
+use super::gpus;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
 use super::read::{Started, StartedTries, WATCH_LAG, task_name, task_of, tasks_left};
@@ -74,6 +75,9 @@ impl Controller {
         let world = World { tasks: sight.tasks().to_vec(), sight, now };
         if let Err(error) = self.runner.clean(now).await {
             self.failed(&error, CLEAN);
+        }
+        if let Err(error) = gpus::record(&self.ctx.state, world.pods.iter(), now) {
+            self.failed(&error.into(), "gpus");
         }
         let mut entries = BTreeMap::new();
         let here = |item: &Item| world.tasks.iter().any(|task| task.spec.round_uid == item.uid);
@@ -158,7 +162,7 @@ impl Controller {
         let exists = task.is_some() || stored.is_some();
         let (mut decision, spec) = self.judge(&item.uid, work, exists).await?;
         if decision == Decision::Allowed && !exists {
-            let running = self.running(world);
+            let running = (self.running(world, None), self.running(world, Some(TaskKind::Evaluate)));
             decision = self.ctx.judge_amount(&item.uid, work, running)?;
         }
         let since = task.and_then(|t| t.creation_timestamp()).map(|at| at.0);
@@ -193,11 +197,12 @@ impl Controller {
         }
     }
 
-    /// Tasks that are under way, those included that were just made and are in no watch yet.
-    fn running(&self, world: &World) -> u32 {
-        let open = world.tasks.iter().filter(|task| is_open(task.status.as_ref()));
+    /// Tasks that are under way, of one kind or of all, those included that were just made and are in no watch yet.
+    fn running(&self, world: &World, only: Option<TaskKind>) -> u32 {
+        let counts = |kind: TaskKind| only.is_none_or(|only| only == kind);
+        let open = world.tasks.iter().filter(|task| counts(task.spec.kind) && is_open(task.status.as_ref()));
         let here = |(uid, kind): &PartKey| task_of(&world.tasks, uid, *kind).is_some();
-        let made = self.made.keys().filter(|key| !here(key)).count();
+        let made = self.made.keys().filter(|key| counts(key.1) && !here(key)).count();
         u32::try_from(open.count() + made).unwrap_or(u32::MAX)
     }
 

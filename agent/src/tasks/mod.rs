@@ -13,6 +13,7 @@ pub mod decide;
 mod desk;
 pub mod encode;
 mod error;
+pub mod gpus;
 pub mod job;
 pub mod observe;
 mod part;
