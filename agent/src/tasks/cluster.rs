@@ -14,6 +14,7 @@ use super::apply::Writer;
 use super::clean::{self, Folder};
 use super::decide::TaskSeen;
 use super::error::ControlError;
+use super::gpus;
 use super::job::Mode;
 use super::read::{Started, holds, see};
 use super::runner::{Runner, Sight};
@@ -84,6 +85,10 @@ impl Runner for Cluster {
 
     async fn status(&self, task: &RoundTask, new: &RoundTaskStatus) -> Result<(), ControlError> {
         self.writer.status(task, new).await
+    }
+
+    fn count(&self, now: Timestamp) -> Result<(), ControlError> {
+        Ok(gpus::record(&self.ctx.state, self.stores.pods.state().iter(), now)?)
     }
 
     /// Writes down where tasks have folders, and removes those of tasks that are gone.

@@ -14,7 +14,6 @@ use kube::ResourceExt as _;
 use super::clean::CLEAN;
 use super::decide::{Act, Plan, TaskSeen, decide};
 use super::error::ControlError;
-use super::gpus;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
 use super::read::{Started, StartedTries, WATCH_LAG, task_name, task_of, tasks_left};
@@ -76,8 +75,8 @@ impl Controller {
         if let Err(error) = self.runner.clean(now).await {
             self.failed(&error, CLEAN);
         }
-        if let Err(error) = gpus::record(&self.ctx.state, world.pods.iter(), now) {
-            self.failed(&error.into(), "gpus");
+        if let Err(error) = self.runner.count(now) {
+            self.failed(&error, "gpus");
         }
         let mut entries = BTreeMap::new();
         let here = |item: &Item| world.tasks.iter().any(|task| task.spec.round_uid == item.uid);

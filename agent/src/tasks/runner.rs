@@ -51,6 +51,11 @@ pub trait Runner: Send + Sync + 'static {
     /// Replaces the status of a task but for its irreversible act, if it changed.
     async fn status(&self, task: &RoundTask, new: &RoundTaskStatus) -> Result<(), ControlError>;
 
+    /// Writes down what tasks have used of what a policy can bound. Where nothing is bounded there is nothing to write.
+    fn count(&self, _now: Timestamp) -> Result<(), ControlError> {
+        Ok(())
+    }
+
     /// Removes what tasks that are gone have left.
     async fn clean(&self, now: Timestamp) -> Result<(), ControlError>;
 }
