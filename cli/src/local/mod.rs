@@ -303,5 +303,7 @@ fn secret(path: &Path) -> Result<[u8; 32]> {
     }
     let fresh = Entropy::system().bytes32();
     files::put(path, &fresh)?;
+    let owner_alone = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, owner_alone).map_err(Failure::file(path))?;
     Ok(fresh)
 }

@@ -57,6 +57,8 @@ fn whatever_is_killed_nothing_is_lost() {
     let first = world.start();
     world.until("all train", |world| world.trainings().len() == 3);
     first.kill();
+    // A trainer that outlived its hospital would write into the folder of the next one.
+    world.until("nothing is left running", |world| world.processes().is_empty());
     // One hospital whose update lies ready, while the others still train; it is started again by itself.
     world.hold(&["birch", "cedar"]);
     let second = world.start();

@@ -12,7 +12,7 @@ use crate::trainer;
 
 const SITES: [&str; 3] = ["alder", "birch", "cedar"];
 /// Longest that anything here may take, on a machine that builds something else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct World(tempfile::TempDir);
 
@@ -119,17 +119,23 @@ impl World {
         fs::read_to_string(task).is_ok_and(|text| text.contains("\"Ready\""))
     }
 
-    /// The processes of a hospital.
-    pub fn hospitals(&self, site: &str) -> Vec<i32> {
-        let folder = self.out().join("hospitals").join(site).to_string_lossy().into_owned();
+    /// All processes of this world, with their words.
+    pub fn processes(&self) -> Vec<(i32, Vec<String>)> {
+        let place = self.0.path().to_string_lossy().into_owned();
         let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
             let entry = entry.ok()?;
             let pid = entry.file_name().to_string_lossy().parse().ok()?;
             let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
-            let words: Vec<&str> = line.split('\0').collect();
-            (words.get(1) == Some(&"local-hospital") && words.get(2) == Some(&folder.as_str())).then_some(pid)
+            line.contains(&place).then(|| (pid, line.split('\0').map(str::to_owned).collect()))
         });
         processes.collect()
+    }
+
+    /// The processes of a hospital.
+    pub fn hospitals(&self, site: &str) -> Vec<i32> {
+        let folder = self.out().join("hospitals").join(site).to_string_lossy().into_owned();
+        let is_it = |words: &[String]| words.get(1..3) == Some(&["local-hospital".to_owned(), folder.clone()][..]);
+        self.processes().into_iter().filter(|(_, words)| is_it(words)).map(|(pid, _)| pid).collect()
     }
 
     pub fn hospital(&self, site: &str) -> i32 {
