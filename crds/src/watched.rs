@@ -6,8 +6,10 @@
 //! first read as a plain tree, of which nothing below [`DEPTH`] is kept, and only then as its type.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
+use consilium_federation::SiteName;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -95,8 +97,19 @@ pub struct Unread {
     pub metadata: ObjectMeta,
     /// `status.conditions`, as far as they parse.
     pub conditions: Vec<Condition>,
+    /// The hospitals that it names, or that its status says were asked, as far as they can be read: who must hear when it
+    /// goes.
+    pub hospitals: BTreeSet<SiteName>,
     /// Why it cannot be read.
     pub why: Unreadable,
+}
+
+/// Hospitals of a promotion or a round, wherever they stand.
+fn hospitals(object: &Value) -> BTreeSet<SiteName> {
+    let list = |at: &str| object.pointer(at).and_then(Value::as_array).into_iter().flatten();
+    let named = list("/spec/sites").chain(list("/spec/participants"));
+    let asked = list("/status/sites").chain(list("/status/round/sites")).map(|entry| &entry["site"]);
+    named.chain(asked).filter_map(|name| name.as_str()?.parse().ok()).collect()
 }
 
 impl<'de, K: Kind> Deserialize<'de> for Watched<K> {
@@ -105,6 +118,7 @@ impl<'de, K: Kind> Deserialize<'de> for Watched<K> {
         let object = Tree { depth: 0, path: &mut Vec::new(), cut: &mut cut }.deserialize(deserializer)?;
         let metadata = object["metadata"].clone();
         let conditions = object["status"]["conditions"].clone();
+        let hospitals = hospitals(&object);
         let why = match cut {
             Some(field) => Unreadable::Depth { field, most: DEPTH },
             None => match K::read(object) {
@@ -114,7 +128,7 @@ impl<'de, K: Kind> Deserialize<'de> for Watched<K> {
         };
         let metadata = ObjectMeta::deserialize(metadata).map_err(D::Error::custom)?;
         let conditions = Vec::<Condition>::deserialize(conditions).unwrap_or_default();
-        Ok(Self(Err(Unread { metadata, conditions, why })))
+        Ok(Self(Err(Unread { metadata, conditions, hospitals, why })))
     }
 }
 

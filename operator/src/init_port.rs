@@ -43,6 +43,8 @@ pub use intake::{Intake, IntakeError};
 
 /// Connections of Init pods; whoever reaches the port and shows no token holds at most these.
 const CONNECTIONS: Bounds = Bounds { pending: 32, open: 64, each: 64, handshake: Duration::from_secs(15) };
+/// A connection is asked to end after so long, and lives on only with a call under way: whoever has no token has none.
+const CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// Calls of one connection at a time.
 const MAX_CALLS: u32 = 8;
 /// Deliveries at a time; each holds a chunk or two.
@@ -151,6 +153,8 @@ pub async fn serve(
     let known = move |request: Request<()>| caller(&context, request.metadata()).map(|_| request);
     Server::builder()
         .max_concurrent_streams(MAX_CALLS)
+        .max_connection_age(CONNECTION_AGE)
+        .max_connection_age_grace(DELIVERY_TIMEOUT)
         .add_service(InterceptedService::new(service, known))
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await
@@ -271,6 +275,8 @@ impl TaskPort for InitPort {
             Err(Status::deadline_exceeded(format!("the delivery took longer than {minutes} min; deliver again")))
         })?;
         tracing::info!(job = job.name_any(), study = %owner.study, %model, "the first model was delivered");
+        let kept = self.context.hub.store().keep_origin(model, &owner.study.namespace).await;
+        kept.map_err(|error| untaken(error.into()))?;
         self.context.delivered.put(&owner.uid, owner.spec, model);
         let StudyKey { namespace, name } = &owner.study;
         ask(&self.context.queues.studies, ObjectRef::new(name).within(namespace));
@@ -413,6 +419,14 @@ mod tests {
         assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
         let status = deliver(&store, vec![start(MODEL, usize::MAX)]).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert_eq!(store.space().unwrap().1, 0);
+        // Half precision fits as it comes, and not as it is stored.
+        let json = br#"{"w": {"dtype": "BF16", "shape": [10000], "data_offsets": [0, 20000]}}"#;
+        let half = [&(json.len() as u64).to_le_bytes()[..], json, &[0; 20_000]].concat();
+        let roomy = Arc::new(|| Ok(crate::store::RESERVED_BYTES + 30_000));
+        let store = BlobStore::open_with(folder.path(), roomy).await.unwrap();
+        let status = deliver(&store, vec![start(MODEL, half.len()), data(&half)]).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
         assert_eq!(store.space().unwrap().1, 0);
     }
 

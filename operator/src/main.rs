@@ -52,6 +52,9 @@ struct Arguments {
     /// Image with consilium-courier, by digest.
     #[arg(long, env = "CONSILIUM_COURIER_IMAGE")]
     courier_image: String,
+    /// How long a model that no study, round, release or promotion names stays in the store, for example 24h.
+    #[arg(long, env = "CONSILIUM_UNNAMED_MODELS_FOR", default_value = "24h")]
+    unnamed_models_for: jiff::SignedDuration,
     /// What is logged, for example info,consilium_operator=debug.
     #[arg(long, env = "CONSILIUM_LOG", default_value = "info")]
     log: String,
@@ -102,6 +105,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         task_address: arguments.task_address.clone(),
         courier_image: arguments.courier_image.clone(),
         task_certificate: identity.certificate.clone(),
+        unnamed_for: arguments.unnamed_models_for.unsigned_abs(),
     };
     let parts = Parts { client, hub: hub.clone(), metrics: metrics.clone(), key, settings, clock: clock.clone() };
     let controllers = Controllers::new(parts);

@@ -38,6 +38,7 @@ pub struct Metrics {
     rounds: IntCounterVec,
     earliest_deadline: Gauge,
     store_free: IntGauge,
+    collected: IntCounter,
     store_promised: IntGauge,
     unreadable: IntGaugeVec,
     not_understood: IntCounter,
@@ -242,6 +243,13 @@ fn build() -> (Metrics, Vec<Described>) {
                 "Bytes of them that are promised: to uploads under way, and to what their sums will give.",
             ),
         ),
+        collected: b.add(
+            "counter",
+            IntCounter::new(
+                "consilium_store_collected_bytes_total",
+                "Bytes of models that nothing named any more and that were taken out of the blob store.",
+            ),
+        ),
         unreadable: b.int_gauge(
             "consilium_unreadable_objects",
             &["kind"],
@@ -355,6 +363,11 @@ impl Metrics {
     pub fn store_space(&self, free: u64, promised: u64) {
         self.store_free.set(i64::try_from(free).unwrap_or(i64::MAX));
         self.store_promised.set(i64::try_from(promised).unwrap_or(i64::MAX));
+    }
+
+    /// Bytes were taken out of the store.
+    pub fn collected(&self, bytes: u64) {
+        self.collected.inc_by(bytes);
     }
 
     /// Entries of a report were not understood.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_federation::Digest;
-use consilium_federation::assignment::{Acceptance, Assignment, Item, MAX_ITEMS};
+use consilium_federation::assignment::{Acceptance, Assignment, Item, ItemState, MAX_ITEMS};
 use consilium_proto::v1::{self, WatchRequest};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -148,7 +148,7 @@ fn explain(link: &Link, status: &tonic::Status) -> Ended {
 
 fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
     touch(ctx);
-    let Some((offered, left_out)) = read(message) else {
+    let Some((offered, left_out)) = read(message, &link.desired.borrow()) else {
         ctx.metrics.assignments.with_label_values(&["unreadable"]).inc();
         return Ok(());
     };
@@ -178,9 +178,13 @@ fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), State
     Ok(())
 }
 
+fn is_tombstone(item: &v1::Item) -> bool {
+    serde_json::from_value(item.state.as_str().into()).is_ok_and(|state: ItemState| state == ItemState::Cancelled)
+}
+
 /// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
-/// never a cancellation.
-fn read(message: v1::Assignment) -> Option<(Assignment, usize)> {
+/// never a cancellation. A tombstone makes sense by its UID alone: `known` has what it takes back.
+fn read(message: v1::Assignment, known: &Assignment) -> Option<(Assignment, usize)> {
     let v1::Assignment { hub_epoch, revision, items, rosters } = message;
     if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
         tracing::error!(
@@ -199,7 +203,9 @@ fn read(message: v1::Assignment) -> Option<(Assignment, usize)> {
     let mut parsed: Vec<Item> = Vec::with_capacity(items.len());
     let mut left_out = 0;
     for item in items {
-        match Item::try_from(item) {
+        let here = known.items.iter().find(|here| here.uid == item.uid && is_tombstone(&item));
+        let taken_back = here.map(|here| Item { state: ItemState::Cancelled, ..here.clone() });
+        match Item::try_from(item).or_else(|error| taken_back.ok_or(error)) {
             Ok(item) if parsed.iter().any(|known| known.uid == item.uid) => {
                 tracing::error!(uid = item.uid, "the hub names an item twice; the first counts");
             }
@@ -212,4 +218,45 @@ fn read(message: v1::Assignment) -> Option<(Assignment, usize)> {
     }
     let rosters = rosters.iter().filter_map(|text| text.parse().ok()).take(OFFERED_ROSTERS).collect();
     Some((Assignment { hub_epoch, revision, rosters, items: parsed }, left_out))
+}
+
+#[cfg(test)]
+mod tests {
+    use consilium_federation::Digest;
+    use consilium_federation::assignment::{DeployWork, Work};
+    use consilium_federation::ladder::Stage;
+
+    use super::*;
+
+    fn served(state: ItemState) -> Assignment {
+        let none = Digest::of(b"");
+        let work = DeployWork {
+            release: "r1".into(),
+            release_digest: none,
+            model: none,
+            stage: Stage::Shadow,
+            approvals: vec![],
+        };
+        let item = Item { uid: "promo-1".into(), state, work: Work::Deploy(work) };
+        Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![item] }
+    }
+
+    /// The hub is newer and offered a stage that this agent does not know. When it takes the model back, the model must go:
+    /// nothing else would ever tell this hospital.
+    #[test]
+    fn a_tombstone_counts_by_its_uid_whatever_else_is_in_it() {
+        let known = served(ItemState::Active);
+        let sent = |state: ItemState| {
+            let mut message = v1::Assignment::from(&served(state));
+            let Some(v1::item::Work::Deploy(work)) = &mut message.items[0].work else { panic!() };
+            work.stage = "Telepathy".into();
+            message
+        };
+        let (taken, left_out) = read(sent(ItemState::Cancelled), &known).unwrap();
+        assert_eq!((taken, left_out), (served(ItemState::Cancelled), 0));
+        let (raised, left_out) = read(sent(ItemState::Active), &known).unwrap();
+        assert_eq!((raised.items.len(), left_out), (0, 1), "left out: to this hospital an orphan");
+        let nothing = Assignment { items: vec![], ..known };
+        assert_eq!(read(sent(ItemState::Cancelled), &nothing).unwrap().1, 1);
+    }
 }

@@ -285,7 +285,7 @@ async fn finish(
     let chunks = done.into_iter().map(|(_, digest, _)| digest).collect();
     let Some(base) = &plan.base else { return Err(AggregateError::Stopped) };
     let manifest = ModelManifest::new(base.tensors.clone(), chunks)?;
-    Ok(store.put_object(manifest.to_bytes().into()).await?)
+    Ok(store.put_model(&manifest).await?)
 }
 
 struct StopOnDrop(Arc<Plan>);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
 use consilium_federation::assignment::Item;
@@ -11,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -46,6 +48,8 @@ pub struct Settings {
     pub courier_image: String,
     /// The certificate (PEM) that Init tasks pin.
     pub task_certificate: String,
+    /// How long a model that nothing names stays in the store.
+    pub unnamed_for: Duration,
 }
 
 /// The caches: what the API server last said.
@@ -129,6 +133,8 @@ pub struct Context {
     clock: Clock,
     deadlines: Mutex<BTreeMap<String, Timestamp>>,
     seen_sites: Mutex<BTreeMap<SiteName, SeenSite>>,
+    /// Objects that are there and cannot be read, and whose they are, by UID.
+    unread: Mutex<BTreeMap<String, Vec<String>>>,
     /// One look at the rosters at a time, so that an older one never overtakes a newer one.
     pub(super) roster_turn: tokio::sync::Mutex<()>,
 }
@@ -175,6 +181,7 @@ impl Context {
             clock,
             deadlines: Mutex::default(),
             seen_sites: Mutex::default(),
+            unread: Mutex::default(),
             roster_turn: tokio::sync::Mutex::default(),
         })
     }
@@ -203,6 +210,31 @@ impl Context {
                 seen.insert(name.clone(), now.clone()) != Some(now)
             }
         }
+    }
+
+    /// Forgets how a TrustSite was last seen.
+    pub fn forget_site(&self, name: &SiteName) {
+        self.seen_sites.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn unread_objects(&self) -> MutexGuard<'_, BTreeMap<String, Vec<String>>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an object that cannot be read.
+    pub fn unread(&self, meta: &ObjectMeta) {
+        let owners = meta.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect();
+        self.unread_objects().insert(meta.uid.clone().unwrap_or_default(), owners);
+    }
+
+    /// It can be read again, or is gone.
+    pub fn no_longer_unread(&self, uid: &str) {
+        self.unread_objects().remove(uid);
+    }
+
+    /// Whether something of this owner is there and cannot be read.
+    pub fn owns_unread(&self, uid: &str) -> bool {
+        self.unread_objects().values().flatten().any(|owner| owner == uid)
     }
 
     /// Whether this very object is still in its cache. Asked under the book's lock: the cache forgets an object before

@@ -27,10 +27,15 @@ pub fn site(context: &Context, change: Change<TrustSite>) {
     if !context.site_changed(&name, &change) {
         return;
     }
-    for study in context.caches.studies.state_filter(|s| s.spec.sites.iter().any(|site| site.name == name)) {
+    naming(context, &name);
+}
+
+/// Everything that names a hospital.
+pub fn naming(context: &Context, name: &SiteName) {
+    for study in context.caches.studies.state_filter(|s| s.spec.sites.iter().any(|site| site.name == *name)) {
         ask(&context.queues.studies, ObjectRef::from_obj(&*study));
     }
-    for promotion in context.caches.promotions.state_filter(|p| p.spec.sites.contains(&name)) {
+    for promotion in context.caches.promotions.state_filter(|p| p.spec.sites.contains(name)) {
         ask(&context.queues.promotions, ObjectRef::from_obj(&*promotion));
     }
 }
@@ -73,12 +78,17 @@ pub fn round(context: &Context, change: Change<TrainingRound>) {
     }
 }
 
-/// A release, its study, and the promotions that name it.
+/// A release, its study, those that start from its model, and the promotions that name it.
 pub fn release(context: &Context, change: Change<ModelRelease>) {
     let (Change::Touched(object) | Change::Gone(object)) = change;
     ask(&context.queues.releases, ObjectRef::from_obj(&*object));
     let study = &object.spec.study;
     ask(&context.queues.studies, ObjectRef::new(&study.name).within(&study.namespace));
+    // One that waited for the release, or until it was shared.
+    let waits = |s: &FederatedStudy| s.spec.initial_model.digest == Some(object.spec.model);
+    for study in context.caches.studies.state_filter(waits) {
+        ask(&context.queues.studies, ObjectRef::from_obj(&*study));
+    }
     let names = |p: &ModelPromotion| p.namespace() == object.namespace() && p.spec.release.name == object.name_any();
     for promotion in context.caches.promotions.state_filter(names) {
         ask(&context.queues.promotions, ObjectRef::from_obj(&*promotion));

@@ -6,6 +6,7 @@
 //! all caches are synced, and then everything that the objects say.
 
 mod cache;
+pub mod collect;
 pub mod context;
 mod error;
 mod fanout;
@@ -153,6 +154,7 @@ impl Controllers {
         publish_all(&context).await?;
         fanout::sweep(&context);
         tasks.spawn(fanout::hospitals(context.clone(), shutdown.clone()));
+        tasks.spawn(collect::run(context.clone(), shutdown.clone()));
         // Reports may have come in while nobody listened.
         fanout::all_hospitals(&context);
         reconcile_all(&context, receivers, &shutdown, &mut tasks);
@@ -204,10 +206,14 @@ impl Starter<'_> {
         on: impl Fn(&Arc<Context>, Change<K>) + Send + 'static,
     ) {
         let context = self.context.clone();
-        let each = move |seen| match seen {
-            Seen::Read(change) => on(&context, change),
+        let each = move |seen: Seen<K>| match seen {
+            Seen::Read(change) => {
+                let (Change::Touched(object) | Change::Gone(object)) = &change;
+                context.no_longer_unread(object.meta().uid.as_deref().unwrap_or_default());
+                on(&context, change);
+            }
             Seen::Unread(unread) => unread::found::<K>(&context, unread),
-            Seen::UnreadGone(unread) => unread::gone(&context, &unread),
+            Seen::UnreadGone(unread) => unread::gone::<K>(&context, &unread),
             Seen::Count(unread) => context.metrics.unreadable(&K::kind(&()), unread),
         };
         self.tasks.spawn(cache::follow(api, config, writer, each, self.shutdown.clone()));

@@ -1,15 +1,22 @@
 //! Objects that this version cannot read: left out alone, told of where their owners look, and let go when they are
 //! deleted. Nothing here needs their spec.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, UNREADABLE};
-use consilium_crds::{GROUP, Kind, Unread};
+use consilium_crds::{GROUP, Kind, ModelPromotion, Unread};
+use consilium_federation::assignment::{DeployWork, Item, ItemState, RoundWork, Work};
+use consilium_federation::ladder::Stage;
+use consilium_federation::task::TaskKind;
+use consilium_federation::{Digest, SiteName, StudyKey};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
 use kube::api::{Patch, PatchParams, Request};
 use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
 use serde_json::{Value, json};
 
 use super::context::{Context, FINALIZER, MANAGER, ask};
@@ -28,8 +35,8 @@ pub fn found<K: Kind>(context: &Arc<Context>, unread: Unread) {
         error = %unread.why,
         "an object cannot be read and is left out, alone"
     );
-    // A hospital whose TrustSite cannot be read may not call: whether it is accepted is not known.
-    trust_site::admit(context);
+    context.unread(&unread.metadata);
+    concerns::<K>(context, &unread);
     let context = context.clone();
     tokio::spawn(async move {
         for failures in 0..TRIES {
@@ -50,15 +57,45 @@ pub fn found<K: Kind>(context: &Arc<Context>, unread: Unread) {
 }
 
 /// Forgets an object that could not be read and is gone, and what hung on it.
-pub fn gone(context: &Arc<Context>, unread: &Unread) {
+pub fn gone<K: Kind>(context: &Arc<Context>, unread: &Unread) {
     let uid = unread.metadata.uid.clone().unwrap_or_default();
+    context.no_longer_unread(&uid);
     for round in context.caches.rounds.state_filter(|round| round.spec.study_uid == uid) {
-        ask(&context.queues.rounds, kube::runtime::reflector::ObjectRef::from_obj(&*round));
+        ask(&context.queues.rounds, ObjectRef::from_obj(&*round));
     }
     context.delivered.forget(&uid);
     context.forget_round(&uid);
-    trust_site::admit(context);
+    concerns::<K>(context, unread);
     fanout::sweep(context);
+}
+
+/// Has everything looked at that the object was a part of: it holds for nothing now.
+fn concerns<K: Kind>(context: &Context, unread: &Unread) {
+    let meta = &unread.metadata;
+    let (name, namespace) = (meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref().unwrap_or_default());
+    match &*K::kind(&()) {
+        "TrustSite" => {
+            // A hospital whose TrustSite cannot be read may not call: whether it is accepted is not known.
+            trust_site::admit(context);
+            if let Ok(site) = name.parse() {
+                context.forget_site(&site);
+                fanout::naming(context, &site);
+            }
+        }
+        "TrainingRound" => {
+            let studies = meta.owner_references.iter().flatten().filter(|owner| owner.kind == "FederatedStudy");
+            for study in studies {
+                ask(&context.queues.studies, ObjectRef::new(&study.name).within(namespace));
+            }
+        }
+        "ModelRelease" => {
+            let names = |p: &ModelPromotion| p.namespace().as_deref() == Some(namespace) && p.spec.release.name == name;
+            for promotion in context.caches.promotions.state_filter(names) {
+                ask(&context.queues.promotions, ObjectRef::from_obj(&*promotion));
+            }
+        }
+        _ => {}
+    }
 }
 
 async fn turn<K: Kind>(context: &Context, unread: &Unread) -> Result<(), Error> {
@@ -99,13 +136,53 @@ fn without_ours(unread: &Unread) -> Option<Vec<&str>> {
 /// Tells the hospitals that were given work for it to stop, durably, and takes the finalizer off.
 async fn let_go<K: Kind>(context: &Context, unread: &Unread, finalizers: &[&str]) -> Result<(), Error> {
     let uid = unread.metadata.uid.clone().unwrap_or_default();
-    let tombstones = context.book().tombstones(&uid);
-    context.bury(tombstones).await?;
+    let known = context.book().tombstones(&uid);
+    context.bury(tombstones(&K::kind(&()), &uid, unread, known)).await?;
+    if K::kind(&()) == "TrainingRound" {
+        let gone = context.hub.store().delete_round_uploads(&uid).await;
+        gone.map_err(Error::store("deleting the uploads of a round that cannot be read"))?;
+    }
     let patch = json!({"metadata": {"resourceVersion": unread.metadata.resource_version, "finalizers": finalizers}});
     match send::<K>(context, unread, None, &patch).await {
         Err(error) if !not_found(&error) => Err(Error::kube("removing the finalizer")(error)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// What the book has, and the same for every other hospital that the object names: after a restart the book has nothing of
+/// an object that cannot be read. In a tombstone its UID alone counts.
+fn tombstones(kind: &str, uid: &str, unread: &Unread, mut known: BTreeMap<SiteName, Item>) -> BTreeMap<SiteName, Item> {
+    let none = Digest::of(b"");
+    let work = match kind {
+        "ModelPromotion" => Work::Deploy(DeployWork {
+            release: "unreadable".into(),
+            release_digest: none,
+            model: none,
+            stage: Stage::Shadow,
+            approvals: Vec::new(),
+        }),
+        "TrainingRound" => Work::Round(RoundWork {
+            study: StudyKey::new(unread.metadata.namespace.clone().unwrap_or_default(), "unreadable".to_owned()),
+            study_uid: uid.to_owned(),
+            spec_digest: none,
+            round: 1,
+            kind: TaskKind::Train,
+            model: none,
+            schema: none,
+            roster_size: 1,
+            attempt: 0,
+            step: None,
+            roster: None,
+            inputs: None,
+            deadline: Timestamp::UNIX_EPOCH,
+        }),
+        _ => return known,
+    };
+    for site in &unread.hospitals {
+        let item = || Item { uid: uid.to_owned(), state: ItemState::Cancelled, work: work.clone() };
+        known.entry(site.clone()).or_insert_with(item);
+    }
+    known
 }
 
 fn conditions(unread: &Unread, accepts: bool, now: Timestamp) -> Vec<Condition> {
@@ -159,6 +236,7 @@ mod tests {
         Unread {
             metadata: serde_json::from_value(meta).unwrap(),
             conditions: Vec::new(),
+            hospitals: ["alder", "birch"].map(|name| name.parse().unwrap()).into(),
             why: Unreadable::Unknown { field: "spec.privacy".into() },
         }
     }
@@ -176,6 +254,26 @@ mod tests {
         assert!(first.iter().all(|c| c.message.contains("spec.privacy") && c.observed_generation == Some(3)));
         object.conditions = first.clone();
         assert_eq!(conditions(&object, true, at(20)), first);
+    }
+
+    /// A model that was taken back must stop in every hospital that serves it, also when the hub was started anew since and
+    /// cannot read the promotion: nothing else ever tells them.
+    #[test]
+    fn every_hospital_that_the_object_names_hears_that_it_goes() {
+        let object = unread(json!({"name": "a", "namespace": "research"}));
+        for kind in ["ModelPromotion", "TrainingRound"] {
+            let all = tombstones(kind, "u-1", &object, BTreeMap::new());
+            assert_eq!(all.keys().map(SiteName::as_str).collect::<Vec<_>>(), ["alder", "birch"], "{kind}");
+            assert!(all.values().all(|item| item.uid == "u-1" && item.state == ItemState::Cancelled));
+            // What is known is better.
+            let mut known = all.clone();
+            known.retain(|site, item| {
+                item.uid = "known".into();
+                site.as_str() == "alder"
+            });
+            assert_eq!(tombstones(kind, "u-1", &object, known).values().next().unwrap().uid, "known");
+        }
+        assert!(tombstones("TrustSite", "u-1", &object, BTreeMap::new()).is_empty());
     }
 
     /// An object that cannot be read must not hang for ever; another's finalizer is not ours to take.

@@ -145,7 +145,11 @@ impl Gateway {
         let chunks: Vec<ChunkDigest> = request.chunks.iter().map(digest).collect::<Result<_, _>>()?;
         self.manifest(&upload, &chunks, &request.manifest).await?;
         let bytes = 4 * (upload.layout.body() + upload.layout.head() as u64);
-        let missing = self.store.begin_upload(&upload.key, &chunks, bytes).await.map_err(|e| self.unstored(e))?;
+        let (store, key) = (self.store.clone(), upload.key.clone());
+        // After a restart all that is there is read again, which may take longer than a call: it goes on without the
+        // caller, and the next call finds it done.
+        let begun = tokio::spawn(async move { store.begin_upload(&key, &chunks, bytes).await });
+        let missing = begun.await.map_err(|_| StoreError::Stopped).flatten().map_err(|e| self.unstored(e))?;
         if missing.is_empty() {
             self.hub.work_changed(&site, &request.round_uid);
         }

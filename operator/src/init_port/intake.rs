@@ -10,7 +10,7 @@ use crate::store::{BlobStore, Reserved, StoreError};
 pub struct Intake<'a> {
     store: &'a BlobStore,
     /// The file and its manifest fit, or nothing of them is taken.
-    _room: Reserved,
+    room: Vec<Reserved>,
     splitter: Splitter,
     chunks: Vec<Digest>,
 }
@@ -32,7 +32,7 @@ impl<'a> Intake<'a> {
     /// # Errors
     /// When there is none.
     pub fn begin(store: &'a BlobStore, bytes: u64) -> Result<Self, IntakeError> {
-        Ok(Self { store, _room: store.reserve(bytes)?, splitter: Splitter::default(), chunks: Vec::new() })
+        Ok(Self { store, room: vec![store.reserve(bytes)?], splitter: Splitter::default(), chunks: Vec::new() })
     }
 
     /// Takes the next bytes.
@@ -40,7 +40,12 @@ impl<'a> Intake<'a> {
     /// # Errors
     /// See [`IntakeError`].
     pub async fn push(&mut self, bytes: &[u8]) -> Result<(), IntakeError> {
-        for chunk in self.splitter.push(bytes)? {
+        let ready = self.splitter.push(bytes)?;
+        // Half precision takes twice its size when it is stored.
+        if let (Some(more), 1) = (self.splitter.grows(), self.room.len()) {
+            self.room.push(self.store.reserve(more)?);
+        }
+        for chunk in ready {
             self.chunks.push(self.store.put_object(chunk).await?);
         }
         Ok(())
@@ -59,6 +64,6 @@ impl<'a> Intake<'a> {
             self.chunks.push(self.store.put_object(last).await?);
         }
         let manifest = ModelManifest::new(schema, self.chunks)?;
-        Ok(self.store.put_object(manifest.to_bytes().into()).await?)
+        Ok(self.store.put_model(&manifest).await?)
     }
 }

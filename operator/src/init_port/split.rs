@@ -64,6 +64,13 @@ impl Splitter {
         Ok(chunks)
     }
 
+    /// By how many bytes the parameters are more than the file's; `None` until its header is known.
+    pub fn grows(&self) -> Option<u64> {
+        let header = self.header.as_ref()?;
+        let stored = header.schema.elements().unwrap_or(0).saturating_mul(4);
+        Some(stored.saturating_sub(header.file.payload()))
+    }
+
     /// Parses the header once all of it is there; true when it was parsed now.
     fn read_header(&mut self) -> Result<bool, ModelError> {
         // The first eight bytes say how long the header is; the bound on that is the parser's.

@@ -14,6 +14,8 @@ use super::error::StoreError;
 
 /// Bytes of `sha256:<64 hex>` and a line feed, in front of a sealed record.
 const SEAL: usize = 72;
+/// Times that a put looks again.
+const TURNS: u32 = 8;
 
 /// One stored object as a stream of bytes; nothing says yet that they are the right ones.
 pub struct ChunkReader(Source);
@@ -60,7 +62,8 @@ pub(super) async fn put(
     content: Bytes,
     is_whole: impl Fn(&[u8]) -> bool,
 ) -> Result<(), StoreError> {
-    loop {
+    // Each turn settles it but when another writes at the same moment, or something is in the way that is no object.
+    for _ in 0..TURNS {
         // Looking first costs nothing for what is new, and spares writing what a replay brings a second time.
         match read(files, path).await? {
             None => {}
@@ -76,6 +79,8 @@ pub(super) async fn put(
             Err(cause) => return Err(io("writing", path, cause)),
         }
     }
+    let cause = Error::AlreadyExists { path: path.to_string(), source: "it is there and cannot be read".into() };
+    Err(io("writing", path, cause))
 }
 
 /// Reads an object; `None` when it is not there.

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use consilium_federation::SiteName;
 use consilium_federation::assignment::Item;
 use consilium_federation::digest::canonical_json;
 use consilium_federation::task::TaskKind;
+use consilium_federation::{Digest, SiteName};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,23 @@ impl BlobStore {
         }
     }
 
+    /// Keeps that a study of this namespace made a model, durably. Objects of the API say so too, but their status may be
+    /// written by more people than the operator.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`], or the volume.
+    pub async fn keep_origin(&self, model: Digest, namespace: &str) -> Result<(), StoreError> {
+        journal::put_sealed(&self.0.files, &origin(model, namespace)?, b"").await
+    }
+
+    /// Whether a study of this namespace made the model.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`], or the volume.
+    pub async fn is_from(&self, model: Digest, namespace: &str) -> Result<bool, StoreError> {
+        journal::exists(&self.0.files, &origin(model, namespace)?).await
+    }
+
     /// Keeps whom the hospitals of a study are asked to sign for, durably; the same again is a no-op.
     ///
     /// # Errors
@@ -121,9 +138,13 @@ impl BlobStore {
     }
 }
 
+fn origin(model: Digest, namespace: &str) -> Result<Path, StoreError> {
+    check_name("namespace", namespace)?;
+    Ok(Path::from(format!("origins/{}/{namespace}", model.hex())))
+}
+
 #[cfg(test)]
 mod tests {
-    use consilium_federation::Digest;
     use consilium_federation::assignment::{DeployWork, ItemState, Work};
     use consilium_federation::ladder::Stage;
 

@@ -9,6 +9,7 @@
 //! rounds/<uid>/<attempt>/upload/<site>/complete
 //! rounds/<uid>/<attempt>/{advertise,share,manifest,agree,unmask}/<site>   messages of the masking protocol
 //! ledgers/<site>/<entries>                      the furthest end of a hospital's ledger that it has shown
+//! origins/<64 hex>/<namespace>                   whose studies made a model
 //! archive/<study uid>/<round>                   rounds that have left the API
 //! sets/<study uid>/<round>-<attempt>            whom hospitals were asked to sign for
 //! tombstones/<site>/<uid>                       work whose object is gone and that a hospital must still be told to stop
@@ -16,6 +17,7 @@
 //! ```
 //! There and equal: success. There and torn: set aside and rewritten. There and different: [`StoreError::Conflict`].
 
+mod collect;
 mod error;
 mod journal;
 mod kept;
@@ -30,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_store::local::LocalFileSystem;
 
+pub use collect::{Collected, Names};
 pub use error::StoreError;
 pub use journal::ChunkReader;
 pub use kept::SignedSet;
@@ -54,6 +57,8 @@ struct Inner {
     uploads: Mutex<uploads::Open>,
     /// Sets of studies that were asked for, read once.
     sets: Mutex<HashMap<String, Vec<SignedSet>>>,
+    /// Objects are put side by side, and taken away alone: what is put again just then stays.
+    taking: tokio::sync::RwLock<()>,
 }
 
 impl BlobStore {
@@ -81,8 +86,8 @@ impl BlobStore {
             .map_err(|cause| StoreError::Io { what: "opening", path: root.display().to_string(), cause })?
             .with_fsync(true);
         let epoch = journal::epoch(&files, rand::random()).await?;
-        let (uploads, sets) = Default::default();
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets })))
+        let (uploads, sets, taking) = Default::default();
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets, taking })))
     }
 
     fn sets(&self) -> MutexGuard<'_, HashMap<String, Vec<SignedSet>>> {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{BlobStore, ChunkReader, StoreError, check_name, journal};
 
-fn path_of(digest: Digest) -> Path {
+pub(super) fn path_of(digest: Digest) -> Path {
     let hex = digest.hex();
     Path::from(format!("objects/{}/{hex}", &hex[..2]))
 }
@@ -93,8 +93,11 @@ impl BlobStore {
     /// When the volume fails.
     pub async fn put_object(&self, bytes: Bytes) -> Result<Digest, StoreError> {
         let digest = digest_of(bytes.clone()).await?;
+        let path = path_of(digest);
+        let _stays = self.0.taking.read().await;
         // What is there with other bytes cannot have this digest, so it is torn.
-        journal::put(&self.0.files, &path_of(digest), bytes, |_| false).await?;
+        journal::put(&self.0.files, &path, bytes, |_| false).await?;
+        self.renew(&path)?;
         Ok(digest)
     }
 

@@ -128,6 +128,22 @@ async fn a_restarted_hub_takes_the_next_chunk_of_an_upload_that_it_has_not_seen(
     assert_eq!(store.upload_chunks(&alder).await.unwrap(), chunks);
 }
 
+/// All bytes are there and the word that they are is not: without it a round waits for a hospital that has done all.
+#[tokio::test]
+async fn an_upload_whose_last_word_could_not_be_written_is_finished_when_it_is_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alder, chunks) = (key("alder"), digests(1));
+    let store = open(&folder).await;
+    store.begin_upload(&alder, &chunks, BYTES).await.unwrap();
+    let marker = file_of(&folder, "manifest").with_file_name("complete");
+    std::fs::create_dir_all(marker.join("in the way")).unwrap();
+    store.put_chunk(&alder, 0, chunk(0)).await.unwrap_err();
+    std::fs::remove_dir_all(marker).unwrap();
+    assert_eq!(store.begin_upload(&alder, &chunks, BYTES).await.unwrap(), [] as [u32; 0]);
+    assert!(store.upload_complete(&alder).await.unwrap());
+    assert_eq!(store.space().unwrap().1, BYTES, "only the sum is to come");
+}
+
 /// Bit rot found when the upload is resumed costs one chunk, not the round.
 #[tokio::test]
 async fn a_torn_chunk_is_asked_for_again() {

@@ -129,8 +129,17 @@ impl BlobStore {
         let _round = round.read().await;
         // Alone with this upload: a chunk that lands while the missing ones are counted would be counted for ever.
         let _turn = turn.write().await;
-        if let Some(known) = self.open_uploads().uploads.get(key).filter(|upload| *upload.chunks == *chunks) {
-            return Ok(known.missing.iter().copied().collect());
+        let known = {
+            let open = self.open_uploads();
+            let same = open.uploads.get(key).filter(|upload| *upload.chunks == *chunks);
+            same.map(|upload| upload.missing.iter().copied().collect::<Vec<u32>>())
+        };
+        if let Some(missing) = known {
+            // All chunks are there and the marker is not: writing it failed, and nobody sends a chunk again.
+            if missing.is_empty() {
+                self.mark_complete(key, chunks).await?;
+            }
+            return Ok(missing);
         }
         let missing = self.missing(key, chunks).await?;
         self.admit(key, chunks.into(), &missing, bytes)?;
@@ -158,8 +167,14 @@ impl BlobStore {
             Some(chunks) => chunks,
             // This process has not seen the upload: it was begun before a restart, or it is complete.
             None => {
-                let _turn = turn.write().await;
-                self.reopen(key).await?
+                // What is there is read again, which may take longer than a call: that goes on without the caller, and
+                // without the chunk in its hands.
+                let (store, key, turn) = (self.clone(), key.clone(), turn.clone());
+                let reopened = tokio::spawn(async move {
+                    let _turn = turn.write_owned().await;
+                    store.reopen(&key).await
+                });
+                reopened.await.map_err(|_| StoreError::Stopped)??
             }
         };
         let _turn = turn.read().await;

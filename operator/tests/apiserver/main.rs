@@ -112,12 +112,22 @@ async fn a_federation_runs_beside_a_real_api_server() {
     })
     .await;
 
+    take_away(&running).await;
     promote(&admin).await;
     delete_study(&admin).await;
     // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
     leave(people).await;
     delete_mid_round(&admin, &running).await;
     running.stop().await;
+}
+
+/// What no object names leaves the store, and nothing else does: the release is promoted after it.
+async fn take_away(running: &Running) {
+    let store = running.hub.store();
+    let unnamed = store.put_object(vec![7; 2 << 20].into()).await.unwrap();
+    let gone = consilium_operator::controllers::collect::collect(&running.context).await.unwrap();
+    assert!(gone.bytes >= 2 << 20, "{gone:?}");
+    assert!(!store.has_object(unnamed).await.unwrap());
 }
 
 async fn promote(admin: &kube::Client) {

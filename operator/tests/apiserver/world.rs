@@ -46,6 +46,7 @@ pub async fn clients(kubeconfig: &str) -> (Client, Client) {
 pub struct Running {
     pub hub: Hub,
     pub port: u16,
+    pub context: Arc<consilium_operator::controllers::context::Context>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -67,12 +68,13 @@ impl Running {
             task_address,
             courier_image: "registry.example/agent@sha256:0".into(),
             task_certificate: identity.certificate.clone(),
+            unnamed_for: std::time::Duration::ZERO,
         };
         let key = SigningKey::from_bytes(&[5; 32]);
         let clock: consilium_operator::gateway::Clock = Arc::new(jiff::Timestamp::now);
         let controllers = Controllers::new(Parts { client, hub: hub.clone(), metrics, key, settings, clock });
-        let shutdown = CancellationToken::new();
-        let served = init_port::serve(listener, identity, controllers.context(), shutdown.clone());
+        let (shutdown, context) = (CancellationToken::new(), controllers.context());
+        let served = init_port::serve(listener, identity, context.clone(), shutdown.clone());
         let (synced, ready) = tokio::sync::oneshot::channel();
         let driven = controllers.run(move || synced.send(()).unwrap_or_default(), shutdown.clone());
         let task = tokio::spawn(async move {
@@ -81,7 +83,7 @@ impl Running {
             driven.unwrap();
         });
         ready.await.expect("the caches are synced");
-        Self { hub, port, shutdown, task }
+        Self { hub, port, context, shutdown, task }
     }
 
     /// Ends it and waits for it.

@@ -226,6 +226,7 @@ mod tests {
             task_address: "https://10.96.0.50:8444".into(),
             courier_image: "registry/agent@sha256:0".into(),
             task_certificate: "PEM".into(),
+            unnamed_for: std::time::Duration::ZERO,
         }
     }
 

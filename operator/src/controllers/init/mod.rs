@@ -44,6 +44,11 @@ impl Delivered {
         lock(&self.models).get(&(study_uid.to_owned(), spec)).copied()
     }
 
+    /// All of them.
+    pub fn models(&self) -> Vec<Digest> {
+        lock(&self.models).values().copied().collect()
+    }
+
     /// Forgets a study: its status holds the model, or it is gone.
     pub fn forget(&self, study_uid: &str) {
         lock(&self.models).retain(|(uid, _), _| uid != study_uid);

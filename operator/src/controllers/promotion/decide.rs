@@ -6,6 +6,7 @@ use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALL
 use consilium_crds::model_promotion::{Offered, RolloutReason, SiteRollout};
 use consilium_crds::{ModelPromotion, ModelPromotionStatus, ModelRelease};
 use consilium_federation::SiteName;
+use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
 use consilium_federation::report::DeployReport;
 use jiff::Timestamp;
@@ -117,10 +118,18 @@ fn less(offered: &Offered, facts: &Facts<'_>) -> Offered {
     let spec = &facts.promotion.spec;
     let mut less = offered.clone();
     less.stage = less.stage.min(spec.stage);
-    // An approval that was taken back no longer counts, and a lower stage has approvals of its own. Those of another
-    // model say nothing of this one.
+    // Approvals of another model say nothing of this one.
     if (&spec.release.name, spec.release.digest) == (&offered.release, offered.model) {
-        less.approvals = spec.approvals.clone();
+        if less.stage < offered.stage {
+            // A lower stage has approvals of its own.
+            less.approvals = spec.approvals.clone();
+        } else {
+            // One that was taken back no longer counts, one that was renewed goes on counting, and one by somebody new
+            // counts when the promotion is accepted.
+            let by = |approval: &Approval| (approval.key_id.clone(), approval.role.clone());
+            let before: BTreeSet<_> = less.approvals.iter().map(by).collect();
+            less.approvals = spec.approvals.iter().filter(|approval| before.contains(&by(approval))).cloned().collect();
+        }
     }
     less
 }

@@ -67,7 +67,7 @@ pub async fn reconcile(cached: Arc<ModelPromotion>, context: Arc<Context>) -> Re
     }
     let Plan { lowered, buried, items, status, notes } = decide::decide(&facts, now);
     // What is taken back waits for nothing: neither for a status that can be written nor for a volume with room.
-    publish(&context, &promotion, &uid, |book, owner| book.lower(&uid, owner, lowered));
+    publish(&context, &promotion, |book, owner| book.lower(&uid, owner, lowered));
     context.bury(buried).await?;
     // The status names whom the offer goes to before it goes out: that is how a later turn knows whom to tell.
     if promotion.status.as_ref() != Some(&status) {
@@ -87,7 +87,7 @@ pub async fn reconcile(cached: Arc<ModelPromotion>, context: Arc<Context>) -> Re
             let gone = context.hub.store().forget_tombstone(site, &uid).await;
             gone.map_err(Error::store(format!("taking back a tombstone for {site}, which is named again")))?;
         }
-        publish(&context, &promotion, &uid, |book, owner| {
+        publish(&context, &promotion, |book, owner| {
             for site in &promotion.spec.sites {
                 book.revive(&uid, site);
             }
@@ -97,17 +97,17 @@ pub async fn reconcile(cached: Arc<ModelPromotion>, context: Arc<Context>) -> Re
     Ok(Action::await_change())
 }
 
-/// Changes a promotion's work in the book, unless its object is gone.
+/// Changes a promotion's work in the book, unless its object is gone, which takes its work out, or can no longer be read,
+/// which leaves it as it is.
 fn publish(
     context: &Context,
     promotion: &ModelPromotion,
-    uid: &str,
     change: impl FnOnce(&mut Book, &Owner) -> BTreeSet<SiteName>,
 ) {
     let owner = owner(promotion);
     context.publish(|book| match Context::stands(&context.caches.promotions, promotion) {
         true => change(book, &owner),
-        false => book.remove(uid),
+        false => BTreeSet::new(),
     });
 }
 
@@ -155,7 +155,7 @@ async fn clean_up(
     let promotion = facts.promotion;
     let outstanding = decide::lowered(facts);
     let items = outstanding.clone();
-    publish(context, promotion, uid, |book, owner| book.set(uid, owner, items));
+    publish(context, promotion, |book, owner| book.set(uid, owner, items));
     let since = promotion.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
     if let (true, true, Ok(pause)) = (!outstanding.is_empty(), left.is_positive(), Duration::try_from(left)) {

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, STALLED, status_of};
 use consilium_crds::model_promotion::{ReleaseRef, RolloutReason};
 use consilium_crds::{ModelPromotion, ModelPromotionSpec, ModelRelease, ModelReleaseStatus};
+use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Item, ItemState, Work};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::DeployReport;
@@ -204,6 +205,33 @@ fn what_is_taken_back_goes_out_whatever_is_broken() {
         let next = world.decide();
         assert!(next.lowered.values().all(|item| stage_of(item) == less), "{reason}");
     }
+}
+
+/// More approvals are more: they count when the promotion is accepted. One that is taken back no longer counts at once.
+#[test]
+fn a_promotion_that_is_broken_takes_approvals_back_and_adds_none() {
+    let approval = |key: &str| Approval {
+        key_id: key.into(),
+        role: "radiologist".into(),
+        expiry: at(1000),
+        signature: "A".repeat(86) + "==",
+    };
+    let keys = |plan: &Plan| -> Vec<String> {
+        let Work::Deploy(work) = &plan.lowered[&name("alder")].work else { panic!() };
+        work.approvals.iter().map(|approval| approval.key_id.clone()).collect()
+    };
+    let mut world = world();
+    world.promotion.spec.stage = Stage::Triage;
+    world.promotion.spec.approvals = vec![approval("mary"), approval("ola")];
+    world.decide();
+    world.release = None;
+    let renewed = Approval { expiry: at(2000), ..approval("ola") };
+    world.promotion.spec.approvals = vec![renewed, approval("new")];
+    assert_eq!(keys(&world.decide()), ["ola"]);
+    assert_eq!(keys(&world.decide()), ["ola"], "and in every later turn");
+    // A lower stage has approvals of its own, and nobody is trusted with more by them.
+    world.promotion.spec.stage = Stage::Shadow;
+    assert_eq!(keys(&world.decide()), ["ola", "new"]);
 }
 
 /// A promotion that names another release by mistake keeps the model in use that was offered, with its own approvals.
