@@ -1,8 +1,8 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
 //! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the views `status`, `explain` and `budget`.
-//! **Does not belong here:** decisions. Nothing here changes a cluster but `stop` and `start`, which somebody types when
-//! there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
+//! **Does not belong here:** decisions. Nothing here changes a cluster but `stop`, `start` and `cancel`, which somebody types
+//! when there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
 #![forbid(unsafe_code)]
 
 use std::{path::PathBuf, process::ExitCode};
@@ -18,6 +18,7 @@ mod explain;
 mod keys;
 mod opt_in;
 mod roster;
+mod rounds;
 mod sign;
 mod status;
 mod stop;
@@ -69,6 +70,10 @@ enum Command {
     Stop(stop::Stop),
     /// In a hospital: let run again what `stop --everything` stopped.
     Start(stop::Place),
+    /// End a round at the hub, with a reason.
+    Cancel(rounds::Cancel),
+    /// Print a study that starts from the model of an earlier round, to apply under a new name.
+    Rollback(rounds::Rollback),
     /// Say, hospital by hospital, why it is or is not in a round, and who would have to do what.
     Explain {
         /// Name of the FederatedStudy.
@@ -120,6 +125,8 @@ async fn run(command: Command) -> Result<String> {
         Command::Budget => budget::run().await,
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,
+        Command::Cancel(arguments) => rounds::cancel(&arguments).await,
+        Command::Rollback(arguments) => rounds::rollback(&arguments).await,
         Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,
     }
 }

@@ -13,6 +13,8 @@ pub const STALLED: &str = "Stalled";
 pub const ACCEPTED: &str = "Accepted";
 /// `Succeeded`: the work is finished and good.
 pub const SUCCEEDED: &str = "Succeeded";
+/// Condition type: nothing new begins, because somebody says so.
+pub const SUSPENDED: &str = "Suspended";
 
 /// Reason of conditions on an object that cannot be read.
 pub const UNREADABLE: &str = "Unreadable";

@@ -93,6 +93,10 @@ pub struct FederatedStudySpec {
     /// `trainer.config`, which only the config of `consilium-trainer` has; a study with another trainer and a gate needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputSpec>,
+    /// While true, no round begins, nor the first model; a round under way goes on (`kubectl consilium cancel` ends it).
+    /// No part of what hospitals opt in to: changing it needs no new approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
 }
 
 /// One hospital of a study.
@@ -245,6 +249,12 @@ pub struct Rounds {
     /// What happens to slow hospitals.
     #[serde(default)]
     pub straggler: Straggler,
+    /// After this many rounds in a row without a new model the study waits for people: none begins until `spec.suspend`
+    /// was true and is false again. Rounds that somebody cancelled do not count. Without it the study goes on to
+    /// `rounds.max`. No part of what hospitals opt in to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub backoff_limit: Option<u32>,
 }
 
 fn default_step_limit() -> String {
@@ -344,7 +354,10 @@ pub struct FederatedStudyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub missed: Vec<MissedRounds>,
-    /// Accepted, Ready, Succeeded, NoDropoutTolerance.
+    /// The last round when the study was suspended: failures up to it no longer count for `rounds.backoffLimit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgiven_through: Option<u32>,
+    /// Accepted, Ready, Succeeded, Suspended, NoDropoutTolerance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

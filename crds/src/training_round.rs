@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{schema, values};
 
+/// Annotation by which people end a round: its value is the reason, for the status.
+pub const CANCEL: &str = "consilium.health/cancel";
+
 /// One round of a study. Made by the operator; the spec is a snapshot and never changes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(

@@ -65,7 +65,10 @@ impl Walk<'_> {
             self.add(at, "not one of the values", Some(json!("Nonsense")), &["\"Nonsense\"", "supported values"]);
         }
         if let Some(pattern) = schema["pattern"].as_str() {
-            self.add(at, "wrong form", Some(json!("!wrong")), &["\"!wrong\"", "should match", pattern]);
+            // Not too long as well, which would be told in its place.
+            let most = schema["maxLength"].as_u64().map_or(usize::MAX, |most| most as usize);
+            let wrong = &"!wrong"[..most.min(6)];
+            self.add(at, "wrong form", Some(json!(wrong)), &[&format!("\"{wrong}\""), "should match", pattern]);
         }
         if schema["format"] == "date-time" {
             self.add(at, "no time", Some(json!("yesterday")), &["\"yesterday\"", "date-time"]);

@@ -157,6 +157,7 @@ impl<'a> Center<'a> {
             rosters: self.driver.rosters(),
             rounds: known,
             leftovers: false,
+            unread: false,
             releases: self.releases.clone(),
             spec_stored: stored.map_err(DriveError::store("looking for the study's spec"))?,
             initial,

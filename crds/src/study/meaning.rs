@@ -17,7 +17,13 @@ impl FederatedStudySpec {
     /// What hospitals opt in to. Of a spec that was read in full this is the digest of what its user wrote, and no other
     /// is ever at hand: see [`WrittenSpec`](super::WrittenSpec).
     pub fn digest(&self) -> Digest {
-        Digest::of_json(self)
+        Digest::of_json(&self.agreed())
+    }
+
+    /// What its digest is of, and what hospitals get to read: all but when the hub works on the study.
+    pub fn agreed(&self) -> Self {
+        let rounds = super::Rounds { backoff_limit: None, ..self.rounds.clone() };
+        Self { suspend: None, rounds, ..self.clone() }
     }
 
     /// Names of all hospitals.

@@ -87,7 +87,16 @@ const NULLS: [(&str, &str); 5] = [
     ("", "gate"),
 ];
 
+/// Fields that only say when the hub works on a study, parent and field. They bind no hospital, and must be changed in a
+/// minute without two hundred approvals: no digest knows them, and no hospital gets them.
+const OPERATION: [(&str, &str); 2] = [("", "suspend"), ("/rounds", "backoffLimit")];
+
 fn normalise(spec: &mut Value) {
+    for (parent, field) in OPERATION {
+        if let Some(Value::Object(parent)) = spec.pointer_mut(parent) {
+            parent.remove(field);
+        }
+    }
     for (parent, field, value) in defaults() {
         if let Some(Value::Object(parent)) = spec.pointer_mut(parent) {
             parent.entry(field).or_insert(value);
@@ -183,6 +192,22 @@ mod tests {
         deep["sites"][1]["weight"] = json!(2);
         let words = WrittenSpec::of(deep).read().unwrap_err().to_string();
         assert!(words.contains("spec.sites[1].weight"), "{words}");
+    }
+
+    /// A study that must stop now cannot wait until two hundred hospitals have opted in to stopping.
+    #[test]
+    fn when_the_hub_works_is_no_part_of_what_hospitals_opt_in_to() {
+        let plain = WrittenSpec::of(spec());
+        for value in [json!(true), json!(false), json!(null)] {
+            let mut held = spec();
+            held["suspend"] = value;
+            held["rounds"]["backoffLimit"] = json!(3);
+            assert_eq!(WrittenSpec::of(held.clone()), plain);
+            if !held["suspend"].is_null() {
+                let parsed: FederatedStudySpec = serde_json::from_value(held).unwrap();
+                assert_eq!((parsed.digest(), parsed.rounds.backoff_limit), (plain.digest(), Some(3)));
+            }
+        }
     }
 
     /// One level more than the bound is refused in words; a thousand more must not end the program.

@@ -35,7 +35,7 @@ pub fn step(state: &RoundState, event: Event, now: Timestamp, policy: &RoundPoli
             let sums = sums.filter(|_| policy.protocol == Protocol::None);
             voted(&mut next, &site, vote, sums, published)?;
         }
-        Event::Cancel => end(&mut next, RoundStep::Failed, Outcome::Cancelled, None),
+        Event::Cancel => cancel(&mut next, policy),
         Event::Tick => {}
     }
     // Several steps may be due at once; each settles at least one thing, so this ends.
@@ -190,6 +190,20 @@ fn attempt_failed(
         burn(state, now, policy, why);
     }
     Ok(())
+}
+
+/// Somebody ends the round. When hospitals may have given their shares, they give no other sum on this model: that is no
+/// round of which nothing remains.
+fn cancel(state: &mut RoundState, policy: &RoundPolicy) {
+    let given = state.step == RoundStep::Aggregating
+        && policy.protocol == Protocol::SecAgg
+        && state.protocol_step.is_some_and(|open| open >= ProtocolStep::Unmask);
+    if given {
+        let why = "it was cancelled when hospitals had given their shares, and they give no second sum on this model";
+        end(state, RoundStep::Failed, Outcome::SumUnusable, Some(why.to_owned()));
+    } else {
+        end(state, RoundStep::Failed, Outcome::Cancelled, None);
+    }
 }
 
 fn aggregated(

@@ -34,6 +34,17 @@ fn an_attempt_that_cannot_go_on_at_the_hub_is_burned_or_ends_the_round() {
     assert!(state.message.unwrap().contains("the shares of alder"));
 }
 
+/// Somebody cancels a round in which hospitals have given their shares: another round on the same model would have all of
+/// them train, and refuse.
+#[test]
+fn a_round_that_is_cancelled_too_late_is_one_whose_sum_is_lost() {
+    let policy = policy(Protocol::SecAgg);
+    for (open, outcome) in [(ProtocolStep::Agree, Outcome::Cancelled), (ProtocolStep::Unmask, Outcome::SumUnusable)] {
+        let state = run(secagg_until(open, &SITES), &policy, vec![(300, Event::Cancel)]);
+        assert_eq!((state.outcome, state.step), (Some(outcome), RoundStep::Failed), "{open:?}");
+    }
+}
+
 #[test]
 fn an_evaluation_that_cannot_go_on_at_the_hub_shuts_the_gate_and_keeps_the_model() {
     let mut policy = policy(Protocol::SecAgg);

@@ -6,7 +6,7 @@ use consilium_crds::TrainingRoundSpec;
 use consilium_federation::SiteName;
 use consilium_federation::report::{Report, RoundReport};
 use consilium_federation::round::{
-    Event, ProtocolStep, RoundPolicy, RoundState, SiteFact, SiteReason, Summed, step, wake_at,
+    Event, Outcome, ProtocolStep, RoundPolicy, RoundState, SiteFact, SiteReason, Summed, step, wake_at,
 };
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
@@ -22,8 +22,8 @@ pub struct Facts {
     pub broken: Option<String>,
     /// How the sum of an attempt ended.
     pub sum: Option<SumOutcome>,
-    /// The round's object is being deleted, or its study is gone.
-    pub cancelled: bool,
+    /// Why the round is to end now, if it is.
+    pub cancelled: Option<String>,
 }
 
 /// How the sum of an attempt ended.
@@ -68,9 +68,6 @@ pub fn spent(state: &RoundState) -> u32 {
 pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundPolicy) -> RoundState {
     let attempt = state.attempt;
     let mut events = Vec::new();
-    if facts.cancelled {
-        events.push(Event::Cancel);
-    }
     if let Some(step) = state.protocol_step {
         let done = |site: &SiteName| Event::StepDone { site: site.clone(), attempt, step };
         events.extend(facts.done.iter().map(done));
@@ -81,9 +78,15 @@ pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundP
         Ok(result) => Event::Aggregated { attempt: sum.attempt, sum: *result },
         Err(message) => Event::AggregationFailed { attempt: sum.attempt, message: message.clone() },
     }));
+    // After the sum: one that stands cannot be had again.
+    events.extend(facts.cancelled.iter().map(|_| Event::Cancel));
     events.push(Event::Tick);
     // Rejected means: says nothing new about where the round is.
-    events.into_iter().fold(state, |state, event| step(&state, event, now, policy).unwrap_or(state))
+    let mut state = events.into_iter().fold(state, |state, event| step(&state, event, now, policy).unwrap_or(state));
+    if state.outcome == Some(Outcome::Cancelled) && state.message.is_none() {
+        state.message = facts.cancelled.clone();
+    }
+    state
 }
 
 fn said(site: &SiteName, report: &RoundReport) -> Vec<Event> {

@@ -57,6 +57,8 @@ pub struct Round {
     pub state: Option<RoundState>,
     /// It is being deleted.
     pub deleting: bool,
+    /// Why it is to end now, if it is: somebody says so, or it is being deleted.
+    pub cancelled: Option<String>,
 }
 
 impl Round {
@@ -244,9 +246,9 @@ impl Driver {
         now: Timestamp,
     ) -> Result<Round, S::Error> {
         let facts = match self.read(&round, policy).await {
-            Ok(facts) => Facts { cancelled: round.deleting, ..facts },
-            // What cannot be read must not keep a round from going.
-            Err(_) if round.deleting => Facts { cancelled: true, ..Facts::default() },
+            Ok(facts) => Facts { cancelled: round.cancelled.clone(), ..facts },
+            // What cannot be read must not keep a round from ending.
+            Err(_) if round.cancelled.is_some() => Facts { cancelled: round.cancelled.clone(), ..Facts::default() },
             Err(error) => return Err(error.into()),
         };
         let start = round.state.clone().unwrap_or_else(|| decide::begin(&round.spec, now));
@@ -318,6 +320,10 @@ impl Driver {
         // The sum stands: what hospitals sent for it is no longer needed, and is kept no longer.
         let summed = state.step == RoundStep::Evaluating && state.protocol_step.is_none();
         if summed || state.is_over() {
+            if let Some(model) = state.model.filter(|_| !self.is_clean(&round.uid, state.attempt)) {
+                let kept = self.store().keep_origin(model, &round.namespace).await;
+                kept.map_err(DriveError::store("keeping whose model this is"))?;
+            }
             return self.close(&round.uid, state.attempt).await;
         }
         let spent = decide::spent(state);
@@ -355,7 +361,8 @@ impl Driver {
     pub fn offer<S: RoundStore>(&self, store: &S, round: &Round, inputs: &Inputs) {
         self.publish(|book| {
             if !store.stands(round) {
-                return book.remove(&round.uid);
+                // It is gone, which takes its work out, or can no longer be read, which leaves that as it is.
+                return BTreeSet::new();
             }
             let items = items::items(round, &book.acknowledged(&round.uid), inputs);
             book.set(&round.uid, &round.owner(), items)

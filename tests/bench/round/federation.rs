@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use consilium_agent::{Entropy, State};
 use consilium_crds::roster::{DATA_KEY, LABEL, RosterDocument, RosterSite, key_text};
 use consilium_crds::site_policy::SitePolicySpec;
-use consilium_crds::{FederatedStudy, TrainingRound, schema};
+use consilium_crds::{FederatedStudy, ModelReleaseSpec, TrainingRound, schema};
 use consilium_federation::SiteName;
 use consilium_federation::model::ModelManifest;
+use consilium_operator::controllers::release::cut;
 use consilium_secagg::identity::SiteKey;
 use futures::StreamExt as _;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
@@ -100,6 +101,7 @@ impl Federation {
         apply(&client, &self.roster(&governor)).await;
 
         let (operator, port) = hub::start(folder, &kubeconfig);
+        apply(&client, &release(&manifest)).await;
         apply(&client, &self.study(&manifest)).await;
         let policy = policy(&accepted(&client).await, &governor);
         let gateway = format!("https://127.0.0.1:{port}");
@@ -229,6 +231,22 @@ fn policy(study: &FederatedStudy, governor: &SiteKey) -> SitePolicySpec {
         "aggregation": {"minContributors": 3, "colluders": 0, "survivorDifference": "Allow"}
     });
     serde_json::from_value(policy).expect("a policy")
+}
+
+/// A release with the model that the study starts from: a study starts from nothing that its namespace has not.
+fn release(manifest: &ModelManifest) -> Value {
+    let key = ed25519_dalek::SigningKey::from_bytes(&hub::KEY);
+    let digest = "sha256:".to_owned() + &"0".repeat(64);
+    let spec = json!({
+        "study": format!("{NAMESPACE}/earlier"), "studyUID": "1", "round": 1, "model": manifest.digest(),
+        "specDigest": digest, "baseModel": digest, "trainerImage": IMAGE, "contributors": ["site-000"],
+        "dice": "1.0000", "evidence": [],
+        "attestation": {"keyID": cut::key_id(&key.verifying_key()), "signature": ""}
+    });
+    let mut spec: ModelReleaseSpec = serde_json::from_value(spec).expect("a release");
+    cut::attest(&mut spec, &key);
+    json!({"apiVersion": "consilium.health/v1alpha1", "kind": "ModelRelease",
+        "metadata": {"name": "earlier-r1", "namespace": NAMESPACE}, "spec": spec})
 }
 
 /// Definitions and namespaces; returns when TrustSites are served.

@@ -57,6 +57,9 @@ pub(crate) async fn store_model(folder: &Path, parameters: usize) -> ModelManife
     manifest
 }
 
+/// Seed of the hub's key.
+pub(crate) const KEY: [u8; 32] = [5; 32];
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
@@ -65,7 +68,7 @@ fn free_port() -> u16 {
 pub(crate) fn start(folder: &Path, kubeconfig: &str) -> (Process, u16) {
     let program = std::env::var("CONSILIUM_OPERATOR").expect("`cargo xtask bench round` says where the operator is");
     let key = folder.join("hub-key");
-    fs::write(&key, BASE64.encode([5u8; 32])).expect("written");
+    fs::write(&key, BASE64.encode(KEY)).expect("written");
     let [gateway, tasks, admin] = [free_port(), free_port(), free_port()];
     let at = |port: u16| format!("127.0.0.1:{port}");
     let log = fs::File::create(folder.join("hub.log")).expect("a log");

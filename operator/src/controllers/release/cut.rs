@@ -42,9 +42,14 @@ pub fn cut(round: &TrainingRound, spec: &FederatedStudySpec, key: &SigningKey) -
         evidence: state.sites.iter().filter_map(evidence).collect(),
         attestation: Attestation { key_id: key_id(&key.verifying_key()), signature: String::new() },
     };
+    attest(&mut release, key);
+    Ok(release)
+}
+
+/// Signs what stands in the release.
+pub fn attest(release: &mut ModelReleaseSpec, key: &SigningKey) {
     let signature = key.sign(&release.attested_bytes());
     release.attestation.signature = STANDARD.encode(signature.to_bytes());
-    Ok(release)
 }
 
 /// Whether the attestation is this hub's, over this spec.

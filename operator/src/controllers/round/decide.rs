@@ -176,7 +176,7 @@ pub fn transition(before: Option<&RoundState>, after: &RoundState, now: Timestam
     match after.outcome.filter(|_| before.outcome.is_none()) {
         Some(Outcome::Completed) => notes.push(Note::normal("Completed", "a new model stands")),
         Some(outcome) => {
-            let text = after.message.clone().unwrap_or_else(|| "the study was deleted".into());
+            let text = after.message.clone().unwrap_or_default();
             notes.push(Note::warning(reason(Some(outcome)), text));
         }
         None => {}

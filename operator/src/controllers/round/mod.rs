@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::TrainingRound;
+use consilium_crds::training_round::CANCEL;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -21,6 +22,9 @@ use super::write::Note;
 use crate::driver::Round;
 use apply::Written;
 
+/// Most letters of a person's reason that go into the status.
+const CANCEL_WORDS: usize = 200;
+
 /// A TrainingRound as the driver takes it.
 pub fn read(object: &TrainingRound) -> Round {
     Round {
@@ -30,7 +34,18 @@ pub fn read(object: &TrainingRound) -> Round {
         spec: object.spec.clone(),
         state: object.status.as_ref().and_then(|status| status.round.clone()),
         deleting: object.metadata.deletion_timestamp.is_some(),
+        cancelled: cancelled(object),
     }
+}
+
+/// Why the round is to end now: somebody says so, or its object goes.
+fn cancelled(round: &TrainingRound) -> Option<String> {
+    let asked = round.annotations().get(CANCEL).map(|why| match why.trim() {
+        "" => format!("somebody cancelled the round, by the annotation {CANCEL}, and said no reason"),
+        why => format!("somebody cancelled the round: {}", why.chars().take(CANCEL_WORDS).collect::<String>()),
+    });
+    let deleted = || "the round or its study was deleted".to_owned();
+    asked.or_else(|| round.metadata.deletion_timestamp.is_some().then(deleted))
 }
 
 /// One turn of a round.

@@ -81,7 +81,7 @@ impl Driver {
             done: awaited.into_iter().filter(|s| self.uploads.contains(s)).collect(),
             broken: None,
             sum: self.sum.clone(),
-            cancelled: self.round.metadata.deletion_timestamp.is_some(),
+            cancelled: self.round.metadata.deletion_timestamp.as_ref().map(|_| "deleted".to_owned()),
         };
         let after = drive::advance(start, &facts, at(now), &policy());
         let status = decide::status(&self.round, after, None, &policy(), at(now));

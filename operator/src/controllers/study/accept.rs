@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consilium_crds::{FederatedStudySpec, TrustSite};
-use consilium_federation::SiteName;
-use consilium_federation::quorum;
+use consilium_federation::output::OutputKind;
+use consilium_federation::{SiteName, quorum};
 
 use crate::driver::rosters::Known;
 
@@ -52,6 +52,7 @@ pub fn accept(namespace: &str, spec: &FederatedStudySpec, sites: &Sites) -> Resu
     if let Err(error) = spec.round_policy(BTreeSet::new()) {
         return Err(Refusal { reason: "InvalidValue", message: error.to_string() });
     }
+    scorable(spec)?;
     for (index, named) in spec.sites.iter().enumerate() {
         reference(&format!("spec.sites[{index}].name"), &named.name, namespace, sites).map_err(Refusal::reference)?;
     }
@@ -60,6 +61,23 @@ pub fn accept(namespace: &str, spec: &FederatedStudySpec, sites: &Sites) -> Resu
     enough(spec, &members, &missing)?;
     members.sort();
     Ok(members)
+}
+
+/// A gate that the platform's evaluator could never decide would be found out after every hospital's training.
+fn scorable(spec: &FederatedStudySpec) -> Result<(), Refusal> {
+    let refuse = |message: String| Err(Refusal { reason: "InvalidValue", message });
+    match &spec.output {
+        Some(output) => match output.check() {
+            Err(why) => refuse(format!("spec.{why}")),
+            Ok(()) if spec.gate.is_some() && output.kind == OutputKind::Classification => refuse(
+                "spec.output.kind is Classification and spec.gate.metric is dice: the evaluator scores segmentations \
+                 alone; take spec.gate out, or write a kind of Segmentation"
+                    .into(),
+            ),
+            Ok(()) => Ok(()),
+        },
+        None => Ok(()),
+    }
 }
 
 /// Whether a field may name a hospital from this namespace.
@@ -194,6 +212,24 @@ mod tests {
     fn a_study_whose_hospitals_are_all_there_is_accepted() {
         let members = accept("research", &study_spec(), &four()).unwrap();
         assert_eq!(members, ["alder", "birch", "cedar", "damson"].map(name));
+    }
+
+    /// Every hospital would train for a model whose gate nobody can decide, and only then be told.
+    #[test]
+    fn a_gate_that_the_evaluator_cannot_decide_is_refused_before_anybody_trains() {
+        let mut spec = study_spec();
+        let output =
+            |kind: &str| serde_json::from_value(serde_json::json!({"kind": kind, "classes": ["a", "b"]})).unwrap();
+        spec.output = Some(output("Segmentation"));
+        assert!(accept("research", &spec, &four()).is_ok());
+        spec.output = Some(output("Classification"));
+        let refusal = refused(&spec, &four());
+        assert!(refusal.reason == "InvalidValue" && refusal.message.contains("spec.output.kind"), "{refusal:?}");
+        spec.gate = None;
+        assert!(accept("research", &spec, &four()).is_ok());
+        let twice = serde_json::json!({"kind": "Segmentation", "classes": ["a", "a"]});
+        spec.output = Some(serde_json::from_value(twice).unwrap());
+        assert!(refused(&spec, &four()).message.contains("spec.output.classes"));
     }
 
     /// Each wrong reference is told with the field, the value, the rule and the way out.

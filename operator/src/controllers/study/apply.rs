@@ -148,7 +148,12 @@ async fn release(context: &Context, facts: &Facts, round: &Arc<TrainingRound>) -
                     context.caches.releases.find(|r| r.name_any() == name && r.namespace() == release.namespace());
                 match known {
                     Some(known) if known.spec.study_uid != spec.study_uid => {}
-                    _ => return Err(Error::Conflict(format!("{name} is there already; reading again"))),
+                    // Made just now, or not to be read by this version: its next change is looked at.
+                    _ => {
+                        return Err(Error::Invalid(format!(
+                            "ModelRelease {name} is there already; see its conditions"
+                        )));
+                    }
                 }
             }
             Err(error) => return Err(Error::kube(format!("cutting ModelRelease {name}"))(error)),

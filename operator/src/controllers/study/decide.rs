@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUCCEEDED, status_of};
+use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUCCEEDED, SUSPENDED, status_of};
 use consilium_crds::training_round::sites_through;
 use consilium_crds::{FederatedStudy, FederatedStudyStatus, ModelRelease, TrainingRound};
 use consilium_federation::round::{Outcome, RoundState};
@@ -12,6 +12,8 @@ use kube::ResourceExt;
 
 use super::accept::{self, Refusal, Sites};
 use super::carry::Carry;
+use super::hold::exhausted;
+use super::lineage::SHARED_WITH;
 use crate::controllers::init::decide::{self as init, Step, Try};
 use crate::controllers::write::Note;
 use crate::driver::rosters::Known;
@@ -28,12 +30,20 @@ pub struct Facts {
     pub rounds: Vec<Arc<TrainingRound>>,
     /// Rounds of an earlier study of this name are still there.
     pub leftovers: bool,
+    /// A round of the study is there and cannot be read by this version.
+    pub unread: bool,
     /// The study's own releases.
     pub releases: Vec<Arc<ModelRelease>>,
     /// The spec is in the store.
     pub spec_stored: bool,
     /// Where the first model stands.
     pub initial: Initial,
+}
+
+impl Facts {
+    fn suspended(&self) -> bool {
+        self.study.spec.suspend == Some(true)
+    }
 }
 
 /// Where the first model stands.
@@ -44,7 +54,7 @@ pub enum Initial {
         /// Names of Jobs to delete.
         ended: Vec<String>,
     },
-    /// `spec.initialModel.digest`, and whether the store holds it.
+    /// `spec.initialModel.digest`, and whether the store holds it and this namespace may start from it.
     Named {
         /// The digest.
         model: Digest,
@@ -113,7 +123,7 @@ pub struct Plan {
     pub notes: Vec<Note>,
 }
 
-fn state(round: &TrainingRound) -> Option<&RoundState> {
+pub(super) fn state(round: &TrainingRound) -> Option<&RoundState> {
     round.status.as_ref()?.round.as_ref()
 }
 
@@ -178,6 +188,7 @@ pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
             .map(|r| r.name_any())
             .or(known.latest_release),
         missed: carry.missed_list(),
+        forgiven_through: if facts.suspended() { Some(number) } else { known.forgiven_through },
         conditions: plan.conditions.into_list(),
     };
     Plan { acts: plan.acts, status, notes: plan.notes }
@@ -206,7 +217,14 @@ impl Planner<'_> {
     /// Finished rounds beyond the limit, oldest first; the newest round always stays.
     fn archive(&mut self) {
         let finished: Vec<_> = self.facts.rounds.iter().filter(|r| is_over(r)).collect();
-        let excess = finished.len().saturating_sub(self.facts.study.spec.rounds.history_limit.max(1) as usize);
+        let limits = &self.facts.study.spec.rounds;
+        let excess = finished.len().saturating_sub(limits.history_limit.max(1) as usize);
+        // Those that are counted stay.
+        let counts = |round: &&Arc<TrainingRound>| state(round).is_some_and(|s| s.outcome != Some(Outcome::Cancelled));
+        let counted =
+            finished.iter().rev().filter(|round| counts(round)).take(limits.backoff_limit.unwrap_or(0) as usize);
+        let first = counted.last().map_or(u32::MAX, |round| round.spec.number);
+        let excess = finished.iter().take(excess).filter(|round| round.spec.number < first).count();
         let old = finished.into_iter().take(excess).filter(|r| r.metadata.deletion_timestamp.is_none());
         self.acts.extend(old.map(|r| Act::Archive { round: r.spec.number }));
     }
@@ -217,14 +235,18 @@ impl Planner<'_> {
         let accepted = accept::accept(&namespace, &study.spec, &self.facts.sites);
         let rostered =
             |members: Vec<SiteName>| accept::rostered(&study.spec, &members, &self.facts.rosters).map(|()| members);
+        let suspended = self.suspended(number);
         // A condition is set once a turn: one that is set to and fro has its transition now, and every write of it brings
         // the next turn.
         match accepted.and_then(rostered).and_then(|members| self.named().map(|()| members)) {
             Err(refusal) => self.refuse(&refusal),
             Ok(members) => {
                 self.accepted(&members);
-                if self.initial() {
+                if !suspended && self.initial() {
                     self.next_round(number, carry, members);
+                }
+                if suspended {
+                    self.running().clear(RECONCILING);
                 }
             }
         }
@@ -235,8 +257,9 @@ impl Planner<'_> {
     fn named(&self) -> Result<(), Refusal> {
         let Initial::Named { model, stored: false } = &self.facts.initial else { return Ok(()) };
         let message = format!(
-            "spec.initialModel.digest is {model}: the hub's store holds no model of that digest; make a new study with \
-             the digest of a model that a round or a release of this hub names"
+            "spec.initialModel.digest is {model}: there is no model of that digest that studies of this namespace may start \
+             from; make a new study with the digest of a model that a round or a release in this namespace names, or ask \
+             the owners of the release to name this namespace in its annotation {SHARED_WITH}"
         );
         Err(Refusal { reason: "InvalidReference", message })
     }
@@ -267,6 +290,35 @@ impl Planner<'_> {
         if !self.facts.spec_stored {
             self.acts.push(Act::StoreSpec);
         }
+    }
+
+    /// Whether nothing begins because somebody says so.
+    fn suspended(&mut self, number: u32) -> bool {
+        let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, SUSPENDED));
+        if !self.facts.suspended() {
+            if before == Some("True") {
+                self.notes.push(Note::normal("Resumed", "spec.suspend is no longer true"));
+            }
+            self.conditions.clear(SUSPENDED);
+            return false;
+        }
+        let running = self.facts.rounds.iter().any(|round| !is_over(round));
+        let under_way = if running { format!("; round {number} goes on to its end") } else { String::new() };
+        let message = format!("spec.suspend is true: no round begins until it is false{under_way}");
+        if before != Some("True") {
+            self.notes.push(Note::normal("Suspended", message.clone()));
+        }
+        self.conditions.set(SUSPENDED, true, "SpecSuspend", &message);
+        true
+    }
+
+    /// The study waits for people.
+    fn stall(&mut self, reason: &'static str, message: &str) {
+        let known = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
+        if known != Some("True") {
+            self.notes.push(Note::warning(reason, message.to_owned()));
+        }
+        self.conditions.set(READY, false, reason, message).set(STALLED, true, reason, message).clear(RECONCILING);
     }
 
     /// Sees to the first model; true when there is one.
@@ -308,12 +360,7 @@ impl Planner<'_> {
                 self.acts.push(Act::StartInit(number));
             }
             Step::GiveUp { reason, message } => {
-                let known = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
-                if known != Some("True") {
-                    self.notes.push(Note::warning(reason, message.clone()));
-                }
-                self.conditions.set(READY, false, reason, &message).set(STALLED, true, reason, &message);
-                self.conditions.clear(RECONCILING);
+                self.stall(reason, &message);
             }
         }
         false
@@ -341,19 +388,20 @@ impl Planner<'_> {
             return;
         }
         if let Some(message) = self.spent(number, base_model) {
-            let known = study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
-            if known != Some("True") {
-                self.notes.push(Note::warning("SumUnusable", message.clone()));
-            }
-            self.conditions
-                .set(READY, false, "SumUnusable", &message)
-                .set(STALLED, true, "SumUnusable", &message)
-                .clear(RECONCILING);
-            return;
+            return self.stall("SumUnusable", &message);
+        }
+        if let Some(message) = exhausted(study, &self.facts.rounds) {
+            return self.stall("BackoffLimitExceeded", &message);
         }
         if self.facts.leftovers {
             let message = "waits until the rounds of a deleted study of the same name are gone";
             self.running().set(RECONCILING, true, "WaitingForDeletion", message);
+            return;
+        }
+        if self.facts.unread {
+            let message = "a round of this study cannot be read by this version of the operator, so that none begins beside \
+                           it; see the conditions of its TrainingRounds, and update the operator or delete that round";
+            self.running().set(RECONCILING, true, "UnreadableRound", message);
             return;
         }
         self.running().clear(RECONCILING);

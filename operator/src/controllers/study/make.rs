@@ -15,7 +15,7 @@ use crate::store::BlobStore;
 /// # Errors
 /// When the store fails.
 pub async fn store_spec(store: &BlobStore, study: &FederatedStudy) -> Result<(), DriveError> {
-    let stored = store.put_json(&study.spec).await.map_err(DriveError::store("storing the study's spec"))?;
+    let stored = store.put_json(&study.spec.agreed()).await.map_err(DriveError::store("storing the study's spec"))?;
     let expected = study.spec.digest();
     if stored == expected {
         return Ok(());

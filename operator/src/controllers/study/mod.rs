@@ -4,6 +4,8 @@ pub mod accept;
 mod apply;
 pub mod carry;
 pub mod decide;
+mod hold;
+pub mod lineage;
 pub mod make;
 #[cfg(test)]
 mod tests;
@@ -59,6 +61,7 @@ async fn read(context: &Context, study: Arc<FederatedStudy>) -> Result<Facts, Er
         sites: accept::sites(context.caches.sites.state().iter().map(|s| &**s)),
         rosters: context.driver.rosters(),
         leftovers: !others.is_empty(),
+        unread: context.owns_unread(&uid),
         releases: context.caches.releases.state_filter(own),
         spec_stored,
         initial: initial(context, &study, &uid, &rounds, digest).await?,
@@ -78,8 +81,14 @@ async fn initial(
         return Ok(Initial::Past { ended: init::ended(context, uid) });
     }
     if let Some(model) = study.spec.initial_model.digest {
+        let namespace = study.namespace().unwrap_or_default();
+        let key = context.key.verifying_key();
+        let released = |r: &ModelRelease| lineage::of_release(r, &namespace, model, &key);
+        let made_here = context.hub.store().is_from(model, &namespace).await;
+        let may = made_here.map_err(Error::store("looking for who made spec.initialModel"))?
+            || context.caches.releases.find(released).is_some();
         let stored = match context.hub.store().get_manifest(model).await {
-            Ok(_) => true,
+            Ok(_) => may,
             Err(error) if error.is_transient() => return Err(Error::store("looking for spec.initialModel")(error)),
             Err(StoreError::Missing { .. }) => false,
             Err(error) => {

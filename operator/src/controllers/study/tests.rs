@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use consilium_crds::conditions::{READY, RECONCILING, STALLED, SUCCEEDED, status_of};
-use consilium_crds::{FederatedStudyStatus, TrainingRound};
+use consilium_crds::{FederatedStudy, FederatedStudyStatus, TrainingRound};
 use consilium_federation::round::{Outcome, RoundState, RoundStep};
 use consilium_federation::{Digest, SiteName};
 use ed25519_dalek::SigningKey;
@@ -24,6 +24,7 @@ fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
         rosters: Arc::from([]),
         rounds: rounds.into_iter().map(Arc::new).collect(),
         leftovers: false,
+        unread: false,
         releases: vec![],
         spec_stored: true,
         initial,
@@ -111,6 +112,96 @@ fn a_failed_init_and_a_model_that_is_not_there_stall_the_study() {
         assert!(plan.notes.iter().any(|n| n.warning && n.message.contains(part)), "{:?}", plan.notes);
         assert!(plan.status.conditions.iter().any(|c| c.message.contains(part)));
     }
+}
+
+fn edited(facts: Facts, edit: impl FnOnce(&mut FederatedStudy)) -> Facts {
+    let mut study = (*facts.study).clone();
+    edit(&mut study);
+    Facts { study: Arc::new(study), ..facts }
+}
+
+/// After a rollback the newest round may be one that this version cannot read: another one on the same model would cost
+/// every hospital a training, and those that gave their shares refuse it.
+#[test]
+fn no_round_begins_beside_one_that_cannot_be_read() {
+    let mut facts = facts(vec![ended(1, Outcome::Completed)], past());
+    assert!(started(&decide(&facts, at(0))).is_some());
+    facts.unread = true;
+    let plan = decide(&facts, at(0));
+    assert_eq!((started(&plan), condition(&plan, RECONCILING)), (None, Some("True")));
+}
+
+/// Who holds a study up must be able to rely on it: no hospital is asked for anything new, and no GPU makes a first model.
+#[test]
+fn a_suspended_study_begins_nothing_and_goes_on_where_it_was() {
+    let suspend = |facts, to| edited(facts, |study: &mut FederatedStudy| study.spec.suspend = to);
+    let first = suspend(facts(vec![], made(None, vec![])), Some(true));
+    assert_eq!(decide(&first, at(0)).acts, []);
+    let between = || facts(vec![ended(1, Outcome::Completed)], past());
+    let plan = decide(&suspend(between(), Some(true)), at(0));
+    assert_eq!(
+        (started(&plan), condition(&plan, "Suspended"), condition(&plan, READY)),
+        (None, Some("True"), Some("True"))
+    );
+    assert!(plan.notes.iter().any(|note| note.reason == "Suspended"));
+    let told = with_status(suspend(between(), Some(true)), plan.status.clone());
+    assert_eq!(decide(&told, at(0)).notes, [], "told once");
+    for to in [Some(false), None] {
+        let resumed = with_status(suspend(between(), to), plan.status.clone());
+        let resumed = decide(&suspend(resumed, to), at(0));
+        assert_eq!((started(&resumed).map(|s| s.0), condition(&resumed, "Suspended")), (Some(2), None));
+    }
+    // A refused study that is let go on again is not said to be suspended.
+    let mut refused = with_status(suspend(between(), Some(false)), plan.status.clone());
+    refused.sites = Sites::default();
+    assert_eq!(condition(&decide(&refused, at(0)), "Suspended"), None);
+    // The round under way is people's to cancel; what it gives is kept.
+    let under_way = decide(&suspend(facts(vec![running(1)], past()), Some(true)), at(0));
+    let words = under_way.status.conditions.iter().find(|c| c.type_ == "Suspended").unwrap();
+    assert!(words.message.contains("round 1 goes on"), "{}", words.message);
+}
+
+/// Fifty rounds that fail for one reason cost two hundred hospitals fifty trainings; somebody has to look first.
+#[test]
+fn rounds_that_fail_in_a_row_make_the_study_wait_for_people() {
+    use Outcome::{Cancelled, Completed, QuorumLost};
+    let limited = |outcomes: &[Outcome]| {
+        let rounds = outcomes.iter().zip(1..).map(|(outcome, n)| ended(n, *outcome)).collect();
+        edited(facts(rounds, past()), |study| {
+            study.spec.rounds.max = 50;
+            study.spec.rounds.backoff_limit = Some(2);
+            study.spec.rounds.history_limit = 1;
+        })
+    };
+    for (outcomes, waits) in [
+        (&[QuorumLost][..], false),
+        (&[QuorumLost, QuorumLost], true),
+        (&[QuorumLost, Completed, QuorumLost], false),
+        (&[QuorumLost, Cancelled, QuorumLost], true),
+        (&[Completed, Cancelled, Cancelled], false),
+    ] {
+        let plan = decide(&limited(outcomes), at(0));
+        assert_eq!(started(&plan).is_none(), waits, "{outcomes:?}");
+        assert_eq!(condition(&plan, STALLED) == Some("True"), waits, "{outcomes:?}");
+    }
+    // The rounds that are counted stay, whatever the limit of history.
+    let plan = decide(&limited(&[QuorumLost, QuorumLost]), at(0));
+    assert!(!plan.acts.iter().any(|act| matches!(act, Act::Archive { .. })), "{:?}", plan.acts);
+    // Also those between which somebody cancelled some, or the study would never stall.
+    let plan = decide(&limited(&[QuorumLost, Cancelled, Cancelled, QuorumLost]), at(0));
+    assert!(!plan.acts.iter().any(|act| matches!(act, Act::Archive { .. })), "{:?}", plan.acts);
+    // Somebody looked: suspended, and on again.
+    let looked = edited(limited(&[QuorumLost, QuorumLost]), |study| study.spec.suspend = Some(true));
+    let status = decide(&looked, at(0)).status;
+    assert_eq!(status.forgiven_through, Some(2));
+    assert_eq!(
+        started(&decide(&with_status(limited(&[QuorumLost, QuorumLost]), status.clone()), at(0))).map(|s| s.0),
+        Some(3)
+    );
+    let again = with_status(limited(&[QuorumLost, QuorumLost, QuorumLost]), status.clone());
+    assert!(started(&decide(&again, at(0))).is_some());
+    let again = with_status(limited(&[QuorumLost; 4]), status);
+    assert!(started(&decide(&again, at(0))).is_none());
 }
 
 /// Hospitals refuse a second sum on a model: a study that went on asking would burn round after round, and say nothing.
