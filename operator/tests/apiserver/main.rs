@@ -112,7 +112,7 @@ async fn a_federation_runs_beside_a_real_api_server() {
     })
     .await;
 
-    take_away(&running).await;
+    take_away(&running, folder.path()).await;
     promote(&admin).await;
     delete_study(&admin).await;
     // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
@@ -122,9 +122,12 @@ async fn a_federation_runs_beside_a_real_api_server() {
 }
 
 /// What no object names leaves the store, and nothing else does: the release is promoted after it.
-async fn take_away(running: &Running) {
+async fn take_away(running: &Running, folder: &std::path::Path) {
     let store = running.hub.store();
     let unnamed = store.put_object(vec![7; 2 << 20].into()).await.unwrap();
+    let hex = unnamed.hex();
+    let file = std::fs::File::open(folder.join(format!("objects/{}/{hex}", &hex[..2]))).unwrap();
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600)).unwrap();
     let gone = consilium_operator::controllers::collect::collect(&running.context).await.unwrap();
     assert!(gone.bytes >= 2 << 20, "{gone:?}");
     assert!(!store.has_object(unnamed).await.unwrap());
