@@ -19,7 +19,7 @@ use super::status::Note;
 use crate::Context;
 use crate::state::Grant;
 use crate::tasks::pod::labels;
-use crate::tasks::{ControlError, MANAGER, gone, made, was_made};
+use crate::tasks::{ControlError, MANAGER, admitted, gone};
 
 /// Clients for what the controller writes.
 #[derive(Clone)]
@@ -67,7 +67,8 @@ impl Writer {
             approved: Some(approved.clone()),
         };
         tracing::info!(deployment = name, stage = %work.stage, model = %work.model, "model deployed");
-        made(self.models.create(&params(), &ModelDeployment { metadata, spec, status: None }).await)
+        let model = ModelDeployment { metadata, spec, status: None };
+        admitted(format!("ModelDeployment {name}"), self.models.create(&params(), &model).await).map(drop)
     }
 
     /// Makes what is missing of Secret, Service and Deployment. The credential is made once and never read back: its
@@ -79,12 +80,16 @@ impl Writer {
         let grant = Grant::Deployment { uid: own.uid.clone(), name: own.name.clone() };
         let hash = Digest::of(token.as_bytes());
         self.ctx.state.put_token(hash, &grant)?;
-        if !was_made(self.secrets.create(&params(), &objects::credential(&plan, &token)).await)? {
+        let credential = self.secrets.create(&params(), &objects::credential(&plan, &token)).await;
+        let made = admitted(format!("the Secret of {}", own.name), credential);
+        // After any other error it may have been made all the same.
+        if matches!(made, Ok(false) | Err(ControlError::Refused { .. })) {
             self.ctx.state.delete_token(hash)?;
         }
-        self.services.patch(&own.name, &apply(), &Patch::Apply(objects::service(&plan))).await?;
-        self.deployments.patch(&own.name, &apply(), &Patch::Apply(objects::deployment(&plan))).await?;
-        Ok(())
+        made?;
+        let service = self.services.patch(&own.name, &apply(), &Patch::Apply(objects::service(&plan))).await;
+        admitted(format!("Service {}", own.name), service)?;
+        self.put(&own.name, &objects::deployment(&plan)).await
     }
 
     /// Lets the Deployment run no pod, and keeps the server's words on it.
@@ -92,8 +97,12 @@ impl Writer {
         let name = model.name_any();
         tracing::error!(deployment = name, words, "the server refuses the model; it is not started again");
         let stopped = objects::stopped(self.wanted(model)?, words);
-        self.deployments.patch(&name, &apply(), &Patch::Apply(stopped)).await?;
-        Ok(())
+        self.put(&name, &stopped).await
+    }
+
+    async fn put(&self, name: &str, deployment: &Deployment) -> Result<(), ControlError> {
+        let answer = self.deployments.patch(name, &apply(), &Patch::Apply(deployment)).await;
+        admitted(format!("Deployment {name}"), answer).map(drop)
     }
 
     /// The Deployment as it should be.
@@ -129,9 +138,11 @@ impl Writer {
         let name = model.name_any();
         tracing::info!(deployment = name, %stage, approvals = approved.approvals.len(), "stage or approvals changed");
         let patch = json!({"spec": {"stage": stage, "approved": approved}});
-        let kept = self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        let answer = self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         // An API server drops the fields that its definitions do not have, and says nothing of it.
-        kept.spec.approved.is_some().then_some(()).ok_or(ControlError::OldKinds)
+        let kept = answer.as_ref().is_ok_and(|kept| kept.spec.approved.is_some());
+        admitted(format!("ModelDeployment {name}"), answer)?;
+        kept.then_some(()).ok_or(ControlError::OldKinds)
     }
 
     /// Removes the model with all that it owns, and says why: after that only the Event does.

@@ -75,6 +75,15 @@ pub(super) struct Plan {
     pub(super) message: Option<String>,
 }
 
+impl Plan {
+    /// The same, where the hospital's API server refuses an object that the model needs: a word of the hospital, as its
+    /// policy is. What serves already goes on as it is.
+    pub(super) fn refused(self, why: String) -> Self {
+        let reason = self.reason.filter(|reason| *reason == RolloutReason::Serving);
+        Self { reason: reason.or(Some(RolloutReason::DeniedByPolicy)), message: Some(why), ..self }
+    }
+}
+
 /// Decides.
 pub(super) fn decide(inputs: &Inputs<'_>) -> Plan {
     let seen = inputs.seen.as_ref();
@@ -114,10 +123,14 @@ fn upkeep(seen: &Seen, stage: Stage, approved: &Approved) -> Vec<Act> {
     stage.into_iter().chain(build).collect()
 }
 
-/// The fact for the hub. No refusal owes a justification: the message stays in the hospital.
-pub(super) fn report(uid: &str, model: Digest, reason: RolloutReason) -> DeployReport {
+/// What the hub is told where the hospital's API server said no. No refusal owes a justification: the words stay here.
+const NOT_ADMITTED: &str = "the hospital's API server refuses an object that the model needs (schema, quota, rights or \
+                            admission); its ModelDeployment says which";
+
+/// The fact for the hub; `admitted`: the API server took what was made. Every other message stays in the hospital.
+pub(super) fn report(uid: &str, model: Digest, reason: RolloutReason, admitted: bool) -> DeployReport {
     let serving = (reason == RolloutReason::Serving).then_some(model);
-    DeployReport { uid: uid.to_owned(), reason, serving, message: None }
+    DeployReport { uid: uid.to_owned(), reason, serving, message: (!admitted).then(|| NOT_ADMITTED.to_owned()) }
 }
 
 /// The ModelDeployment of one promotion: of several, the oldest that is not being removed. In a tombstone the UID alone

@@ -44,7 +44,7 @@ fn a_refused_model_is_taken_down_at_once() {
         expect(&down, &[Act::Delete], reason);
         assert_eq!(down.message.as_deref(), Some("maxStage"));
         expect(&plan(Some(&refused), None, Stage::Shadow), &[], reason);
-        assert_eq!(report("u", Digest::of(b"m"), reason).message, None);
+        assert_eq!(report("u", Digest::of(b"m"), reason, true).message, None);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_model_that_the_server_refuses_is_stopped_once_and_said_so() {
     let first = plan(Some(&allowed()), Some(refused(true, false)), Stage::Shadow);
     expect(&first, std::slice::from_ref(&stop), RolloutReason::VerificationFailed);
     assert_eq!(first.message.as_deref(), Some("no network"));
-    let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed);
+    let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed, true);
     assert_eq!((told.serving, told.message), (None, None), "the words stay in the hospital");
     expect(&plan(Some(&allowed()), Some(refused(true, true)), Stage::Shadow), &[], RolloutReason::VerificationFailed);
     // Another stage is written, and starts nothing.
@@ -182,4 +182,19 @@ fn one_that_is_being_removed_does_not_stand_for_its_promotion() {
     let models = [Arc::new(old), model("new", "promotion", "2026-01-02T00:00:00Z")];
     assert!(strays(&models, &assignment("e", &[("promotion", ItemState::Active, "r5")])).is_empty());
     assert_eq!(found(&models, ("promotion", ItemState::Active, "r5")), "new");
+}
+
+/// A model that no quota has room for would be "rolling out" for ever, in the hospital and at the hub; and one that serves
+/// would be said not to, because a change of it was refused.
+#[test]
+fn what_the_api_server_refuses_is_said_here_and_at_the_hub() {
+    let words = "the hospital's API server refused Service a: exceeded quota";
+    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..UP };
+    let refused = plan(Some(&ALLOWED), Some(bare), Stage::Shadow).refused(words.into());
+    expect(&refused, &[Act::Build], RolloutReason::DeniedByPolicy);
+    assert_eq!(refused.message.as_deref(), Some(words));
+    let serving = plan(Some(&ALLOWED), Some(Seen { built: false, ..UP }), Stage::Shadow).refused(words.into());
+    expect(&serving, &[Act::Build], RolloutReason::Serving);
+    let told = report("u", Digest::of(b"m"), RolloutReason::DeniedByPolicy, false).message.unwrap();
+    assert!(told.contains("API server refuses") && !told.contains("exceeded quota"), "{told}");
 }

@@ -140,10 +140,17 @@ impl Controller {
         let seen = model.map(see).transpose()?;
         let policy = self.ctx.site_policy();
         let stage = stage_now(policy.as_deref().map(|p| &p.spec), work.stage, model.map(|m| m.spec.stage));
-        let plan = decide(&Inputs { decision: decision.as_ref(), stage, seen });
-        self.apply(item, work, model, models, &plan).await?;
+        let mut plan = decide(&Inputs { decision: decision.as_ref(), stage, seen });
+        let refused = match self.apply(item, work, model, models, &plan).await {
+            Err(error @ ControlError::Refused { .. }) => Some(error),
+            other => other.map(|()| None)?,
+        };
+        if let Some(error) = &refused {
+            self.failed(error, &item.uid);
+            plan = plan.refused(error.to_string());
+        }
         match plan.reason {
-            Some(reason) => self.ctx.facts.set_deploy(report(&item.uid, work.model, reason)),
+            Some(reason) => self.ctx.facts.set_deploy(report(&item.uid, work.model, reason, refused.is_none())),
             None => self.ctx.facts.drop_deploy(&item.uid),
         }
         let Some(model) = model.filter(|_| !plan.acts.contains(&Act::Delete)) else { return Ok(()) };

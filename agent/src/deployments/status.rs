@@ -48,11 +48,15 @@ pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
         // What was found out before holds.
         Some(ReleaseDecision::Withdrawn) | None => {}
     }
-    let serving = told.plan.reason == Some(RolloutReason::Serving);
+    let reason = told.plan.reason;
+    let serving = reason == Some(RolloutReason::Serving);
     let note = Note::of(told.plan);
     conditions.set(ROLLED_OUT, serving, note.reason, &note.message).set(READY, serving, note.reason, &note.message);
-    match told.plan.reason {
+    let not_admitted =
+        told.decision == Some(&ReleaseDecision::Allowed) && reason == Some(RolloutReason::DeniedByPolicy);
+    match reason {
         Some(RolloutReason::VerificationFailed) => conditions.set(STALLED, true, note.reason, &note.message),
+        _ if not_admitted => conditions.set(STALLED, true, note.reason, &note.message),
         _ => conditions.clear(STALLED),
     };
     ModelDeploymentStatus {
@@ -193,5 +197,19 @@ mod tests {
         assert_eq!(note, Note { warning: true, reason: "VerificationFailed", message: "no network".into() });
         assert!(!news(Some(&first), &plan(RolloutReason::Serving, None)).unwrap().warning);
         assert_eq!(Note::of(&Plan { acts: vec![], reason: None, message: None }).reason, "Withdrawn");
+    }
+
+    /// A quota waits for people; GitOps tools and `kubectl wait` must read that, and in whose words.
+    #[test]
+    fn what_the_api_server_refuses_is_stalled_and_not_denied_by_the_policy() {
+        let words = "the hospital's API server refused Service a: exceeded quota";
+        let seen = told(None, ALLOWED, &plan(RolloutReason::DeniedByPolicy, Some(words)), 1);
+        let of = |type_| status_of(&seen.conditions, type_);
+        assert_eq!((of(APPROVED), of(READY), of(STALLED)), (Some("True"), Some("False"), Some("True")));
+        assert!(seen.conditions.iter().any(|c| c.type_ == STALLED && c.message == words));
+        assert_eq!(
+            status_of(&told(Some(&seen), ALLOWED, &plan(RolloutReason::Serving, None), 2).conditions, STALLED),
+            None
+        );
     }
 }

@@ -56,7 +56,7 @@ impl Writer {
             ..ObjectMeta::default()
         };
         let task = RoundTask { metadata, spec, status: None };
-        admitted(format!("RoundTask {name}"), self.tasks.create(&creating(), &task).await)
+        admitted(format!("RoundTask {name}"), self.tasks.create(&creating(), &task).await).map(drop)
     }
 
     /// Makes the credential and the Job of a try. The token is known before anything can show it; a later try's token

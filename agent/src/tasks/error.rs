@@ -1,6 +1,7 @@
 //! What can go wrong in a controller's turn. The class decides when it looks again.
 
 use consilium_crds::values::ValueError;
+use kube::core::Status;
 
 use crate::state::StateError;
 use crate::taskport::IdentityError;
@@ -58,7 +59,7 @@ impl ControlError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Kube(kube::Error::Api(status)) if status.code == 409 => "Conflict",
-            Self::Kube(kube::Error::Api(status)) if is_refusal(status.code) => "Invalid",
+            Self::Kube(kube::Error::Api(status)) if is_refusal(status) => "Invalid",
             Self::Kube(_) | Self::Slow { .. } | Self::State(_) | Self::Files { .. } => "Transient",
             Self::Value(_) | Self::Refused { .. } | Self::OldKinds => "Invalid",
             Self::Identity(_) | Self::Join(_) => "Bug",
@@ -71,25 +72,27 @@ pub fn made<T>(result: Result<T, kube::Error>) -> Result<(), ControlError> {
     was_made(result).map(|_| ())
 }
 
-/// Whether the object was made now; not if it is already there.
-pub fn was_made<T>(result: Result<T, kube::Error>) -> Result<bool, ControlError> {
+fn was_made<T>(result: Result<T, kube::Error>) -> Result<bool, ControlError> {
     match result {
         Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(false),
         other => Ok(other.map(|_| true)?),
     }
 }
 
-fn is_refusal(code: u16) -> bool {
-    matches!(code, 403 | 422)
+/// Whether the server has looked at an object and says no: its schema, a quota, rights, an admission policy (403, 422),
+/// or a webhook. A webhook answers with any code, 400 where it gives none; by the server's own words it is known.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code, 400 | 403 | 413 | 422) || status.message.contains(" denied the request")
 }
 
-/// As [`made`], for objects whose refusal is a word of the hospital.
-pub fn admitted<T>(what: String, result: Result<T, kube::Error>) -> Result<(), ControlError> {
+/// Whether the object was made now, and not before, for objects whose refusal is a word of the hospital. Of an object that
+/// is applied it says nothing more than that it stands.
+pub fn admitted<T>(what: String, result: Result<T, kube::Error>) -> Result<bool, ControlError> {
     match result {
-        Err(kube::Error::Api(status)) if is_refusal(status.code) => {
+        Err(kube::Error::Api(status)) if is_refusal(&status) => {
             Err(ControlError::Refused { what, words: status.message.chars().take(600).collect() })
         }
-        other => made(other),
+        other => was_made(other),
     }
 }
 
@@ -98,5 +101,32 @@ pub fn gone<T>(result: Result<T, kube::Error>) -> Result<(), ControlError> {
     match result {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => Ok(other.map(|_| ())?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: u16, message: &str) -> Result<(), kube::Error> {
+        Err(kube::Error::Api(Box::new(Status { code, message: message.into(), ..Status::default() })))
+    }
+
+    /// An administrator whose webhook says no would look for its words in vain: most webhooks answer 400, and some 500.
+    #[test]
+    fn whatever_says_no_to_an_object_is_told_from_a_server_that_is_away() {
+        let webhook = "admission webhook \"gpu.example\" denied the request: no GPUs at night";
+        for (code, words) in
+            [(400, webhook), (403, "exceeded quota"), (413, "too large"), (422, "invalid"), (500, webhook)]
+        {
+            let refused = admitted("Service s".into(), answer(code, words)).unwrap_err();
+            assert_eq!(refused.class(), "Invalid");
+            assert!(refused.to_string().contains(words) && refused.to_string().contains("Service s"), "{refused}");
+        }
+        for (code, words) in
+            [(429, "too many requests"), (500, "etcd"), (503, "failed calling webhook \"gpu.example\"")]
+        {
+            assert_eq!(admitted("Service s".into(), answer(code, words)).unwrap_err().class(), "Transient", "{code}");
+        }
     }
 }

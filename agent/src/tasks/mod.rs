@@ -38,7 +38,7 @@ use tokio::sync::Notify;
 pub(crate) use apply::MANAGER;
 pub use desk::{DeployEntry, Desk, TaskEntry};
 pub use error::ControlError;
-pub(crate) use error::{gone, made, was_made};
+pub(crate) use error::{admitted, gone};
 pub use read::Started;
 pub use runner::{Runner, Sight};
 pub(crate) use stores::{follow, follow_as};

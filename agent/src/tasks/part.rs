@@ -110,7 +110,7 @@ pub(super) async fn say(
         (SiteReason::Evaluated, None) => return Ok(()),
         _ => None,
     };
-    ctx.facts.set_round(report(uid, kind, verdict, vote));
+    ctx.facts.set_round(report((uid, kind), &part.decision, verdict, vote));
     let Some(task) = part.task else { return Ok(()) };
     let shown = match ctx.facts.round(uid, kind) {
         Some(fact) if fact.reason != verdict.reason => Verdict { reason: fact.reason, message: fact.message },

@@ -101,8 +101,20 @@ pub fn remembered_end(status: Option<&RoundTaskStatus>) -> Option<(SiteReason, S
 
 /// The fact for the hub. What a trainer wrote may name files of patients, or be what a study's image wants to tell the hub
 /// past the masks, and no refusal owes a justification: all of it stays in the hospital.
-pub fn report(uid: &str, kind: TaskKind, verdict: &Verdict, evaluation: Option<Evaluation>) -> RoundReport {
+///
+/// What the API server refuses of a part that the policy allows is said as such, or the hub would read it as the policy's word.
+pub fn report(
+    (uid, kind): (&str, TaskKind),
+    decision: &Decision,
+    verdict: &Verdict,
+    evaluation: Option<Evaluation>,
+) -> RoundReport {
     let message = match verdict.reason {
+        SiteReason::DeniedByPolicy if *decision == Decision::Allowed => Some(
+            "the hospital's API server refuses an object that the task needs (schema, quota, rights or admission); the \
+             RoundTask or the SitePolicy in the hospital says which"
+                .to_owned(),
+        ),
         SiteReason::InvalidData => {
             Some("bad data or config (exit 42); the RoundTask in the hospital says which".to_owned())
         }
@@ -179,8 +191,10 @@ mod tests {
     #[test]
     fn what_a_trainer_or_a_policy_says_stays_in_the_hospital() {
         for reason in SiteReason::ALL {
-            let report = report("u", TaskKind::Train, &verdict(reason, "doe_jane.nii.gz"), None);
-            assert!(!format!("{report:?}").contains("doe_jane"), "{reason:?}");
+            for decision in [Decision::Allowed, Decision::SpecNeeded] {
+                let report = report(("u", TaskKind::Train), &decision, &verdict(reason, "doe_jane.nii.gz"), None);
+                assert!(!format!("{report:?}").contains("doe_jane"), "{reason:?}");
+            }
         }
     }
 
@@ -208,5 +222,15 @@ mod tests {
         assert!(sums.cases == 10 && (sums.dice - 8.0).abs() < 1e-9);
         let ungated = FederatedStudySpec { gate: None, ..spec() };
         assert_eq!(evaluation(&ScoreFile { cases: 1, classes: vec![] }, &ungated, true, true).unwrap(), None);
+    }
+
+    /// A researcher would ask the hospital's governance why it said no, where a quota did.
+    #[test]
+    fn the_hub_tells_an_api_server_that_refuses_from_a_policy_that_does() {
+        let denied = verdict(SiteReason::DeniedByPolicy, "exceeded quota: compute");
+        let told = |decision: &Decision| report(("u", TaskKind::Train), decision, &denied, None).message;
+        assert!(told(&Decision::Allowed).is_some_and(|m| m.contains("API server refuses") && !m.contains("compute")));
+        let no = Decision::Refused { reason: SiteReason::DeniedByPolicy, message: "approval is Denied".into() };
+        assert_eq!(told(&no), None);
     }
 }

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use consilium_crds::round_task::RoundTaskStatus;
 use consilium_crds::{RoundTask, schema};
 use consilium_federation::round::SiteReason;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -82,6 +83,39 @@ impl Cluster {
         let _ = pods.delete(&format!("{job}-pod"), &now).await;
         let patch = json!({"metadata": {"finalizers": null}});
         self.api::<Job>().patch(job, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    /// An admission policy of the hospital that lets nobody make this kind of object, with these words.
+    pub(crate) async fn forbid(&self, name: &str, (group, resource): (&str, &str), message: &str) {
+        let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource],
+                }]},
+                "validations": [{"expression": "false", "message": message, "reason": "Forbidden"}],
+            },
+        }))
+        .unwrap();
+        let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+            "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]},
+        }))
+        .unwrap();
+        let (policies, bindings) = self.admission();
+        policies.create(&PostParams::default(), &policy).await.unwrap();
+        bindings.create(&PostParams::default(), &binding).await.unwrap();
+    }
+
+    /// Takes it back.
+    pub(crate) async fn allow(&self, name: &str) {
+        let (policies, bindings) = self.admission();
+        bindings.delete(name, &DeleteParams::default()).await.unwrap();
+        policies.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    fn admission(&self) -> (Api<ValidatingAdmissionPolicy>, Api<ValidatingAdmissionPolicyBinding>) {
+        (Api::all(self.client.clone()), Api::all(self.client.clone()))
     }
 
     /// Plays the Job controller: a Job that came to a good end.

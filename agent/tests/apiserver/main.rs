@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 mod cluster;
+mod models;
 #[path = "../../../tests/support/progress.rs"]
 mod progress;
 
@@ -18,7 +19,9 @@ use clap::Parser as _;
 use cluster::Cluster;
 use consilium_agent::link::{Announce as _, AnnounceError, ObjectError, ObjectSource};
 use consilium_agent::site::KubeAnnounce;
-use consilium_agent::{Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, tasks};
+use consilium_agent::{
+    Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, deployments, tasks,
+};
 use consilium_crds::round_task::Irreversible;
 use consilium_crds::{FederatedStudySpec, RoundTask, SitePolicy};
 use consilium_federation::Digest;
@@ -26,7 +29,6 @@ use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, W
 use consilium_federation::digest::canonical_json;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, PostParams};
@@ -75,6 +77,7 @@ fn policy(approval: &str) -> Arc<SitePolicy> {
         "resources": {"cpu": "1", "memory": "1Gi", "workClaim": "work"},
         "studies": [study],
         "aggregation": {"minContributors": 3, "allowPlaintextUpdates": true},
+        "releases": {"maxStage": "Shadow", "require": [{"stage": "Shadow", "approvals": 0}]},
     });
     let policy = json!({"apiVersion": "consilium.health/v1alpha1", "kind": "SitePolicy", "metadata": {"name": "default"}, "spec": spec});
     Arc::new(serde_json::from_value(policy).unwrap())
@@ -121,7 +124,11 @@ impl Agent {
             watch::channel(Arc::new(Assignment { hub_epoch: "e".into(), revision: 0, rosters: vec![], items: vec![] }));
         let (policy_in, policy_out) = watch::channel(Some(policy("Automatic")));
         let metrics = Metrics::new().unwrap();
-        let source = Objects(BTreeMap::from([(spec().digest(), canonical_json(&spec()).into())]));
+        let release = models::release();
+        let source = Objects(BTreeMap::from([
+            (spec().digest(), canonical_json(&spec()).into()),
+            (release.digest(), canonical_json(&release).into()),
+        ]));
         let state = State::open(&folder.join("state"), [7; 32]).unwrap();
         let now = Clock::system().now();
         state.put_blob("tasks/probe", &serde_json::to_vec(&json!({"at": now, "reached": null})).unwrap()).unwrap();
@@ -178,6 +185,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = Agent::new(cluster.client.clone(), folder.path());
     let running = tokio::spawn(tasks::run(Arc::clone(&agent.ctx)));
+    let serving = tokio::spawn(deployments::run(Arc::clone(&agent.ctx)));
 
     of_two_writers_one_goes_on(&cluster).await;
     bad_data_is_reported_once(&cluster, &mut agent).await;
@@ -187,9 +195,12 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     an_admission_policy_is_heard(&cluster, &mut agent).await;
     a_straggler_is_stopped_when_the_round_evaluates(&cluster, &mut agent).await;
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
+    models::what_the_api_server_refuses_stands_on_the_model_and_at_the_hub(&cluster, &mut agent).await;
+    models::a_definition_that_goes_first_takes_all_along(&cluster, &mut agent).await;
 
     agent.ctx.shutdown.cancel();
     running.await.unwrap().unwrap();
+    serving.await.unwrap().unwrap();
 }
 
 /// Two agents on two copies of a volume see one RoundTask: the API server itself must let only one act through.
@@ -274,25 +285,7 @@ async fn a_veto_stops_and_an_approval_goes_on(cluster: &Cluster, agent: &mut Age
 async fn an_admission_policy_is_heard(cluster: &Cluster, agent: &mut Agent) {
     let (clock, uid) = (agent.ctx.clock.clone(), "round-3");
     let name = "no-tasks";
-    let forbids: ValidatingAdmissionPolicy = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {"resourceRules": [{
-                "apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"],
-            }]},
-            "validations": [{"expression": "false", "message": "no GPUs at night", "reason": "Forbidden"}],
-        },
-    }))
-    .unwrap();
-    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
-        "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]},
-    }))
-    .unwrap();
-    let policies: Api<ValidatingAdmissionPolicy> = Api::all(cluster.client.clone());
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(cluster.client.clone());
-    policies.create(&PostParams::default(), &forbids).await.unwrap();
-    bindings.create(&PostParams::default(), &binding).await.unwrap();
+    cluster.forbid(name, ("batch", "jobs"), "no GPUs at night").await;
     let probe: Job = serde_json::from_value(json!({
         "metadata": {"name": "probe"},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
@@ -309,8 +302,7 @@ async fn an_admission_policy_is_heard(cluster: &Cluster, agent: &mut Agent) {
     assert_eq!(agent.fact(uid), Some(SiteReason::DeniedByPolicy));
     let words = agent.ctx.facts.refusal(uid, TaskKind::Train, SiteReason::DeniedByPolicy);
     assert!(words.is_some_and(|words| words.contains("no GPUs at night")), "the SitePolicy says it too");
-    bindings.delete(name, &DeleteParams::default()).await.unwrap();
-    policies.delete(name, &DeleteParams::default()).await.unwrap();
+    cluster.allow(name).await;
     until("the admission policy is gone", || async { let_in().await.then_some(()) }).await;
     // A changed SitePolicy is a reason to ask again at once.
     let mut changed = policy("Automatic");

@@ -94,6 +94,17 @@ impl From<DriveError> for Error {
     }
 }
 
+impl Error {
+    /// The API server's words, if it has looked at an object and says no: its schema, a quota, rights, an admission policy,
+    /// or a webhook, which answers with any code and is known by the server's own words. Waiting does not help.
+    pub fn refusal(&self) -> Option<String> {
+        let Error::Kube { what, source } = self else { return None };
+        let kube::Error::Api(status) = &**source else { return None };
+        let refused = matches!(status.code, 400 | 403 | 413 | 422) || status.message.contains(" denied the request");
+        refused.then(|| format!("the API server refuses {what}: {}", status.message))
+    }
+}
+
 const fn class_of_code(code: u16) -> Class {
     match code {
         404 => Class::Gone,
@@ -180,6 +191,22 @@ mod tests {
         ] {
             assert_eq!(class_of_code(code), class, "{code}");
         }
+    }
+
+    /// A webhook says no with 400, or with any other code; a server that is away says nothing of an object.
+    #[test]
+    fn a_refusal_is_told_from_a_server_that_is_away() {
+        let answer = |code, message: &str| {
+            let status = kube::core::Status { code, message: message.into(), ..kube::core::Status::default() };
+            Error::kube("making Job j")(kube::Error::Api(Box::new(status))).refusal()
+        };
+        let webhook = "admission webhook \"w\" denied the request: no";
+        for (code, words) in [(400, webhook), (403, "exceeded quota"), (422, "is invalid"), (500, webhook)] {
+            let told = answer(code, words).unwrap();
+            assert!(told.contains("making Job j") && told.contains(words), "{told}");
+        }
+        assert_eq!(answer(500, "etcd"), None);
+        assert_eq!(answer(429, "slow down"), None);
     }
 
     #[test]

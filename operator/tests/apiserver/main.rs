@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hospital;
+mod leaving;
 mod pod;
 #[path = "../../../tests/support/progress.rs"]
 mod progress;
@@ -113,12 +114,16 @@ async fn a_federation_runs_beside_a_real_api_server() {
     .await;
 
     take_away(&running, folder.path()).await;
-    promote(&admin).await;
+    leaving::finished_rounds_hold_nothing(&admin).await;
+    promoted(&admin, "hippocampus-r3").await;
+    demote(&admin).await;
     delete_study(&admin).await;
     // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
     leave(people).await;
     delete_mid_round(&admin, &running).await;
+    leaving::a_quota_at_the_hub_stands_at_the_study(&admin).await;
     running.stop().await;
+    leaving::in_the_wrong_order(&admin, operator, folder.path()).await;
 }
 
 /// What no object names leaves the store, and nothing else does: the release is promoted after it.
@@ -133,10 +138,10 @@ async fn take_away(running: &Running, folder: &std::path::Path) {
     assert!(!store.has_object(unnamed).await.unwrap());
 }
 
-async fn promote(admin: &kube::Client) {
+async fn promoted(admin: &kube::Client, name: &str) {
     let releases: Api<ModelRelease> = Api::namespaced(admin.clone(), "research");
     let release = until("the release is attested", async || {
-        let release = releases.get("hippocampus-r3").await.ok()?;
+        let release = releases.get(name).await.ok()?;
         let attested = status_of(&release.status.as_ref()?.conditions, "Attested") == Some("True");
         attested.then_some(release)
     })
@@ -145,7 +150,7 @@ async fn promote(admin: &kube::Client) {
         admin,
         json!({"apiVersion": "consilium.health/v1alpha1", "kind": "ModelPromotion",
             "metadata": {"name": "shadow", "namespace": "research"},
-            "spec": {"release": {"name": "hippocampus-r3", "digest": release.spec.model}, "stage": "Shadow",
+            "spec": {"release": {"name": name, "digest": release.spec.model}, "stage": "Shadow",
                 "sites": ["alder", "birch"]}}),
     )
     .await;
@@ -155,6 +160,10 @@ async fn promote(admin: &kube::Client) {
         (status_of(&status.conditions, "RolledOut") == Some("True")).then_some(())
     })
     .await;
+}
+
+async fn demote(admin: &kube::Client) {
+    let promotions: Api<ModelPromotion> = Api::namespaced(admin.clone(), "research");
     promotions.delete("shadow", &DeleteParams::default()).await.unwrap();
     until("the promotion is gone once hospitals acknowledged", async || {
         promotions.get_opt("shadow").await.ok()?.is_none().then_some(())

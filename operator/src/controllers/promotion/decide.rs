@@ -189,7 +189,7 @@ pub fn decide(facts: &Facts<'_>, now: Timestamp) -> Plan {
     let (sites, buried) = listed(facts, verdict.is_ok(), &lowered);
     match &verdict {
         Ok(()) => {
-            conditions.set(ACCEPTED, true, "Accepted", "the release and the hospitals exist").clear(STALLED);
+            conditions.set(ACCEPTED, true, "Accepted", "the release and the hospitals exist");
             fold(&mut conditions, &mut notes, facts, &sites);
         }
         Err((reason, message)) => {
@@ -259,29 +259,32 @@ fn rollouts(facts: &Facts<'_>, all: BTreeSet<SiteName>) -> Vec<SiteRollout> {
 }
 
 /// Folds the hospitals' states into conditions. `Ready` means accepted and offered: a hospital that takes its time,
-/// or says no, must not hang a pipeline that waits for `Ready`.
+/// or says no, must not hang a pipeline that waits for `Ready`. A refusal is an end once nobody else is under way; a model
+/// that cannot be verified is one that people have to look at.
 fn fold(conditions: &mut Conditions, notes: &mut Vec<Note>, facts: &Facts<'_>, sites: &[SiteRollout]) {
     let spec = &facts.promotion.spec;
     let serves = |s: &&SiteRollout| s.reason == RolloutReason::Serving && s.digest == Some(spec.release.digest);
     let named: Vec<&SiteRollout> = sites.iter().filter(|s| spec.sites.contains(&s.site)).collect();
     let serving = named.iter().copied().filter(serves).count();
-    let with = |reason: RolloutReason| {
-        let names = named.iter().filter(|s| s.reason == reason).map(|s| s.site.as_str());
-        names.collect::<Vec<_>>().join(", ")
+    let with = |reason: RolloutReason, words: &str| {
+        let said = |s: &&SiteRollout| s.message.as_ref().map_or_else(String::new, |said| format!(" ({said})"));
+        let names = named.iter().filter(|s| s.reason == reason).map(|s| format!("{}{}", s.site, said(s)));
+        let names = names.collect::<Vec<_>>().join(", ");
+        if names.is_empty() { names } else { format!("; {words} {names}") }
     };
-    let counted = format!("{serving} of {} hospitals serve the model", named.len());
-    let (reason, message) = if serving == named.len() {
-        ("Serving", counted)
-    } else if !with(RolloutReason::VerificationFailed).is_empty() {
-        (
-            "VerificationFailed",
-            format!("{counted}; it could not be verified in {}", with(RolloutReason::VerificationFailed)),
-        )
-    } else if !with(RolloutReason::DeniedByPolicy).is_empty() {
-        ("DeniedByPolicy", format!("{counted}; not allowed by {}", with(RolloutReason::DeniedByPolicy)))
+    let unverified = with(RolloutReason::VerificationFailed, "it could not be verified in");
+    let denied = with(RolloutReason::DeniedByPolicy, "not allowed by");
+    let ended = |s: &&&SiteRollout| serves(s) || s.reason == RolloutReason::DeniedByPolicy;
+    let reason = if serving == named.len() {
+        "Serving"
+    } else if !unverified.is_empty() {
+        "VerificationFailed"
+    } else if named.iter().filter(ended).count() == named.len() {
+        "DeniedByPolicy"
     } else {
-        ("RollingOut", counted)
+        "RollingOut"
     };
+    let message = format!("{serving} of {} hospitals serve the model{unverified}{denied}", named.len());
     let known = facts.promotion.status.as_ref().map_or(&[][..], |s| &s.conditions);
     let before = known.iter().find(|c| c.type_ == ROLLED_OUT).map(|c| c.reason.as_str());
     if before != Some(reason) {
@@ -290,6 +293,10 @@ fn fold(conditions: &mut Conditions, notes: &mut Vec<Note>, facts: &Facts<'_>, s
             _ => Note::normal(reason, message.clone()),
         });
     }
+    match unverified.is_empty() {
+        true => conditions.clear(STALLED),
+        false => conditions.set(STALLED, true, reason, &message),
+    };
     conditions
         .set(ROLLED_OUT, serving == named.len(), reason, message)
         .set(READY, true, "Offered", "the hospitals have the offer, each decides for itself")

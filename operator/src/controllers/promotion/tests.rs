@@ -16,15 +16,15 @@ use crate::controllers::release::decide::ATTESTED;
 use crate::controllers::study::accept::{SiteFacts, Sites};
 use crate::controllers::testing::{SITES, at, name, release};
 
-struct World {
-    promotion: ModelPromotion,
-    release: Option<ModelRelease>,
+pub(super) struct World {
+    pub(super) promotion: ModelPromotion,
+    pub(super) release: Option<ModelRelease>,
     sites: Sites,
     reports: BTreeMap<SiteName, DeployReport>,
     acknowledged: BTreeSet<SiteName>,
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     let mut object = release("hippocampus-r1", &SigningKey::from_bytes(&[1; 32]));
     let mut conditions = Conditions::from_status(&[], Some(1), at(0));
     conditions.set(ATTESTED, true, "Verified", "");
@@ -38,6 +38,7 @@ fn world() -> World {
     let mut promotion = ModelPromotion::new("shadow", spec);
     promotion.metadata.namespace = Some("research".into());
     promotion.metadata.uid = Some("promo".into());
+    promotion.metadata.generation = Some(1);
     let allowed = |n| (name(n), SiteFacts { accepted: true, namespaces: vec!["research".into()] });
     World {
         promotion,
@@ -59,13 +60,13 @@ impl World {
         }
     }
 
-    fn decide(&mut self) -> Plan {
+    pub(super) fn decide(&mut self) -> Plan {
         let plan = decide(&self.facts(), at(0));
         self.promotion.status = Some(plan.status.clone());
         plan
     }
 
-    fn says(&mut self, site: &str, reason: RolloutReason) {
+    pub(super) fn says(&mut self, site: &str, reason: RolloutReason) {
         let serving = (reason == RolloutReason::Serving).then_some(self.promotion.spec.release.digest);
         let report = DeployReport { uid: "promo".into(), reason, serving, message: None };
         self.reports.insert(name(site), report);
@@ -122,6 +123,8 @@ fn the_hospitals_words_fold_into_one_condition() {
         (Offered, RollingOut, ("False", "RollingOut")),
         (Serving, RollingOut, ("False", "RollingOut")),
         (Serving, DeniedByPolicy, ("False", "DeniedByPolicy")),
+        // A no of one is not the end while another is under way.
+        (RollingOut, DeniedByPolicy, ("False", "RollingOut")),
         (VerificationFailed, DeniedByPolicy, ("False", "VerificationFailed")),
         (Serving, Serving, ("True", "Serving")),
     ] {
@@ -132,6 +135,8 @@ fn the_hospitals_words_fold_into_one_condition() {
         assert_eq!(rolled_out(&plan), expected, "{alder:?} {birch:?}");
         // A pipeline that waits for Ready does not wait for hospitals.
         assert_eq!(status_of(&plan.status.conditions, READY), Some("True"));
+        let stalled = (expected.1 == "VerificationFailed").then_some("True");
+        assert_eq!(status_of(&plan.status.conditions, STALLED), stalled, "{expected:?}");
         assert_eq!(world.decide().notes, []);
     }
     let mut world = world();
@@ -139,6 +144,18 @@ fn the_hospitals_words_fold_into_one_condition() {
     world.says("birch", Serving);
     world.reports.get_mut(&name("birch")).unwrap().serving = Some(Digest::of(b"older"));
     assert_eq!(rolled_out(&world.decide()), ("False", "RollingOut"));
+}
+
+/// The person who promoted asks the hospital's clinicians why, where its quota said no.
+#[test]
+fn what_a_hospital_says_of_its_no_is_read_at_the_promotion() {
+    let mut world = world();
+    world.says("alder", RolloutReason::Serving);
+    world.says("birch", RolloutReason::DeniedByPolicy);
+    world.reports.get_mut(&name("birch")).unwrap().message = Some("its API server refuses".into());
+    let plan = world.decide();
+    let found = plan.status.conditions.iter().find(|c| c.type_ == ROLLED_OUT).unwrap();
+    assert_eq!(found.message, "1 of 2 hospitals serve the model; not allowed by birch (its API server refuses)");
 }
 
 /// A hospital that is no longer named must be told to stop; silence would leave the model serving.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use consilium_crds::conditions::SUCCEEDED;
 use consilium_crds::{TrainingRound, TrainingRoundStatus};
 use consilium_federation::round::{RoundState, RoundStep};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
@@ -19,7 +21,7 @@ use crate::controllers::write::{self, Note};
 use crate::driver::{Round, RoundStore, Turn, items};
 use crate::metrics::RoundStage;
 
-/// How long hospitals may take to acknowledge that a deleted round is cancelled.
+/// How long hospitals may take to acknowledge that a round is over or cancelled.
 const LINGER: SignedDuration = SignedDuration::from_secs(60);
 
 fn api(context: &Context, round: &TrainingRound) -> Api<TrainingRound> {
@@ -108,6 +110,38 @@ pub async fn delete(context: &Context, round: &Round) -> Result<Action, Error> {
     }
 }
 
+/// How long hospitals may still take to acknowledge that the round stopped at this time; `None` once all have, or have had
+/// their time. What they have not heard then is kept beside the round.
+async fn unheard(context: &Context, round: &Round, since: Timestamp) -> Result<Option<Duration>, Error> {
+    let outstanding = items::items(round, &context.book().acknowledged(&round.uid), &Inputs::Nothing);
+    let left = since.saturating_add(LINGER).unwrap_or(since).duration_since(context.now());
+    if let (false, Ok(pause)) = (outstanding.is_empty() || !left.is_positive(), Duration::try_from(left)) {
+        return Ok(Some(pause));
+    }
+    if !outstanding.is_empty() {
+        let names: Vec<_> = outstanding.keys().map(ToString::to_string).collect();
+        tracing::warn!(round = round.name, sites = names.join(","), "stopped without their acknowledgement");
+        context.bury(outstanding).await?;
+    }
+    Ok(None)
+}
+
+/// A round that is over holds nothing up: neither its study nor its definition nor its namespace must wait for an operator
+/// that may be gone already.
+pub async fn rest(context: &Context, object: &TrainingRound, round: &Round) -> Result<Action, Error> {
+    if !finalizer::is_on(object) {
+        return Ok(Action::await_change());
+    }
+    let ended = |c: &&Condition| c.type_ == SUCCEEDED && c.status != "Unknown";
+    let conditions = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let since = conditions.iter().find(ended).map_or_else(|| context.now(), |c| c.last_transition_time.0);
+    if let Some(pause) = unheard(context, round, since).await? {
+        return Ok(Action::requeue(pause));
+    }
+    finalizer::remove(&api(context, object), object).await?;
+    Ok(Action::await_change())
+}
+
 /// Lets a deleted round go once every hospital has acknowledged, or has had its time.
 pub async fn clean_up(
     context: &Context,
@@ -117,16 +151,9 @@ pub async fn clean_up(
 ) -> Result<Action, Error> {
     let (driver, uid) = (&context.driver, round.uid.as_str());
     driver.offer(&Written::new(context, object.clone()), round, &Inputs::Nothing);
-    let outstanding = items::items(round, &context.book().acknowledged(uid), &Inputs::Nothing);
     let since = object.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
-    let left = since.saturating_add(LINGER).unwrap_or(now).duration_since(now);
-    if let (false, Ok(pause)) = (outstanding.is_empty() || !left.is_positive(), Duration::try_from(left)) {
+    if let Some(pause) = unheard(context, round, since).await? {
         return Ok(Action::requeue(pause));
-    }
-    if !outstanding.is_empty() {
-        let names: Vec<_> = outstanding.keys().map(ToString::to_string).collect();
-        tracing::warn!(round = round.name, sites = names.join(","), "deleted without their acknowledgement");
-        context.bury(outstanding).await?;
     }
     driver.close(uid, u32::MAX).await?;
     finalizer::remove(&api(context, object), &**object).await?;

@@ -84,6 +84,9 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
         let object = context.written.newest(object);
         return apply::clean_up(&context, &object, &round, now).await;
     }
+    if round.state.as_ref().is_some_and(|state| state.is_over()) {
+        return apply::rest(&context, &context.written.newest(object), &round).await;
+    }
     let next = round.state.as_ref().and_then(|state| context.driver.next_turn(state, &policy, now));
     Ok(next.map_or_else(Action::await_change, Action::requeue))
 }

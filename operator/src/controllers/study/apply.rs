@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 
-use super::decide::{Act, Facts, NewRound, Plan};
+use super::decide::{self, Act, Facts, NewRound, Plan};
 use super::make;
 use crate::controllers::context::{Context, FINALIZER, MANAGER, STUDY_LABEL};
 use crate::controllers::error::{Class, Error, already_exists, not_found};
@@ -21,7 +21,7 @@ use crate::controllers::write;
 /// Acts, writes the status if it changed, records the Events. A failed act does not keep the status unwritten, nor
 /// the acts that do not need it: a release whose name is taken must not end the training.
 pub async fn apply(context: &Context, facts: &Facts, plan: Plan) -> Result<(), Error> {
-    let Plan { acts, status, notes } = plan;
+    let Plan { acts, mut status, mut notes } = plan;
     let mut failures: Vec<(&Act, Error)> = Vec::new();
     for act in &acts {
         if failures.iter().any(|(failed, _)| needs(act, failed)) {
@@ -32,6 +32,9 @@ pub async fn apply(context: &Context, facts: &Facts, plan: Plan) -> Result<(), E
         }
     }
     let study = &*facts.study;
+    if let Some(words) = failures.iter().find_map(|(_, error)| error.refusal()) {
+        notes.extend(decide::not_admitted(study, &mut status, &words, context.now()));
+    }
     if study.status.as_ref() != Some(&status) {
         let namespace = study.namespace().unwrap_or_default();
         let api: Api<FederatedStudy> = Api::namespaced(context.client.clone(), &namespace);

@@ -194,6 +194,26 @@ pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
     Plan { acts: plan.acts, status, notes: plan.notes }
 }
 
+/// The API server refuses what the study needs next: that stands where its people look, in place of what was decided. Told
+/// once; each condition keeps the time of its last change.
+pub fn not_admitted(
+    study: &FederatedStudy,
+    status: &mut FederatedStudyStatus,
+    words: &str,
+    now: Timestamp,
+) -> Option<Note> {
+    const REASON: &str = "NotAdmitted";
+    let known = study.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let mut conditions = Conditions::from_status(known, study.metadata.generation, now);
+    conditions.set(READY, false, REASON, words).set(STALLED, true, REASON, words);
+    let ours = |type_: &str| [READY, STALLED].contains(&type_);
+    status.conditions.retain(|c| !ours(&c.type_) && c.type_ != RECONCILING);
+    status.conditions.extend(conditions.into_list().into_iter().filter(|c| ours(&c.type_)));
+    status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    let told = known.iter().any(|c| c.type_ == READY && c.reason == REASON);
+    (!told).then(|| Note::warning(REASON, words.to_owned()))
+}
+
 struct Planner<'a> {
     facts: &'a Facts,
     acts: Vec<Act>,

@@ -1,0 +1,114 @@
+//! Models in use beside a real API server: what it refuses is said, and what goes in the wrong order goes.
+
+use consilium_crds::conditions::status_of;
+use consilium_crds::{ModelDeployment, ModelReleaseSpec, RoundTask};
+use consilium_federation::Digest;
+use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
+use consilium_federation::ladder::Stage;
+use consilium_federation::report::RolloutReason;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::progress::until;
+use crate::{Agent, NAMESPACE, item};
+
+const UID: &str = "promotion-1";
+/// Admitted as a study's name, and no Service may begin with a digit.
+const RELEASE: &str = "3d-hippocampus-r1";
+const MODEL: &str = "m-3d-hippocampus-r1";
+
+pub(crate) fn release() -> ModelReleaseSpec {
+    let digest = Digest::of(b"served");
+    serde_json::from_value(json!({
+        "study": "research/3d-hippocampus", "studyUID": "study", "round": 1, "model": digest, "specDigest": digest,
+        "baseModel": digest, "trainerImage": format!("registry.example/trainer@{digest}"), "config": {},
+        "contributors": ["alder", "birch", "cedar"], "dice": "0.9000", "evidence": [],
+        "attestation": {"keyID": "", "signature": ""},
+    }))
+    .unwrap()
+}
+
+fn promoted(state: ItemState) -> Item {
+    let work = DeployWork {
+        release: RELEASE.into(),
+        release_digest: release().digest(),
+        model: release().model,
+        stage: Stage::Shadow,
+        approvals: vec![],
+    };
+    Item { uid: UID.into(), state, work: Work::Deploy(work) }
+}
+
+/// A quota, an admission policy or a name that is none: the hospital reads whose words they are and what of, the hub reads
+/// that it was the cluster and not the policy, and neither reads "rolling out" for ever.
+pub(crate) async fn what_the_api_server_refuses_stands_on_the_model_and_at_the_hub(
+    cluster: &Cluster,
+    agent: &mut Agent,
+) {
+    let name = "no-services";
+    cluster.forbid(name, ("", "services"), "ask the network team first").await;
+    let probe: Service = serde_json::from_value(json!({
+        "metadata": {"name": "probe"}, "spec": {"ports": [{"port": 80}]},
+    }))
+    .unwrap();
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let let_in = || async { cluster.api::<Service>().create(&dry, &probe).await.is_ok() };
+    until("the admission policy is in force", || async { (!let_in().await).then_some(()) }).await;
+
+    agent.want(vec![promoted(ItemState::Active)]);
+    let conditions = until("the model says what was refused", || async {
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        let conditions = model.status?.conditions;
+        (status_of(&conditions, "Stalled") == Some("True")).then_some(conditions)
+    })
+    .await;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    for part in ["API server refused", &format!("Service {MODEL}"), "ask the network team first"] {
+        assert!(ready.message.contains(part), "{part}: {}", ready.message);
+    }
+    assert_eq!(status_of(&conditions, "Approved"), Some("True"), "the hospital's policy did not say no");
+    let told = || agent.ctx.facts.snapshot().1.into_iter().find(|fact| fact.uid == UID);
+    let fact = told().unwrap();
+    assert_eq!(fact.reason, RolloutReason::DeniedByPolicy);
+    let words = fact.message.unwrap();
+    assert!(words.contains("API server refuses") && !words.contains("network team"), "{words}");
+
+    cluster.allow(name).await;
+    until("the model is built once it is let in", || async {
+        let _: Service = cluster.get(MODEL).await?;
+        let _: Deployment = cluster.get(MODEL).await?;
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        let conditions = model.status?.conditions;
+        let told = told()?;
+        (status_of(&conditions, "Stalled").is_none() && told.message.is_none()).then_some(())
+    })
+    .await;
+    let secrets = cluster.api::<Secret>().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(secrets.iter().filter(|s| s.name_any().starts_with(MODEL)).count(), 1);
+}
+
+/// Someone removes the definitions before the agent, or the agent before them: nothing of ours may hold them up, and what
+/// ran goes with its owner.
+pub(crate) async fn a_definition_that_goes_first_takes_all_along(cluster: &Cluster, agent: &mut Agent) {
+    let clock = agent.ctx.clock.clone();
+    agent.want(vec![item("round-9", 9, ItemState::Active, &clock), promoted(ItemState::Active)]);
+    until("a task stands", || async { cluster.get::<RoundTask>("hippocampus-r9-train").await }).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    for plural in ["roundtasks", "modeldeployments", "sitepolicies"] {
+        let name = format!("{plural}.consilium.health");
+        definitions.delete(&name, &DeleteParams::default()).await.unwrap();
+        until("the definition is gone with its objects", || async {
+            definitions.get_opt(&name).await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+    // The garbage collector of a real cluster takes what they owned, pods and models among it; here it must only be owned.
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let left = deployments.list(&ListParams::default()).await.unwrap().items;
+    assert!(!left.is_empty() && left.iter().all(|d| !d.owner_references().is_empty() && d.finalizers().is_empty()));
+}
