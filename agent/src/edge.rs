@@ -1,7 +1,7 @@
 //! The two edges to the outside world that decisions must not touch: the clock and randomness.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use rand::rngs::SysRng;
@@ -26,6 +26,12 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         (self.0)()
     }
+}
+
+/// The name that this process took at its start: another one with the same certificate has another.
+pub fn instance() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| Entropy::system().bytes32()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A source of random bytes. Tests give their own.

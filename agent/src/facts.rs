@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_federation::Digest;
+use consilium_federation::clock::OtherClock;
 use consilium_federation::report::{DeployReport, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::policy::{Barrier, Decision, ReleaseDecision};
@@ -30,6 +32,7 @@ struct Inner {
     uploads: BTreeMap<(String, TaskKind), UploadFact>,
     rosters: Vec<(Digest, bool)>,
     roster_trouble: Option<String>,
+    hub_clock: OtherClock,
     deployments: BTreeMap<String, DeployReport>,
     decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
     release_decisions: BTreeMap<String, ReleaseDecision>,
@@ -126,6 +129,21 @@ impl Facts {
     /// Why an offered roster does not hold here.
     pub fn roster_trouble(&self) -> Option<String> {
         self.lock().roster_trouble.clone()
+    }
+
+    /// Takes note of what the hub says of its clock; `None` where it says nothing.
+    pub fn hear_clock(&self, hub: Option<Timestamp>, ours: Timestamp) -> OtherClock {
+        self.change(|inner| {
+            let known = std::mem::take(&mut inner.hub_clock);
+            inner.hub_clock = known.after(hub, ours);
+            inner.hub_clock != known
+        });
+        self.hub_clock()
+    }
+
+    /// The hub's clock. Its deadlines are read by it.
+    pub fn hub_clock(&self) -> OtherClock {
+        self.lock().hub_clock
     }
 
     /// The effective fact of one part in a round.

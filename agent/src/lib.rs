@@ -36,6 +36,7 @@ use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
 use consilium_federation::SiteName;
 use consilium_federation::assignment::{Assignment, DeployWork, ItemState, RoundWork};
+use consilium_federation::clock::OtherClock;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use consilium_secagg::roster::{Governance, VerifiedRoster};
@@ -93,6 +94,13 @@ impl Context {
     /// The time now.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Takes note of what the hub says of its clock at a time of ours.
+    pub fn heard_clock(&self, hub: Option<Timestamp>, ours: Timestamp) {
+        if let OtherClock::Ahead(by) = self.facts.hear_clock(hub, ours) {
+            self.metrics.hub_clock_ahead.set(by.as_secs_f64());
+        }
     }
 
     /// The policy in force now.

@@ -202,7 +202,8 @@ async fn attempt(shared: &Shared, kube: kube::Client) -> anyhow::Result<()> {
     let state = tokio::task::spawn_blocking(move || State::open(&folder, secret)).await??;
     own_volume(&state, &site)?;
     let signing_key = consilium_crds::roster::key_text(&state.site_key(&shared.entropy)?.public());
-    tracing::info!(%site, signing_key, version = consilium_agent::VERSION, ledger_head = %state.head()?, "starting");
+    let instance = consilium_agent::edge::instance();
+    tracing::info!(%site, instance, signing_key, version = consilium_agent::VERSION, ledger_head = %state.head()?, "starting");
     volume::tell(&shared.metrics, &shared.trouble, None);
 
     let link = Link::new(dialer, state.assignment()?);

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub connected: IntGauge,
     /// When the hub was last heard.
     pub last_contact: Gauge,
+    /// By how much the hub's clock is ahead of ours.
+    pub hub_clock_ahead: Gauge,
     /// Connection attempts by result.
     pub connects: IntCounterVec,
     /// Reports sent by result.
@@ -128,6 +130,12 @@ impl Metrics {
         let connected = m.add("connected", &[], "1 while the watch to the hub is open.", IntGauge::with_opts)?;
         let last_contact =
             m.add("last_contact_timestamp_seconds", &[], "When the hub was last heard.", Gauge::with_opts)?;
+        let hub_clock_ahead = m.add(
+            "hub_clock_ahead_seconds",
+            &[],
+            "By how much the hub's clock is ahead of this agent's; below 0 it is behind.",
+            Gauge::with_opts,
+        )?;
         let connects = m.counters("connects_total", &["result"], "Connection attempts to the hub.")?;
         let reports = m.counters("reports_total", &["result"], "Reports sent to the hub.")?;
         let assignments = m.counters("assignments_total", &["verdict"], "Desired states received from the hub.")?;
@@ -201,6 +209,7 @@ impl Metrics {
             info,
             connected,
             last_contact,
+            hub_clock_ahead,
             connects,
             reports,
             assignments,

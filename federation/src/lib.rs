@@ -12,6 +12,7 @@
 pub mod approval;
 pub mod assignment;
 pub mod canonical;
+pub mod clock;
 pub mod digest;
 pub mod gate;
 pub mod ids;

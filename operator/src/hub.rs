@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
+use consilium_federation::clock::OtherClock;
 use consilium_federation::model::ModelManifest;
 use consilium_federation::report::{LedgerEnd, Report};
 use consilium_federation::round::ProtocolStep;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use crate::attempts::Attempts;
+use crate::instances::Instances;
 use crate::metrics::Metrics;
 use crate::news::{News, differences};
 use crate::store::{BlobStore, StoreError, UploadKey};
@@ -43,6 +45,8 @@ struct Inner {
     rosters: Mutex<Vec<Digest>>,
     ledgers: Mutex<BTreeMap<SiteName, Ledger>>,
     key: SigningKey,
+    /// Who may call by the TrustSites, and of those the ones for whom one agent speaks.
+    admitted: Mutex<BTreeSet<SiteName>>,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
     knows_accepted: AtomicBool,
     changes: broadcast::Sender<(SiteName, News)>,
@@ -58,11 +62,21 @@ struct Site {
     floor: u64,
     streams: usize,
     last_contact: Option<Timestamp>,
+    instances: Instances,
+    clock: OtherClock,
 }
 
 impl Default for Site {
     fn default() -> Self {
-        Self { desired: watch::Sender::new(None), report: None, floor: 0, streams: 0, last_contact: None }
+        Self {
+            desired: watch::Sender::new(None),
+            report: None,
+            floor: 0,
+            streams: 0,
+            last_contact: None,
+            instances: Instances::default(),
+            clock: OtherClock::default(),
+        }
     }
 }
 
@@ -89,6 +103,7 @@ impl Hub {
             rosters: Mutex::default(),
             ledgers: Mutex::default(),
             key,
+            admitted: Mutex::default(),
             accepted: watch::Sender::new(Arc::default()),
             knows_accepted: AtomicBool::new(false),
             changes: broadcast::Sender::new(CHANGES),
@@ -158,51 +173,6 @@ impl Hub {
     /// The desired state of one hospital now.
     pub fn assignment(&self, site: &SiteName) -> Option<Arc<Assignment>> {
         self.sites().get(site).and_then(|s| s.desired.borrow().clone())
-    }
-
-    /// Replaces the set of hospitals that may call. One that is no longer in it is cut off at once, and what it
-    /// said is forgotten.
-    pub fn set_accepted(&self, accepted: BTreeSet<SiteName>) {
-        let revoked: Vec<SiteName> = self.0.accepted.borrow().difference(&accepted).cloned().collect();
-        let changed = self.0.accepted.send_if_modified(|known| {
-            let differs = **known != accepted;
-            if differs {
-                *known = Arc::new(accepted);
-            }
-            differs
-        });
-        self.0.knows_accepted.store(true, Ordering::Relaxed);
-        if !changed {
-            return;
-        }
-        self.0.metrics.accepted(self.0.accepted.borrow().len());
-        // A series for each, or an alert could not tell a hospital that is away from one that there never was.
-        for site in self.0.accepted.borrow().iter() {
-            self.0.metrics.connected(site, self.connected(site));
-        }
-        for site in revoked {
-            if let Some(entry) = self.sites().get_mut(&site) {
-                entry.report = None;
-                entry.last_contact = None;
-            }
-            self.0.metrics.forget_site(&site);
-            self.changed(&site);
-        }
-    }
-
-    /// Whether a hospital may call.
-    pub fn is_accepted(&self, site: &SiteName) -> bool {
-        self.0.accepted.borrow().contains(site)
-    }
-
-    /// Whether it is known yet who may call: a hub that has just started must not tell a hospital that it may not.
-    pub fn knows_accepted(&self) -> bool {
-        self.0.knows_accepted.load(Ordering::Relaxed)
-    }
-
-    /// The accepted hospitals as they change.
-    pub fn accepted(&self) -> watch::Receiver<Arc<BTreeSet<SiteName>>> {
-        self.0.accepted.subscribe()
     }
 
     /// Takes a hospital's report in place of its last one: what it says of work that it was given. The controllers hear of
@@ -439,6 +409,8 @@ impl Drop for Connection {
     }
 }
 
+#[path = "hub_callers.rs"]
+mod callers;
 #[cfg(test)]
 #[path = "hub_tests.rs"]
 mod tests;

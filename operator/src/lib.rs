@@ -16,6 +16,7 @@ pub mod driver;
 pub mod gateway;
 pub mod hub;
 pub mod init_port;
+pub mod instances;
 pub mod metrics;
 pub mod news;
 pub mod store;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use consilium_federation::SiteName;
 use consilium_federation::round::Outcome;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -27,6 +27,8 @@ pub struct Metrics {
     request_seconds: HistogramVec,
     refused: IntCounterVec,
     connected: IntGaugeVec,
+    two_agents: IntGaugeVec,
+    clock_ahead: GaugeVec,
     last_contact: GaugeVec,
     certificate_expiry: GaugeVec,
     uploaded: IntCounterVec,
@@ -120,6 +122,8 @@ label!(
         NoIdentity,
         /// The hospital is not (or no longer) accepted.
         NotAccepted,
+        /// Two agents speak with one certificate.
+        TwoAgents,
         /// The call concerns work that the hospital was not given.
         NotAssigned,
         /// The store has no room for the upload.
@@ -192,6 +196,16 @@ fn build() -> (Metrics, Vec<Described>) {
             "consilium_gateway_refused_total",
             &["reason"],
             "Calls refused because of who called or for which work.",
+        ),
+        two_agents: b.int_gauge(
+            "consilium_site_two_agents",
+            site,
+            "1 while two agents speak with the hospital's certificate, and neither takes part.",
+        ),
+        clock_ahead: b.gauge(
+            "consilium_site_clock_ahead_seconds",
+            site,
+            "By how much the hospital's clock is ahead of the hub's; below 0 it is behind.",
         ),
         connected: b.int_gauge("consilium_site_connected", site, "1 while a watch of the hospital is open, else 0."),
         last_contact: b.gauge(
@@ -302,6 +316,16 @@ impl Metrics {
         self.refused.with_label_values(&[reason.as_str()]).inc();
     }
 
+    /// Two agents speak for a hospital, or no longer do.
+    pub fn two_agents(&self, site: &SiteName, two: bool) {
+        self.two_agents.with_label_values(&[site.as_str()]).set(two.into());
+    }
+
+    /// A hospital's clock is ahead of the hub's by so much.
+    pub fn clock_ahead(&self, site: &SiteName, by: SignedDuration) {
+        self.clock_ahead.with_label_values(&[site.as_str()]).set(by.as_secs_f64());
+    }
+
     /// A watch of a hospital opened, or its last one closed.
     pub fn connected(&self, site: &SiteName, connected: bool) {
         self.connected.with_label_values(&[site.as_str()]).set(connected.into());
@@ -337,6 +361,8 @@ impl Metrics {
         let label = &[site.as_str()];
         // A series that was never made cannot be removed, which is as good.
         let _ = self.connected.remove_label_values(label);
+        let _ = self.two_agents.remove_label_values(label);
+        let _ = self.clock_ahead.remove_label_values(label);
         let _ = self.last_contact.remove_label_values(label);
         let _ = self.certificate_expiry.remove_label_values(label);
         let _ = self.uploaded.remove_label_values(label);
@@ -419,9 +445,11 @@ mod tests {
         metrics.connected(&site, true);
         metrics.contact(&site, Timestamp::UNIX_EPOCH);
         metrics.certificate_expiry(&site, 5);
+        metrics.two_agents(&site, true);
+        metrics.clock_ahead(&site, SignedDuration::from_secs(5));
         metrics.uploaded(&site, 3);
         metrics.downloaded(&site, 3);
-        assert_eq!(metrics.text().matches("site=\"alder\"").count(), 5);
+        assert_eq!(metrics.text().matches("site=\"alder\"").count(), 7);
         metrics.forget_site(&site);
         assert!(!metrics.text().contains("alder"));
     }

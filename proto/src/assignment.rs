@@ -14,6 +14,8 @@ impl From<&Assignment> for v1::Assignment {
             revision: a.revision,
             items: a.items.iter().map(Into::into).collect(),
             rosters: a.rosters.iter().map(ToString::to_string).collect(),
+            // Said by whoever sends it: it is of the message, and not of what is asked for.
+            hub_time: String::new(),
         }
     }
 }

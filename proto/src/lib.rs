@@ -15,8 +15,23 @@ mod assignment;
 mod report;
 mod text;
 
+use jiff::Timestamp;
+
 pub use report::read_report;
 pub use text::WireError;
+
+/// Metadata of each call of an agent: a name that its process took at its start, by which two with one certificate are
+/// told apart.
+pub const INSTANCE: &str = "consilium-instance";
+/// Metadata of a refusal: its kind, where the code says too little.
+pub const REFUSAL: &str = "consilium-refusal";
+/// The kind of a refusal: two agents speak with this hospital's certificate.
+pub const TWO_AGENTS: &str = "TwoAgents";
+
+/// A time that the other side says of its clock; none where it says none, or what is none.
+pub fn clock(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
+}
 
 /// The largest message that either side accepts: a full chunk and its envelope.
 pub const MAX_MESSAGE_BYTES: usize = 5 << 20;

@@ -35,6 +35,7 @@ impl From<&Report> for v1::ReportRequest {
             deployments: r.deployments.iter().map(deployment).collect(),
             rosters: r.rosters.iter().map(ToString::to_string).collect(),
             ledger: r.ledger.as_ref().map(Into::into),
+            agent_time: String::new(),
         }
     }
 }

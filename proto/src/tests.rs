@@ -99,7 +99,15 @@ fn transcript() -> Vec<(&'static str, Vec<u8>)> {
         ("WatchRequest", v1::WatchRequest { agent_version: "0.1.0".into() }.encode_to_vec()),
         ("Assignment", v1::Assignment::from(&assignment()).encode_to_vec()),
         ("ReportRequest", v1::ReportRequest::from(&report()).encode_to_vec()),
-        ("ReportReply", v1::ReportReply { ledger: Some((&end).into()), signature: vec![1; 64].into() }.encode_to_vec()),
+        (
+            "ReportReply",
+            v1::ReportReply {
+                ledger: Some((&end).into()),
+                signature: vec![1; 64].into(),
+                ..v1::ReportReply::default()
+            }
+            .encode_to_vec(),
+        ),
         ("GetObjectRequest", v1::GetObjectRequest { digest }.encode_to_vec()),
         ("GetObjectReply", v1::GetObjectReply { content: b"object".to_vec().into() }.encode_to_vec()),
         (

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use consilium_federation::Digest;
 use consilium_federation::assignment::{Acceptance, Assignment, Item, ItemState, MAX_ITEMS};
+use consilium_federation::clock::OtherClock;
 use consilium_proto::v1::{self, WatchRequest};
+use consilium_proto::{REFUSAL, TWO_AGENTS, clock};
 use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{Backoff, DialError, Link, LinkStatus, client};
+use crate::edge::instance;
 use crate::{Context, StateError};
 
 /// How often the certificate's files are looked at.
@@ -122,7 +125,12 @@ fn renewed(link: &Link, version: Digest) -> bool {
 
 fn explain(link: &Link, status: &tonic::Status) -> Ended {
     let said = status.message().to_owned();
+    let two = status.metadata().get(REFUSAL).is_some_and(|kind| kind == TWO_AGENTS);
     let (reason, message) = match status.code() {
+        _ if two => {
+            let ours = instance();
+            (TWO_AGENTS, format!("{said}; the agent that writes this is instance {ours}"))
+        }
         Code::PermissionDenied | Code::Unauthenticated => (
             "NotAccepted",
             format!(
@@ -148,13 +156,18 @@ fn explain(link: &Link, status: &tonic::Status) -> Ended {
 
 fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
     touch(ctx);
+    let (hub_time, ours) = (clock(&message.hub_time), ctx.now());
+    // A message may have waited on its way, an answer to a report has not: its word on the hub's clock goes before.
+    if !matches!(ctx.facts.hub_clock(), OtherClock::Ahead(_)) {
+        ctx.heard_clock(hub_time, ours);
+    }
     let Some((offered, left_out)) = read(message, &link.desired.borrow()) else {
         ctx.metrics.assignments.with_label_values(&["unreadable"]).inc();
         return Ok(());
     };
     ctx.metrics.items_left_out.inc_by(left_out as u64);
     let revision = offered.revision;
-    let verdict = ctx.state.accept(offered, ctx.now())?;
+    let verdict = ctx.state.accept(offered, ours, ctx.facts.hub_clock().now(ours))?;
     let label = match verdict {
         Acceptance::Take => "taken",
         Acceptance::TakeNewEpoch => "new_epoch",
@@ -185,7 +198,7 @@ fn is_tombstone(item: &v1::Item) -> bool {
 /// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
 /// never a cancellation. A tombstone makes sense by its UID alone: `known` has what it takes back.
 fn read(message: v1::Assignment, known: &Assignment) -> Option<(Assignment, usize)> {
-    let v1::Assignment { hub_epoch, revision, items, rosters } = message;
+    let v1::Assignment { hub_epoch, revision, items, rosters, hub_time: _ } = message;
     if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
         tracing::error!(
             length = hub_epoch.len(),

@@ -26,13 +26,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_federation::assignment::Assignment;
-use consilium_proto::MAX_MESSAGE_BYTES;
 use consilium_proto::v1::hub_client::HubClient;
+use consilium_proto::{INSTANCE, MAX_MESSAGE_BYTES};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 use crate::Context;
+use crate::edge::instance;
 
 pub use announce::{Announce, AnnounceError, Recalled};
 pub use backoff::Backoff;
@@ -119,9 +124,22 @@ fn gone(ctx: &Context, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts this process's name on each call.
+#[derive(Clone, Copy)]
+struct Named;
+
+impl Interceptor for Named {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(INSTANCE, MetadataValue::from_static(instance()));
+        Ok(request)
+    }
+}
+
 /// A client of the hub on a channel.
-fn client(channel: Channel) -> HubClient<Channel> {
-    HubClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+fn client(channel: Channel) -> HubClient<InterceptedService<Channel, Named>> {
+    HubClient::with_interceptor(channel, Named)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// The channel, as soon as there is one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use consilium_federation::report::{DeployReport, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::SiteReason;
+use consilium_proto::clock;
 use consilium_proto::v1::{ReportReply, ReportRequest};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,6 +19,9 @@ use crate::policy::speaks;
 /// Changes that come closer together share one report. Short, since a round's next step waits for it.
 const AT_MOST_EVERY: Duration = Duration::from_millis(25);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// An answer that takes no longer tells the hub's clock.
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// Bytes of an Ed25519 signature (RFC 8032).
 const SIGNATURE_BYTES: usize = 64;
@@ -116,12 +120,18 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
     if !speaks(ctx.site_policy().as_deref().map(|policy| &policy.spec)) {
         report = only_no(report);
     }
-    let mut request = Request::new(ReportRequest::from(&report));
+    let (asked, begun) = (ctx.now(), Instant::now());
+    let mut request = Request::new(ReportRequest { agent_time: asked.to_string(), ..ReportRequest::from(&report) });
     request.set_timeout(CALL_TIMEOUT);
     let result = client(channel).report(request).await;
     ctx.metrics.reports.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
     let reply = result?.into_inner();
-    ctx.metrics.last_contact.set(ctx.now().as_second() as f64);
+    let (answered, took) = (ctx.now(), begun.elapsed());
+    ctx.metrics.last_contact.set(answered.as_second() as f64);
+    // The hub spoke about halfway; an answer that was long under way says too little of when.
+    if took < PROMPT {
+        ctx.heard_clock(clock(&reply.hub_time), answered.checked_sub(took / 2).unwrap_or(answered));
+    }
     acknowledged(ctx, reply)
 }
 

@@ -9,6 +9,7 @@ use consilium_crds::site_policy::{
 };
 use consilium_federation::StudyKey;
 use consilium_federation::assignment::{Assignment, Item, ItemState, RoundWork, Work};
+use consilium_federation::clock::OtherClock;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
@@ -20,6 +21,9 @@ use crate::state::{HubClaim, RolledBack};
 
 /// Studies that the status lists at most, the most that the schema takes.
 const MAX_STUDIES: usize = 200;
+
+/// Whether this agent's clock and the hub's show one time.
+const CLOCK: &str = "ClockInSync";
 
 /// Whether the agent's volume can be used.
 pub(super) const VOLUME: &str = "VolumeUsable";
@@ -36,6 +40,8 @@ pub struct StatusInputs<'a> {
     pub policy: &'a SitePolicy,
     /// How the connection to the hub is.
     pub link: &'a LinkStatus,
+    /// What is known of the hub's clock.
+    pub clock: OtherClock,
     /// Whether task pods are kept from the network.
     pub enforcement: &'a Enforcement,
     /// What the hub wants.
@@ -75,6 +81,7 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     let before = inputs.policy.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::from_status(before, generation, inputs.now);
     let connected = connected(&mut conditions, inputs.link);
+    in_sync(&mut conditions, inputs.clock);
     let enforced = enforced(&mut conditions, inputs.enforcement);
     roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
     rolled_back(&mut conditions, &inputs.policy.spec, inputs.standing);
@@ -138,6 +145,25 @@ fn connected(conditions: &mut Conditions, link: &LinkStatus) -> bool {
         LinkStatus::Disconnected { reason, message } => conditions.set("Connected", false, reason, message),
     };
     *link == LinkStatus::Connected
+}
+
+/// Set once the hub's clock is known, and kept as it was while it is not.
+fn in_sync(conditions: &mut Conditions, clock: OtherClock) {
+    match (clock.in_sync(), clock.distance()) {
+        (Some(true), _) => {
+            conditions.set(CLOCK, true, "InSync", "this agent's clock and the hub's show one time");
+        }
+        (Some(false), Some(distance)) => {
+            let side = if clock.now(Timestamp::UNIX_EPOCH) > Timestamp::UNIX_EPOCH { "behind" } else { "ahead of" };
+            let message = format!(
+                "this agent's clock is {distance} {side} the hub's: one of the two is wrong. The hub's deadlines are read by \
+                 the hub's clock, and approvals, leases and limits of this hospital by this one; see to the time service of \
+                 the node"
+            );
+            conditions.set(CLOCK, false, "Apart", message);
+        }
+        _ => {}
+    }
 }
 
 fn enforced(conditions: &mut Conditions, enforcement: &Enforcement) -> bool {

@@ -65,6 +65,7 @@ fn the_roster_is_told_with_what_to_do() {
         let status = decide(&StatusInputs {
             policy: &policy,
             link: &LinkStatus::Connected,
+            clock: OtherClock::Unheard,
             enforcement: &Enforcement::Enforced,
             desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![] },
             standing: &standing,
@@ -129,6 +130,7 @@ fn status(participation: &str, link: LinkStatus, enforcement: Enforcement, items
     decide(&StatusInputs {
         policy: &policy(participation),
         link: &link,
+        clock: OtherClock::Unheard,
         enforcement: &enforcement,
         desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items },
         standing: &standing(),
@@ -195,4 +197,30 @@ fn each_study_is_offered_once_with_its_newest_round() {
     let seen: Vec<_> = status.studies.iter().map(|s| (s.study.name.as_str(), s.round, s.reason.as_str())).collect();
     assert_eq!(seen, [("heart", 1, "Offered"), ("lung", 2, "DeniedByPolicy")]);
     assert_eq!((status.studies[0].uid.as_str(), status.studies[0].spec_digest), ("study-uid", Digest::of(b"spec")));
+}
+
+/// Approvals, leases and windows go by this clock: an administrator whose node is five hours off must read it here, and how
+/// far. While the hub is away, what was known stays.
+#[test]
+fn a_clock_that_is_off_is_told_with_how_far() {
+    let told = |clock| {
+        let status = decide(&StatusInputs {
+            policy: &policy("Enabled"),
+            link: &LinkStatus::Connected,
+            clock,
+            enforcement: &Enforcement::Enforced,
+            desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![] },
+            standing: &standing(),
+            reason: &|_, _| None,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+        });
+        status.conditions.into_iter().find(|c| c.type_ == CLOCK).map(|c| (c.status, c.message))
+    };
+    let ahead = |seconds| OtherClock::Ahead(jiff::SignedDuration::from_secs(seconds));
+    assert_eq!(told(OtherClock::Unheard), None);
+    assert_eq!(told(ahead(3)).unwrap().0, "True");
+    for (seconds, words) in [(5 * 3600 + 120, "5 h 2 min behind the hub's"), (-90, "1 min ahead of the hub's")] {
+        let (status, message) = told(ahead(seconds)).unwrap();
+        assert!(status == "False" && message.contains(words), "{message}");
+    }
 }

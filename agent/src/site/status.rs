@@ -83,6 +83,7 @@ async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &
     let status = decide(&StatusInputs {
         policy: &policy,
         link,
+        clock: ctx.facts.hub_clock(),
         enforcement: &enforcement,
         desired: &desired,
         standing: &standing,

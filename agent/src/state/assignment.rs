@@ -41,7 +41,8 @@ impl State {
     ///
     /// With a new epoch every attempt that was open is burned: the hub lost its store, and what it asks for under an
     /// old number is not the attempt that this hospital knows.
-    pub fn accept(&self, offered: Assignment, now: Timestamp) -> Result<Acceptance, StateError> {
+    /// `hub` is the time on the hub's clock, by which its deadlines are read.
+    pub fn accept(&self, offered: Assignment, now: Timestamp, hub: Timestamp) -> Result<Acceptance, StateError> {
         let known = self.assignment()?;
         let verdict = acceptance(known.as_ref(), &offered);
         if verdict == Acceptance::Stale {
@@ -67,7 +68,7 @@ impl State {
             let entry = ledger::Entry::NewEpoch { old: old.hub_epoch.clone(), new: epoch };
             ledger::append_in(&write, &entry, now)?;
         }
-        let merged = merge(known.as_ref(), offered, now);
+        let merged = merge(known.as_ref(), offered, hub);
         write.open_table(META)?.insert(KEY, to_json(KEY, &merged)?.as_slice())?;
         write.commit()?;
         Ok(verdict)

@@ -202,9 +202,9 @@ fn another_attempt_and_another_hub_wipe_what_is_open() {
     let items = vec![Item { uid: "round".into(), state: ItemState::Active, work: Work::Round(work) }];
     let offered =
         |epoch: &str| Assignment { hub_epoch: epoch.into(), revision: 1, rosters: vec![], items: items.clone() };
-    state.accept(offered("one"), now()).unwrap();
+    state.accept(offered("one"), now(), now()).unwrap();
     assert_eq!(state.phase(&key(2)).unwrap(), Some("Advertised"));
-    state.accept(offered("two"), now()).unwrap();
+    state.accept(offered("two"), now(), now()).unwrap();
     assert_eq!(state.phase(&key(2)).unwrap(), Some("Burned"));
 }
 

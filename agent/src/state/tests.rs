@@ -88,10 +88,10 @@ fn the_secret_is_made_once() {
 fn an_older_revision_is_refused_also_after_a_restart() {
     let dir = TempDir::new().unwrap();
     let state = open(&dir);
-    assert_eq!(state.accept(assignment("e1", 7, 1), now()).unwrap(), Acceptance::Take);
+    assert_eq!(state.accept(assignment("e1", 7, 1), now(), now()).unwrap(), Acceptance::Take);
     drop(state);
     let state = open(&dir);
-    assert_eq!(state.accept(assignment("e1", 6, 2), now()).unwrap(), Acceptance::Stale);
+    assert_eq!(state.accept(assignment("e1", 6, 2), now(), now()).unwrap(), Acceptance::Stale);
     assert_eq!(state.assignment().unwrap(), Some(assignment("e1", 7, 1)));
 }
 
@@ -100,10 +100,10 @@ fn an_older_revision_is_refused_also_after_a_restart() {
 fn a_new_epoch_burns_the_open_attempt_and_says_so_in_the_ledger() {
     let dir = TempDir::new().unwrap();
     let state = open(&dir);
-    state.accept(assignment("e1", 7, 1), now()).unwrap();
+    state.accept(assignment("e1", 7, 1), now(), now()).unwrap();
     store(&state, &[b"head"]);
     assert!(!state.is_burned("round", 1).unwrap());
-    assert_eq!(state.accept(assignment("e2", 1, 1), now()).unwrap(), Acceptance::TakeNewEpoch);
+    assert_eq!(state.accept(assignment("e2", 1, 1), now(), now()).unwrap(), Acceptance::TakeNewEpoch);
     drop(state);
     let state = open(&dir);
     assert!(state.is_burned("round", 1).unwrap());
@@ -117,8 +117,8 @@ fn a_new_epoch_burns_the_open_attempt_and_says_so_in_the_ledger() {
 fn a_new_epoch_burns_nothing_that_this_hospital_had_no_part_in() {
     let dir = TempDir::new().unwrap();
     let state = open(&dir);
-    state.accept(assignment("e1", 7, 1), now()).unwrap();
-    assert_eq!(state.accept(assignment("e2", 1, 1), now()).unwrap(), Acceptance::TakeNewEpoch);
+    state.accept(assignment("e1", 7, 1), now(), now()).unwrap();
+    assert_eq!(state.accept(assignment("e2", 1, 1), now(), now()).unwrap(), Acceptance::TakeNewEpoch);
     assert!(!state.is_burned("round", 1).unwrap());
 }
 

@@ -104,7 +104,10 @@ impl Controller {
         let of = |keys: &Vec<AttemptKey>, t: &RoundTask| keys.iter().any(|key| key.round_uid == t.spec.round_uid);
         // A volume that cannot be read says nothing of it, so nothing is removed.
         let in_attempt = |t: &RoundTask| open.as_ref().map_or(true, |keys| of(keys, t));
-        let stray = |t: &&Arc<RoundTask>| is_stray(t, &desired.items, assigned, now) && !in_attempt(t);
+        let hub_time = self.ctx.facts.hub_clock();
+        let stray = |t: &&Arc<RoundTask>| {
+            is_stray(t, &desired.items, assigned) && hub_time.on_ours(t.spec.deadline) <= now && !in_attempt(t)
+        };
         for task in world.tasks.iter().filter(stray) {
             if let Err(error) = self.remove(&task.spec.round_uid, &world).await {
                 self.failed(&error, &task.spec.round_uid);
@@ -165,7 +168,8 @@ impl Controller {
             decision = self.ctx.judge_amount(&item.uid, work, running)?;
         }
         let since = task.and_then(|t| t.creation_timestamp()).map(|at| at.0);
-        let ends = ends(work.deadline, since, self.ctx.site_policy().as_deref().map(|p| &p.spec));
+        let deadline = self.ctx.facts.hub_clock().on_ours(work.deadline);
+        let ends = ends(deadline, since, self.ctx.site_policy().as_deref().map(|p| &p.spec));
         Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec, ends })
     }
 
@@ -340,9 +344,9 @@ fn end_label(end: &End) -> &'static str {
     }
 }
 
-/// A task that the hub no longer mentions and whose time is over. Without an assignment nothing is judged by absence.
-fn is_stray(task: &RoundTask, items: &[Item], assigned: bool, now: Timestamp) -> bool {
+/// A task that the hub no longer mentions. Without an assignment nothing is judged by absence.
+fn is_stray(task: &RoundTask, items: &[Item], assigned: bool) -> bool {
     let of_round = |item: &Item| matches!(item.work, Work::Round(_)) && item.uid == task.spec.round_uid;
     let mentioned = items.iter().any(of_round);
-    assigned && !mentioned && task.spec.deadline <= now && task.metadata.deletion_timestamp.is_none()
+    assigned && !mentioned && task.metadata.deletion_timestamp.is_none()
 }

@@ -194,6 +194,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     another_round_under_a_known_uid_is_refused(&cluster, &mut agent).await;
     an_admission_policy_is_heard(&cluster, &mut agent).await;
     a_straggler_is_stopped_when_the_round_evaluates(&cluster, &mut agent).await;
+    a_clock_that_is_off_ends_no_task(&cluster, &mut agent).await;
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
     models::what_the_api_server_refuses_stands_on_the_model_and_at_the_hub(&cluster, &mut agent).await;
     models::a_definition_that_goes_first_takes_all_along(&cluster, &mut agent).await;
@@ -326,6 +327,22 @@ async fn a_straggler_is_stopped_when_the_round_evaluates(cluster: &Cluster, agen
     cluster.collect("hippocampus-r3-train-1").await;
 }
 
+/// The node's clock is five hours ahead of the hub's, and the hub's deadline four hours past by it: the training begins all
+/// the same, and its Job has the hour that is left.
+async fn a_clock_that_is_off_ends_no_task(cluster: &Cluster, agent: &mut Agent) {
+    let now = agent.ctx.now();
+    let hours = jiff::SignedDuration::from_hours;
+    agent.ctx.heard_clock(Some(now - hours(5)), now);
+    let mut late = item("round-7", 7, ItemState::Active, &agent.ctx.clock);
+    let Work::Round(work) = &mut late.work else { panic!("not a round") };
+    work.deadline = now - hours(4);
+    agent.want(vec![late]);
+    let job: Job = until("the Job of try 1", || cluster.get("hippocampus-r7-train-1")).await;
+    let seconds = job.spec.unwrap().active_deadline_seconds.unwrap();
+    assert!((3000..=3600).contains(&seconds), "{seconds}");
+    agent.ctx.heard_clock(Some(now), now);
+}
+
 async fn a_removed_job_and_a_stored_update(cluster: &Cluster, agent: &Agent) {
     let name = "hippocampus-r2-train";
     // It was queued with try 1 already.
@@ -370,7 +387,8 @@ async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     let clock = agent.ctx.clock.clone();
     let uids: Vec<String> = cluster.tasks().await.iter().filter_map(|task| task.uid()).collect();
     let cancelled = |uid: &str, round| item(uid, round, ItemState::Cancelled, &clock);
-    agent.want(vec![cancelled("round-1", 1), cancelled("round-2", 2), cancelled("round-3", 3)]);
+    let all = [("round-1", 1), ("round-2", 2), ("round-3", 3), ("round-7", 7)];
+    agent.want(all.map(|(uid, round)| cancelled(uid, round)).to_vec());
     until("the tasks are gone", || async { cluster.tasks().await.is_empty().then_some(()) }).await;
     until("the rounds are acknowledged", || async {
         (agent.fact("round-1").is_none() && agent.fact("round-2").is_none()).then_some(())

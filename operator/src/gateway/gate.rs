@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES};
+use consilium_proto::{CHUNKS_IN_FLIGHT, INSTANCE, MAX_MESSAGE_BYTES};
 use http_body_util::{BodyExt as _, Full, Limited};
 use tonic::Status;
 use tonic::body::Body;
@@ -103,9 +103,12 @@ impl Shared {
         if !self.hub.knows_accepted() {
             return Err(Status::unavailable("the hub is starting and does not know its hospitals yet; try again soon"));
         }
+        // Heard also while it is refused: it is there.
+        if let Some(instance) = request.headers().get(INSTANCE).and_then(|name| name.to_str().ok()) {
+            self.hub.hear_instance(&caller.site, instance, now);
+        }
         if !self.hub.is_accepted(&caller.site) {
-            self.metrics.refused(Refusal::NotAccepted);
-            return Err(super::not_accepted(&caller.site));
+            return Err(super::not_accepted(&self.hub, &self.metrics, &caller.site));
         }
         self.hub.contact(&caller.site, now);
         self.metrics.certificate_expiry(&caller.site, caller.expires);

@@ -16,15 +16,17 @@ use std::time::Duration;
 
 use consilium_federation::SiteName;
 use consilium_proto::v1::hub_server::HubServer;
-use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES};
+use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES, REFUSAL, TWO_AGENTS};
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue};
+use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
+use tonic::{Code, Status};
 
 use crate::hub::Hub;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Refusal};
 use door::Bounds;
 
 pub use identity::{IdentityError, SPIFFE_PREFIX};
@@ -101,7 +103,17 @@ impl GatewayTls {
     }
 }
 
-fn not_accepted(site: &SiteName) -> Status {
+/// Why a hospital may not call, counted.
+fn not_accepted(hub: &Hub, metrics: &Metrics, site: &SiteName) -> Status {
+    if let Some(words) = hub.two_agents(site) {
+        metrics.refused(Refusal::TwoAgents);
+        let kind = MetadataMap::from_headers(HeaderMap::from_iter([(
+            HeaderName::from_static(REFUSAL),
+            HeaderValue::from_static(TWO_AGENTS),
+        )]));
+        return Status::with_metadata(Code::PermissionDenied, words, kind);
+    }
+    metrics.refused(Refusal::NotAccepted);
     Status::permission_denied(format!(
         "{site} is not accepted at this hub; its administrators set spec.accepted of the TrustSite {site}"
     ))

@@ -12,7 +12,7 @@ use consilium_federation::round::ProtocolStep;
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
 use consilium_proto::v1::hub_server::Hub as HubService;
-use consilium_proto::{read_report, v1};
+use consilium_proto::{clock, read_report, v1};
 use consilium_secagg::hub::HubError;
 use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::layout::Layout;
@@ -49,10 +49,15 @@ impl Gateway {
         let caller = caller.ok_or_else(|| Status::unauthenticated(IdentityError::NoCertificate.to_string()))?;
         // Asked again: it may have been revoked while the body came in.
         if !self.hub.is_accepted(&caller.site) {
-            self.metrics.refused(Refusal::NotAccepted);
-            return Err(not_accepted(&caller.site));
+            return Err(not_accepted(&self.hub, &self.metrics, &caller.site));
         }
         Ok(caller.clone())
+    }
+
+    /// What an open watch is told when its hospital may no longer call.
+    fn refusal(&self) -> Box<dyn Fn(&SiteName) -> Status + Send> {
+        let (hub, metrics) = (self.hub.clone(), self.metrics.clone());
+        Box::new(move |site| not_accepted(&hub, &metrics, site))
     }
 
     fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
@@ -192,20 +197,22 @@ impl Gateway {
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<v1::ReportReply, Status> {
-        let site = self.site(&request)?;
-        let (report, unknown) = read_report(request.into_inner())?;
+        let (site, request, now) = (self.site(&request)?, request.into_inner(), (self.clock)());
+        self.hub.hear_clock(&site, clock(&request.agent_time), now);
+        let (report, unknown) = read_report(request)?;
         self.metrics.not_understood(unknown);
         let shown = report.ledger;
         // Heard before anything is written: a full volume must not keep a hospital's no from being heard.
-        self.hub.put_report(&site, report, (self.clock)());
-        let Some(shown) = shown else { return Ok(v1::ReportReply::default()) };
+        self.hub.put_report(&site, report, now);
+        let reply = || v1::ReportReply { hub_time: (self.clock)().to_string(), ..v1::ReportReply::default() };
+        let Some(shown) = shown else { return Ok(reply()) };
         match self.hub.countersign(&site, shown).await {
             Ok((end, signature)) => {
-                Ok(v1::ReportReply { ledger: Some((&end).into()), signature: signature.to_vec().into() })
+                Ok(v1::ReportReply { ledger: Some((&end).into()), signature: signature.to_vec().into(), ..reply() })
             }
             Err(error) => {
                 tracing::error!(%site, %error, "where a hospital's ledger stands was not kept; it is asked again");
-                Ok(v1::ReportReply::default())
+                Ok(reply())
             }
         }
     }
@@ -225,6 +232,8 @@ impl HubService for Gateway {
                 desired: self.hub.subscribe(&site),
                 connection: self.hub.connect(&site),
                 shutdown: self.shutdown.clone(),
+                clock: self.clock.clone(),
+                refusal: self.refusal(),
                 ends: Box::pin(tokio::time::sleep(Duration::from_secs(left))),
                 site,
                 look: true,
@@ -268,6 +277,8 @@ struct Watch {
     accepted: watch::Receiver<Arc<std::collections::BTreeSet<SiteName>>>,
     desired: watch::Receiver<Option<Arc<Assignment>>>,
     shutdown: CancellationToken,
+    clock: Clock,
+    refusal: Box<dyn Fn(&SiteName) -> Status + Send>,
     /// With the certificate that it was opened with.
     ends: Pin<Box<tokio::time::Sleep>>,
     /// The desired state is to be looked at: at the start, and after each change.
@@ -281,13 +292,15 @@ async fn next(watch: Option<Watch>) -> Option<(Result<v1::Assignment, Status>, O
     let mut watch = watch?;
     loop {
         if !watch.accepted.borrow_and_update().contains(&watch.site) {
-            let status = not_accepted(&watch.site);
+            let status = (watch.refusal)(&watch.site);
             return Some((Err(status), None));
         }
         let look = std::mem::take(&mut watch.look);
         let desired = if look { watch.desired.borrow_and_update().clone() } else { None };
         if let Some(assignment) = desired {
-            return Some((Ok(v1::Assignment::from(&*assignment)), Some(watch)));
+            let mut message = v1::Assignment::from(&*assignment);
+            message.hub_time = (watch.clock)().to_string();
+            return Some((Ok(message), Some(watch)));
         }
         tokio::select! {
             () = watch.shutdown.cancelled() => {

@@ -84,6 +84,8 @@ pub struct FakeHub {
     pub chunks: watch::Sender<BTreeMap<u32, Bytes>>,
     pub arrivals: watch::Sender<Vec<u32>>,
     pub fault: Mutex<Fault>,
+    /// What the hub says of its clock; a hub of a version before says nothing.
+    pub time: Mutex<String>,
     /// What the hub remembers of the hospital's ledger.
     pub ledger: Mutex<Option<v1::LedgerEnd>>,
     expected: Mutex<Vec<ChunkDigest>>,
@@ -101,6 +103,7 @@ impl FakeHub {
             chunks: watch::Sender::new(BTreeMap::new()),
             arrivals: watch::Sender::new(Vec::new()),
             fault: Mutex::new(Fault::None),
+            time: Mutex::default(),
             ledger: Mutex::default(),
             expected: Mutex::default(),
             events: Arc::default(),
@@ -125,13 +128,16 @@ impl Hub for FakeHub {
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let stream = WatchStream::new(self.desired.subscribe());
-        Ok(Response::new(Box::pin(stream.filter_map(async |a| a.map(|a| Ok(v1::Assignment::from(&a)))))))
+        let hub_time = self.time.lock().unwrap().clone();
+        let said = move |a: Assignment| Ok(v1::Assignment { hub_time: hub_time.clone(), ..v1::Assignment::from(&a) });
+        Ok(Response::new(Box::pin(stream.filter_map(move |a| std::future::ready(a.map(&said))))))
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         self.reports.send_modify(|reports| reports.push(request.into_inner()));
         let ledger = self.ledger.lock().unwrap().clone();
-        Ok(Response::new(v1::ReportReply { ledger, signature: Bytes::from_static(&[7; 64]) }))
+        let hub_time = self.time.lock().unwrap().clone();
+        Ok(Response::new(v1::ReportReply { ledger, signature: Bytes::from_static(&[7; 64]), hub_time }))
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::GetObjectReply>, Status> {

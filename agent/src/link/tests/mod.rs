@@ -1,5 +1,6 @@
 //! The link against a hub over real mutual TLS on the loopback.
 
+mod clocks;
 mod ending;
 mod hub;
 mod secure;

@@ -1,10 +1,18 @@
 //! What the hub sees of a hospital. Pure.
 
-use consilium_crds::conditions::{ACCEPTED, Conditions, READY, status_of};
+use consilium_crds::conditions::{ACCEPTED, Conditions, READY, STALLED, status_of};
 use consilium_crds::{TrustSite, TrustSiteStatus};
+use consilium_federation::clock::OtherClock;
+use consilium_proto::TWO_AGENTS;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::controllers::write::Note;
+
+const NOT_ACCEPTED: &str =
+    "spec.accepted is false: the gateway refuses every call of this hospital; set it to true to let it in";
+
+/// Whether the hospital's clock and the hub's show one time.
+const CLOCK: &str = "ClockInSync";
 
 /// How often the last contact is written while nothing else changes.
 pub const REFRESH: SignedDuration = SignedDuration::from_mins(5);
@@ -18,6 +26,10 @@ pub struct Facts {
     pub last_contact: Option<Timestamp>,
     /// Version of its agent, by its last report.
     pub agent_version: Option<String>,
+    /// What is known of its clock.
+    pub clock: OtherClock,
+    /// Two agents speak for it, in words.
+    pub two_agents: Option<String>,
 }
 
 /// The status, and what people should hear.
@@ -28,14 +40,23 @@ pub fn decide(site: &TrustSite, facts: &Facts, now: Timestamp) -> (TrustSiteStat
     let accepted = site.spec.accepted;
     if accepted {
         conditions.set(ACCEPTED, true, "Accepted", "the gateway lets this hospital in");
-        conditions.set(READY, true, "InForce", "the gateway lets this hospital in");
     } else {
-        let message =
-            "spec.accepted is false: the gateway refuses every call of this hospital; set it to true to let it in";
-        conditions.set(ACCEPTED, false, "NotAccepted", message).set(READY, true, "InForce", message);
+        conditions.set(ACCEPTED, false, "NotAccepted", NOT_ACCEPTED);
     }
+    match facts.two_agents.as_ref().filter(|_| accepted) {
+        Some(words) => {
+            conditions.set(READY, false, TWO_AGENTS, words).set(STALLED, true, TWO_AGENTS, words);
+        }
+        None => {
+            let words = if accepted { "the gateway lets this hospital in" } else { NOT_ACCEPTED };
+            conditions.set(READY, true, "InForce", words).clear(STALLED);
+        }
+    }
+    in_sync(&mut conditions, facts.clock);
     let connected = accepted && facts.connected;
-    if connected {
+    if let Some(words) = facts.two_agents.as_ref().filter(|_| accepted) {
+        conditions.set("Connected", false, TWO_AGENTS, words);
+    } else if connected {
         conditions.set("Connected", true, "WatchOpen", "the hospital's agent is connected");
     } else {
         let message =
@@ -50,6 +71,9 @@ pub fn decide(site: &TrustSite, facts: &Facts, now: Timestamp) -> (TrustSiteStat
         } else {
             Note::warning("Disconnected", "the hospital's agent is no longer connected")
         });
+    }
+    if let (Some(words), false) = (&facts.two_agents, status_of(&known.conditions, STALLED) == Some("True")) {
+        notes.push(Note::warning(TWO_AGENTS, words.clone()));
     }
     let due = match (known.last_contact_time, facts.last_contact) {
         (Some(old), Some(new)) => turned || new.duration_since(old) >= REFRESH,
@@ -66,6 +90,24 @@ pub fn decide(site: &TrustSite, facts: &Facts, now: Timestamp) -> (TrustSiteStat
     (status, notes)
 }
 
+/// Set once the hospital's clock is known.
+fn in_sync(conditions: &mut Conditions, clock: OtherClock) {
+    match (clock.in_sync(), clock.distance()) {
+        (Some(true), _) => {
+            conditions.set(CLOCK, true, "InSync", "the hospital's clock and the hub's show one time");
+        }
+        (Some(false), Some(distance)) => {
+            let side = if clock.now(Timestamp::UNIX_EPOCH) > Timestamp::UNIX_EPOCH { "ahead of" } else { "behind" };
+            let message = format!(
+                "the hospital's clock is {distance} {side} the hub's: one of the two is wrong. Its trainings are not ended by \
+                 that; its approvals and leases go by its own clock"
+            );
+            conditions.set(CLOCK, false, "Apart", message);
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use consilium_crds::TrustSiteSpec;
@@ -78,7 +120,7 @@ mod tests {
     }
 
     fn facts(connected: bool, contact: i64) -> Facts {
-        Facts { connected, last_contact: Some(at(contact)), agent_version: Some("0.1.0".into()) }
+        Facts { connected, last_contact: Some(at(contact)), agent_version: Some("0.1.0".into()), ..Facts::default() }
     }
 
     fn after(mut site: TrustSite, facts: &Facts, now: i64) -> (TrustSite, bool, Vec<Note>) {
@@ -112,6 +154,34 @@ mod tests {
         let status = alder.status.unwrap();
         assert_eq!(status_of(&status.conditions, "Connected"), Some("False"));
         assert_eq!(status_of(&status.conditions, READY), Some("True"));
+    }
+
+    /// A hospital's people and the hub's must read that two agents are at work, and nobody that all is well.
+    #[test]
+    fn two_agents_are_told_once_and_cleared() {
+        let two = Facts { two_agents: Some("two agents speak".into()), ..facts(true, 0) };
+        let (alder, _, notes) = after(site(true), &two, 0);
+        let list = &alder.status.as_ref().unwrap().conditions;
+        let of = |type_| status_of(list, type_);
+        assert_eq!((of(READY), of(STALLED), of("Connected")), (Some("False"), Some("True"), Some("False")));
+        assert!(notes.iter().any(|note| note.reason == "TwoAgents" && note.warning));
+        let (alder, changed, notes) = after(alder, &two, 10);
+        assert!(!changed && notes.is_empty(), "{notes:?}");
+        let (alder, ..) = after(alder, &facts(true, 20), 20);
+        let list = &alder.status.as_ref().unwrap().conditions;
+        assert_eq!((status_of(list, STALLED), status_of(list, READY)), (None, Some("True")));
+    }
+
+    /// Hours of skew must be seen at the hub too, and jitter must not be a write each time.
+    #[test]
+    fn a_clock_that_is_off_is_a_condition() {
+        let off = |seconds| Facts { clock: OtherClock::Ahead(SignedDuration::from_secs(seconds)), ..facts(true, 0) };
+        let (alder, ..) = after(site(true), &off(3 * 3600), 0);
+        let found = alder.status.as_ref().unwrap().conditions.iter().find(|c| c.type_ == CLOCK).unwrap().clone();
+        assert!(found.status == "False" && found.message.contains("3 h 0 min ahead of"), "{}", found.message);
+        assert!(!after(alder.clone(), &off(3 * 3600), 9).1);
+        let (alder, ..) = after(alder, &off(-2), 10);
+        assert_eq!(status_of(&alder.status.unwrap().conditions, CLOCK), Some("True"));
     }
 
     #[test]

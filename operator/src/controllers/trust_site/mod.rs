@@ -48,6 +48,8 @@ pub async fn reconcile(site: Arc<TrustSite>, context: Arc<Context>) -> Result<Ac
         connected: context.hub.connected(&name),
         last_contact: context.hub.last_contact(&name),
         agent_version: context.hub.report(&name).map(|(report, _)| report.agent_version.clone()),
+        clock: context.hub.clock(&name),
+        two_agents: context.hub.two_agents(&name),
     };
     let (status, notes) = decide::decide(&site, &facts, context.now());
     if site.status.as_ref() != Some(&status) {

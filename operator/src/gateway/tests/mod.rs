@@ -357,3 +357,62 @@ async fn a_gateway_with_unusable_certificates_says_so() {
     let error = super::GatewayTls::read(folder.path()).err().unwrap().to_string();
     assert!(error.contains("tls.crt") && error.contains("consilium-gateway-tls"), "{error}");
 }
+
+fn as_instance<T>(message: T, instance: &'static str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(consilium_proto::INSTANCE, tonic::metadata::MetadataValue::from_static(instance));
+    request
+}
+
+/// Two on two copies of one volume, or on a stolen certificate, would answer one step in two ways. Both are turned away,
+/// watch and all, each with the words and the kind of it; once one is gone, the other goes on.
+#[tokio::test]
+async fn neither_of_two_agents_with_one_certificate_takes_part() {
+    let rig = Rig::start().await;
+    rig.accept(&["alder", "birch"]);
+    for site in ["alder", "birch"] {
+        rig.hub.publish(&name(site), items(&[]));
+    }
+    let (mut one, mut other, mut birch) = (rig.site("alder"), rig.site("alder"), rig.site("birch"));
+    let report = v1::ReportRequest::default;
+    let mut watched = one.watch(as_instance(watch(), "aa11")).await.unwrap().into_inner();
+    watched.message().await.unwrap().unwrap();
+    let step = |seconds| rig.set_clock(rig::now() + jiff::SignedDuration::from_secs(seconds));
+    other.report(as_instance(report(), "bb22")).await.unwrap();
+    step(20);
+    one.report(as_instance(report(), "aa11")).await.unwrap();
+    let refused = other.report(as_instance(report(), "bb22")).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(refused.metadata().get(consilium_proto::REFUSAL).unwrap(), consilium_proto::TWO_AGENTS);
+    assert!(refused.message().contains("aa11") && refused.message().contains("bb22"), "{refused}");
+    assert_eq!(watched.message().await.unwrap_err().code(), Code::PermissionDenied);
+    assert!(one.report(as_instance(report(), "aa11")).await.is_err(), "neither takes part");
+    assert!(rig.hub.report(&name("alder")).is_none(), "what either said is forgotten");
+    assert!(rig.hub.two_agents(&name("alder")).is_some() && rig.hub.two_agents(&name("birch")).is_none());
+    birch.report(as_instance(report(), "cc33")).await.unwrap();
+    assert!(rig.metrics.text().contains("consilium_site_two_agents{site=\"alder\"} 1"));
+    // One was stopped; the other dials on, and is let in when that has been silent for long enough.
+    step(100);
+    assert!(one.report(as_instance(report(), "aa11")).await.is_err());
+    step(210);
+    one.report(as_instance(report(), "aa11")).await.unwrap();
+    assert!(rig.metrics.text().contains("consilium_site_two_agents{site=\"alder\"} 0"));
+}
+
+/// A hospital reads the hub's deadlines by the hub's clock: it must come with what is asked, and with each answer.
+#[tokio::test]
+async fn the_hub_says_its_time_and_measures_the_hospital_s() {
+    let rig = Rig::start().await;
+    rig.accept(&["alder"]);
+    rig.hub.publish(&name("alder"), items(&[]));
+    let mut alder = rig.site("alder");
+    let mut watched = alder.watch(watch()).await.unwrap().into_inner();
+    let asked = watched.message().await.unwrap().unwrap();
+    assert_eq!(consilium_proto::clock(&asked.hub_time), Some(rig::now()));
+    let hours = jiff::SignedDuration::from_hours(-3);
+    let report = v1::ReportRequest { agent_time: (rig::now() + hours).to_string(), ..v1::ReportRequest::default() };
+    let reply = alder.report(report).await.unwrap().into_inner();
+    assert_eq!(consilium_proto::clock(&reply.hub_time), Some(rig::now()));
+    assert_eq!(rig.hub.clock(&name("alder")), consilium_federation::clock::OtherClock::Ahead(hours));
+    assert!(rig.metrics.text().contains("consilium_site_clock_ahead_seconds{site=\"alder\"} -10800"));
+}

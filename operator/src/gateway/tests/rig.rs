@@ -1,6 +1,7 @@
 //! A gateway on loopback, a CA, and clients with certificates of it.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
@@ -69,6 +70,7 @@ pub(super) struct Rig {
     stop: CancellationToken,
     server: JoinHandle<Result<(), GatewayError>>,
     tls: GatewayTls,
+    clock: Arc<Mutex<Timestamp>>,
 }
 
 impl Rig {
@@ -81,8 +83,14 @@ impl Rig {
         let tls = GatewayTls { certificate: certificate.into(), key: key.into(), client_ca: pki.ca.clone().into() };
         let folder = tempfile::tempdir().unwrap();
         let (metrics, stop) = (Metrics::new(), CancellationToken::new());
-        let (hub, address, server) = serve_in(&folder, &tls, &metrics, &stop).await;
-        Self { folder, pki, hub, metrics, address, stop, server, tls }
+        let clock = Arc::new(Mutex::new(now()));
+        let (hub, address, server) = serve_in(&folder, &tls, &metrics, &clock, &stop).await;
+        Self { folder, pki, hub, metrics, address, stop, server, tls, clock }
+    }
+
+    /// Sets the gateway's clock.
+    pub(super) fn set_clock(&self, at: Timestamp) {
+        *self.clock.lock().unwrap() = at;
     }
 
     /// Ends the hub and starts another one on the same volume.
@@ -90,7 +98,8 @@ impl Rig {
         self.stop.cancel();
         (&mut self.server).await.unwrap().unwrap();
         self.stop = CancellationToken::new();
-        (self.hub, self.address, self.server) = serve_in(&self.folder, &self.tls, &self.metrics, &self.stop).await;
+        (self.hub, self.address, self.server) =
+            serve_in(&self.folder, &self.tls, &self.metrics, &self.clock, &self.stop).await;
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -167,6 +176,7 @@ async fn serve_in(
     folder: &tempfile::TempDir,
     tls: &GatewayTls,
     metrics: &Metrics,
+    clock: &Arc<Mutex<Timestamp>>,
     stop: &CancellationToken,
 ) -> (Hub, SocketAddr, JoinHandle<Result<(), GatewayError>>) {
     let store = BlobStore::open(folder.path()).await.unwrap();
@@ -174,7 +184,9 @@ async fn serve_in(
     let hub = Hub::new(store, boot, metrics.clone(), SigningKey::from_bytes(&[5; 32]));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = serve(listener, tls.clone(), hub.clone(), metrics.clone(), Arc::new(now), stop.clone());
+    let clock = clock.clone();
+    let told = Arc::new(move || *clock.lock().unwrap());
+    let server = serve(listener, tls.clone(), hub.clone(), metrics.clone(), told, stop.clone());
     (hub, address, tokio::spawn(server))
 }
 

@@ -179,7 +179,7 @@ async fn an_older_revision_step_or_attempt_gets_nothing_new() {
         assert!(tokio::time::timeout(LIMIT, look).await.is_ok(), "the older revision never came");
         assert_eq!(agent.ctx.state.assignment().unwrap(), Some(known.clone()));
         let stale = Assignment { revision: known.revision - 1, ..known };
-        assert_eq!(agent.ctx.state.accept(stale, agent.ctx.now()).unwrap(), Acceptance::Stale);
+        assert_eq!(agent.ctx.state.accept(stale, agent.ctx.now(), agent.ctx.now()).unwrap(), Acceptance::Stale);
 
         // The step before, under a new number: the very bytes of then.
         let times = attack.hub.times("alder", 2, "Advertise");
