@@ -69,12 +69,18 @@ pub fn read_prediction(
     Ok(turn.mask(scan.mask(classes)?))
 }
 
-/// How a mask is turned to its image's order of axes; not at all where one of them does not say its own.
+/// How a mask is turned to its image's order of axes; not at all where one of them does not say its own. Of all orders it
+/// is the one in which the two lie on each other: near 45 degrees the names of their own axes hang on a rounding, and one
+/// case would fall to two. Where none fits, the names are gone by, and [`check_pair`] says how far they are apart.
 pub fn turn_onto(image: &Grid, mask: &Grid) -> Turn {
-    match (mask.axes(), image.axes()) {
-        (Some(from), Some(to)) => Turn::between(from, to),
-        _ => Turn::NONE,
-    }
+    let (Some(from), Some(to)) = (mask.axes(), image.axes()) else { return Turn::NONE };
+    let lies = |turn: &Turn| {
+        let turned = turn.grid(mask);
+        turned.shape == image.shape && corner_distance(image, &turned) <= corner_tolerance(image)
+    };
+    let mut all =
+        [Turn::NONE, Turn::between(from, to)].into_iter().chain(Axes::all().map(|to| Turn::between(from, to)));
+    all.find(lies).unwrap_or_else(|| Turn::between(from, to))
 }
 
 /// Checks that a mask lies on its image: same shape, same place. Where neither file says where it lies, their spacings

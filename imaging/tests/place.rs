@@ -245,3 +245,29 @@ fn labels_of_a_file_without_codes_are_read_like_others() {
     write_mask(&file, &mask).unwrap();
     assert_eq!(read_mask(&file, 3).unwrap(), mask);
 }
+
+proptest! {
+    /// A scan turned by about 45 degrees, its mask written by another tool: the names of their axes differ by a rounding of
+    /// the header, the case is one, and its labels stay on what they mark.
+    #[test]
+    fn a_mask_near_45_degrees_goes_by_its_image_s_order(
+        off in -2e-6..2e-6f64, noise in prop::array::uniform9(-1e-6..1e-6f32), stored in 0_usize..48,
+    ) {
+        let shape = [6, 4, 3];
+        let mut image = Grid::axis_aligned(shape, [1.0, 1.0, 2.0]);
+        let (sin, cos) = (std::f64::consts::FRAC_PI_4 + off).sin_cos();
+        image.affine[0] = [cos as f32, -sin as f32, 0.0, 3.0];
+        image.affine[1] = [sin as f32, cos as f32, 0.0, -2.0];
+        let mut written = image.clone();
+        for (at, noise) in noise.into_iter().enumerate() {
+            written.affine[at / 3][at % 3] += noise;
+        }
+        let labels: Vec<u8> = (0..written.len()).map(|at| (at % 3) as u8).collect();
+        let truth = Mask { grid: written.clone(), labels: labels.clone() };
+        let other = Axes::all().nth(stored).unwrap();
+        let mask = Turn::between(written.axes().unwrap(), other).mask(truth);
+        let back = turn_onto(&image, &mask.grid).mask(mask);
+        prop_assert_eq!(back.labels, labels);
+        check_pair(Path::new("i"), &image, Path::new("m"), &back.grid).unwrap();
+    }
+}

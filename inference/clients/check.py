@@ -4,9 +4,11 @@ KServe's client sends. `cargo xtask test --only clients` runs it:
 
     check.py CONSILIUM_INFERENCE PHANTOM_RELEASE
 
-KServe's package brings 340 MB with it for a client of a few lines, so that its requests are written out here instead.
+KServe's package brings 340 MB with it for a client of a few lines, so that its requests are written out here instead; with
+`--long` it is installed, and its own client asks as well.
 """
 
+import asyncio
 import gzip
 import json
 import os
@@ -156,16 +158,45 @@ def by_kserve(address):
     assert status == 415 and "gzip, deflate" in answer["error"], answer
 
 
+def by_kserve_itself(address):
+    """KServe's own client; whether its package is here."""
+    try:
+        from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+    except ImportError:
+        return False
+
+    async def talk():
+        client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0, timeout=60))
+        base = f"http://{address}"
+        assert await client.is_server_live(base) and await client.is_server_ready(base)
+        assert await client.is_model_ready(base, MODEL)
+        ones = np.ones((1, 1, *SHAPE), dtype=np.float32)
+        labels = []
+        for binary in (False, True):
+            tensor = InferInput("volume", list(ones.shape), "FP32")
+            tensor.set_data_from_numpy(ones, binary_data=binary)
+            answer = await client.infer(base, InferRequest(MODEL, [tensor], request_id="7"), model_name=MODEL)
+            assert answer.id == "7" and answer.model_name == MODEL
+            assert list(answer.outputs[0].shape) == list(ones.shape)
+            labels.append(answer.outputs[0].as_numpy())
+        assert (labels[0] == labels[1]).all() and labels[0].dtype == np.uint8
+
+    asyncio.run(talk())
+    return True
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         process, address = start(*sys.argv[1:3], folder)
         try:
             by_triton(address)
             by_kserve(address)
+            itself = by_kserve_itself(address)
         finally:
             process.terminate()
             process.wait()
-    print("tritonclient and requests in KServe's form: as the protocol says")
+    others = "tritonclient, KServe's client" if itself else "tritonclient"
+    print(f"{others} and requests in KServe's form: as the protocol says")
 
 
 if __name__ == "__main__":

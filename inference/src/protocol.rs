@@ -73,16 +73,25 @@ struct Parameters {
 /// A request, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
-    /// The client's name for it, given back.
-    pub id: Option<String>,
     /// The scan in the model's order of axes.
     pub volume: Volume,
     /// How it was brought there; the answer goes back.
     pub turn: Turn,
-    /// Its shape as the client gave it, with leading axes of length 1; the answer has the same.
+    /// In which form the answer is wanted.
+    pub form: Form,
+}
+
+/// The form of an answer, by its question.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Form {
+    /// The client's name for it, given back.
+    pub id: Option<String>,
+    /// The shape as the client gave it, with leading axes of length 1; the answer has the same.
     pub shape: Vec<usize>,
-    /// Whether the answer's labels go after the JSON as raw bytes.
-    pub binary_answer: bool,
+    /// Where its axes were taken to point: as the client said, or else as the model's.
+    pub axes: Axes,
+    /// Whether the labels go after the JSON as raw bytes.
+    pub binary: bool,
 }
 
 /// Reads a request to a model that wants its scans to lie along `axes`. `json_length` is the value of [`HEADER_LENGTH`],
@@ -102,8 +111,9 @@ pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds, axes: Axe
     if input.name != INPUT {
         return bad(format!("input {:?} is not known: the model's input is {INPUT:?}", input.name));
     }
-    let binary_answer = wanted(request.outputs.as_deref().unwrap_or_default(), request.parameters.as_ref())?;
-    let turn = turn_of([input.parameters.as_ref(), request.parameters.as_ref()], axes)?;
+    let binary = wanted(request.outputs.as_deref().unwrap_or_default(), request.parameters.as_ref())?;
+    let said = axes_of([input.parameters.as_ref(), request.parameters.as_ref()], axes)?;
+    let turn = Turn::between(said, axes);
     let sent = shape_of(&input.shape, &turn, bounds)?;
     let voxels = voxels_of(input, tail, json_length, &turn, sent)?;
     if let Some(at) = voxels.iter().position(|v| !v.is_finite()) {
@@ -112,21 +122,20 @@ pub fn parse(body: &[u8], json_length: Option<usize>, bounds: &Bounds, axes: Axe
     }
     // A network sees voxels and not millimetres: where they lie is the client's.
     let grid = Grid::axis_aligned(turn.by_axis(sent), [1.0; 3]);
-    let shape = std::mem::take(&mut input.shape);
-    Ok(Question { id: request.id, volume: Volume { grid, voxels }, turn, shape, binary_answer })
+    let form = Form { id: request.id, shape: std::mem::take(&mut input.shape), axes: said, binary };
+    Ok(Question { volume: Volume { grid, voxels }, turn, form })
 }
 
-/// How a scan is brought to the model's order of axes, by what the client says of its own.
-fn turn_of(said: [Option<&Parameters>; 2], wanted: Axes) -> Result<Turn, BadRequest> {
+/// Where the client's axes point, by what it says of them.
+fn axes_of(said: [Option<&Parameters>; 2], wanted: Axes) -> Result<Axes, BadRequest> {
     let mut said = said.into_iter().flatten().filter_map(|parameters| parameters.orientation.as_deref());
-    let Some(orientation) = said.next() else { return Ok(Turn::NONE) };
+    let Some(orientation) = said.next() else { return Ok(wanted) };
     if let Some(other) = said.find(|other| *other != orientation) {
         return bad(format!(
             "parameters.orientation is {orientation:?} of the input and {other:?} of the request: say one"
         ));
     }
-    let axes: Axes = orientation.parse().map_err(|e| BadRequest(format!("parameters.{e}")))?;
-    Ok(Turn::between(axes, wanted))
+    orientation.parse().map_err(|e| BadRequest(format!("parameters.{e}")))
 }
 
 /// What to tell a client whose JSON is none. Most often it sends bytes after it and does not say where they begin.
@@ -275,8 +284,10 @@ struct Labels<'a> {
     data: Option<&'a [u8]>,
 }
 
-/// Writes the answer to the question with this id and shape: labels in the client's order.
-pub fn answer(identity: &Identity, id: Option<&str>, shape: &[usize], binary: bool, labels: &[u8]) -> Answer {
+/// Writes the answer: labels in the client's order, and the order that its voxels were taken in, for a client that named
+/// none to see what was assumed.
+pub fn answer(identity: &Identity, form: &Form, labels: &[u8]) -> Answer {
+    let (shape, binary) = (&*form.shape, form.binary);
     let output = Labels {
         name: OUTPUT,
         datatype: "UINT8",
@@ -285,11 +296,11 @@ pub fn answer(identity: &Identity, id: Option<&str>, shape: &[usize], binary: bo
         data: (!binary).then_some(labels),
     };
     let reply = Reply {
-        id,
+        id: form.id.as_deref(),
         model_name: &identity.name,
         model_version: &identity.version,
         outputs: [output],
-        parameters: json!({ "model_digest": identity.digest }),
+        parameters: json!({ "model_digest": identity.digest, "orientation": form.axes.to_string() }),
     };
     // As JSON a label takes two bytes: a digit and a comma.
     let mut body = Vec::with_capacity(1024 + if binary { labels.len() } else { 2 * labels.len() });

@@ -19,7 +19,7 @@ fn json_numbers_flat_or_nested() {
         // [z, y, x] = [1, 2, 3] is three voxels along x.
         assert_eq!(question.volume.grid.shape, [3, 2, 1]);
         assert_eq!(question.volume.voxels, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        assert_eq!((question.id.as_deref(), question.binary_answer), (Some("7"), false));
+        assert_eq!((question.form.id.as_deref(), question.form.binary), (Some("7"), false));
     }
 }
 
@@ -30,11 +30,11 @@ fn binary_tensors_there_and_back() {
     let (body, length) = ask(&volume);
     let question = parse(&body, Some(length), MAX, Axes::RAS).unwrap();
     assert_eq!(question.volume, volume);
-    assert!(question.binary_answer);
+    assert!(question.form.binary);
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
     let mask = Mask { grid: grid.clone(), labels: vec![0, 1, 2, 0, 1, 2] };
-    let answer = answer(&identity, None, &question.shape, true, &mask.labels);
+    let answer = answer(&identity, &question.form, &mask.labels);
     assert_eq!(read_answer(&answer.body, answer.json_length, &grid).unwrap(), mask);
     let head: Value = serde_json::from_slice(&answer.body[..answer.json_length.unwrap()]).unwrap();
     assert_eq!(head["outputs"][0]["shape"], json!([1, 2, 3]));
@@ -53,7 +53,7 @@ fn bytes_and_leading_axes() {
     // A client that has a batch and a channel axis puts the answer beside its scan: it must have them too.
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
-    let Answer { body, .. } = answer(&identity, None, &question.shape, false, &[0; 4]);
+    let Answer { body, .. } = answer(&identity, &question.form, &[0; 4]);
     let found: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(found["outputs"][0]["shape"], json!([1, 1, 2, 1, 2]));
 }
@@ -145,14 +145,15 @@ fn bad_requests_say_what_is_wrong() {
 fn an_answer_as_json_lists_the_labels() {
     let identity =
         Identity { name: "m".into(), version: "1".into(), digest: "sha256:0".into(), frame: Frame::default() };
-    let Answer { body, json_length } = answer(&identity, Some("7"), &[1, 1, 3], false, &[0, 12, 255]);
+    let form = Form { id: Some("7".into()), shape: vec![1, 1, 3], axes: "LPS".parse().unwrap(), binary: false };
+    let Answer { body, json_length } = answer(&identity, &form, &[0, 12, 255]);
     let found: Value = serde_json::from_slice(&body).unwrap();
     let output = json!({ "name": "labels", "datatype": "UINT8", "shape": [1, 1, 3], "data": [0, 12, 255] });
     assert_eq!(json_length, None);
     assert_eq!(
         found,
         json!({ "id": "7", "model_name": "m", "model_version": "1", "outputs": [output],
-            "parameters": { "model_digest": "sha256:0" } })
+            "parameters": { "model_digest": "sha256:0", "orientation": "LPS" } })
     );
 }
 
@@ -163,7 +164,7 @@ fn the_outputs_asked_for_are_those_that_come() {
     let ask = |outputs: Value, parameters: Value| {
         let body = json!({ "inputs": [input], "outputs": outputs, "parameters": parameters });
         parse(body.to_string().as_bytes(), None, MAX, Axes::RAS)
-            .map(|question| question.binary_answer)
+            .map(|question| question.form.binary)
             .map_err(|e| e.to_string())
     };
     let labels = |parameters: Value| json!([{ "name": "labels", "parameters": parameters }]);
@@ -235,7 +236,7 @@ proptest! {
         match found {
             Ok(question) => {
                 prop_assert!(right, "taken: {}", String::from_utf8_lossy(&body));
-                prop_assert_eq!(question.shape, shape);
+                prop_assert_eq!(question.form.shape, shape);
                 let voxels: Vec<f32> = numbers.iter().map(|&v| v as f32).collect();
                 prop_assert_eq!(question.volume.voxels, voxels);
             }
@@ -283,7 +284,7 @@ fn a_scan_is_brought_to_the_models_order_by_what_the_client_says() {
     // x to the left, y to the back: three voxels along x, two along y.
     for body in [body(said("LPS"), Value::Null, json!([1, 2, 3])), body(json!({}), said("LPS"), json!([1, 2, 3]))] {
         let question = parse(&body, None, MAX, Axes::RAS).unwrap();
-        assert_eq!((question.volume.grid.shape, &question.shape), ([3, 2, 1], &vec![1, 2, 3]));
+        assert_eq!((question.volume.grid.shape, &question.form.shape), ([3, 2, 1], &vec![1, 2, 3]));
         assert_eq!(question.volume.voxels, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]);
         assert_eq!(question.turn.back().voxels(vec![9, 0, 0, 0, 0, 7], [3, 2, 1]), [7, 0, 0, 0, 0, 9]);
     }
@@ -293,7 +294,7 @@ fn a_scan_is_brought_to_the_models_order_by_what_the_client_says() {
     let length = bytes.len();
     bytes.extend([1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|v| v.to_le_bytes()));
     let question = parse(&bytes, Some(length), MAX, Axes::RAS).unwrap();
-    assert_eq!((question.volume.grid.shape, &question.shape), ([1, 2, 3], &vec![1, 2, 3]));
+    assert_eq!((question.volume.grid.shape, &question.form.shape), ([1, 2, 3], &vec![1, 2, 3]));
     assert_eq!(question.volume.voxels, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     // A model that learnt on LPS is shown that: what lies so already is left, and RAS is turned.
     let lies = parse(&body(said("LPS"), Value::Null, json!([1, 2, 3])), None, MAX, "LPS".parse().unwrap()).unwrap();

@@ -212,14 +212,14 @@ fn refused(refused: &Refused) -> Failure {
 
 async fn try_answer(served: &Served, request: Received) -> Result<Response, Failure> {
     let Received { json_length, body, mut held } = request;
-    let Question { id, volume, turn, shape, binary_answer } =
+    let Question { volume, turn, form } =
         protocol::parse(&body, json_length, &served.bounds, served.identity.frame.axes())
             .map_err(|e| invalid(StatusCode::BAD_REQUEST, &e.to_string()))?;
     drop(body);
     held.keep(volume.voxels.len() as u64 * PER_VOXEL);
     let (mask, mut held) = served.batcher.segment(volume, held).await.map_err(|e| refused(&e))?;
     let labels = turn.back().voxels(mask.labels, mask.grid.shape);
-    let answer = protocol::answer(&served.identity, id.as_deref(), &shape, binary_answer, &labels);
+    let answer = protocol::answer(&served.identity, &form, &labels);
     drop(labels);
     held.keep(answer.body.capacity() as u64);
     let mut response = held.around(answer.body).into_response();

@@ -59,7 +59,7 @@ impl Examples {
         let shape = match config.shape {
             Some(shape) => shape,
             // Every scan is read to its end before the word of its header sets the size of all the others.
-            None => covering_shape(check(cases, classes, frame)?, levels),
+            None => covering(cases, &check(cases, classes, frame)?, levels)?,
         };
         let (mut prepared, mut bad) = (Vec::new(), Vec::new());
         for case in cases {
@@ -108,6 +108,38 @@ impl Examples {
     }
 }
 
+/// Bytes of a prepared voxel: a float and a label.
+const PREPARED: usize = 5;
+/// Padding beyond so many times the scans themselves is an odd scan's doing, where it takes more than [`PADDING`].
+const TIMES: usize = 8;
+/// Padded scans that nobody minds, in bytes.
+const PADDING: usize = 1 << 30;
+
+/// The smallest shape that covers all scans, unless one of them is so much longer than the others that it would blow all of
+/// them up.
+fn covering(cases: &[Case], shapes: &[[usize; 3]], levels: u32) -> Result<[usize; 3], TrainerError> {
+    let shape = covering_shape(shapes.iter().copied(), levels);
+    let own: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+    let padded = shape.iter().product::<usize>().saturating_mul(shapes.len());
+    if padded <= own.saturating_mul(TIMES) || padded.saturating_mul(PREPARED) <= PADDING {
+        return Ok(shape);
+    }
+    let longest = |axis: usize| {
+        let at = (0..shapes.len()).max_by_key(|&at| shapes[at][axis]).unwrap_or_default();
+        format!("{} ({:?})", cases[at].image.display(), shapes[at])
+    };
+    let mut odd = [0, 1, 2].map(longest).to_vec();
+    odd.dedup();
+    Err(TrainerError::Config(format!(
+        "without \"shape\" in the configuration all {} scans are padded to {shape:?}, which covers the longest sides and \
+         takes {} MiB, {} times what the scans have: set \"shape\", or leave out the odd ones: {}",
+        shapes.len(),
+        padded.saturating_mul(PREPARED) >> 20,
+        padded / own.max(1),
+        odd.join(", ")
+    )))
+}
+
 /// Refuses a cut that takes labels: the network would learn that there is nothing where there is something.
 fn labels_stay(case: &Case, mask: &Mask, shape: [usize; 3], levels: u32) -> Result<(), ScanError> {
     let Some(found) = labels_lost(&mask.labels, mask.grid.shape, shape, levels) else { return Ok(()) };
@@ -135,4 +167,30 @@ fn example(volume: &Volume, mask: &Mask, shape: [usize; 3]) -> Result<Example, T
     let image = to_tensor(&z_scored(&volume.voxels, volume.grid.shape, shape), shape)?;
     let labels = pad_or_crop(&mask.labels, mask.grid.shape, shape, 0);
     Ok(Example { image, labels: to_label_tensor(&labels, shape)?.f_to_kind(Kind::Uint8)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(name: &str) -> Case {
+        Case { id: name.into(), image: name.into(), mask: None, subject: name.into(), regime: None }
+    }
+
+    /// One scan of the whole body in a folder of small ones would pad each of them to its size, and end the pod by its
+    /// memory after an hour of reading.
+    #[test]
+    fn an_odd_scan_does_not_blow_up_all_others() {
+        let cases: Vec<Case> = (0..20).map(|n| case(&format!("s{n}.nii.gz"))).collect();
+        let mut shapes = vec![[40, 56, 40]; 20];
+        assert_eq!(covering(&cases, &shapes, 2).unwrap(), [40, 56, 40]);
+        shapes[3] = [60, 57, 30];
+        assert_eq!(covering(&cases, &shapes, 2).unwrap(), [60, 60, 40]);
+        shapes[7] = [512, 512, 600];
+        let message = covering(&cases, &shapes, 2).unwrap_err().to_string();
+        for part in ["\"shape\"", "[512, 512, 600]", "s7.nii.gz", "MiB", "leave out"] {
+            assert!(message.contains(part), "{message} lacks {part}");
+        }
+        assert!(!message.contains("s3.nii.gz"), "{message}");
+    }
 }

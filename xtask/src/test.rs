@@ -17,7 +17,8 @@ use crate::{
 /// What the tests can be told.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also what takes hours: more cases in every property test.
+    /// Also what takes hours or much to fetch: more cases in every property test, 2,000 drawn objects of each kind beside an
+    /// API server, KServe's own client.
     #[arg(long)]
     long: bool,
     /// Only these stages, by name.
@@ -92,15 +93,18 @@ fn unit(arguments: &Arguments) -> Result<()> {
     cargo::run(&[&["test", "--locked"], &cargo::EVERYTHING[..]].concat(), &long)
 }
 
-fn apiserver(_: &Arguments) -> Result<()> {
+fn apiserver(arguments: &Arguments) -> Result<()> {
     ["api", "hub", "hospital"].iter().try_for_each(|suite| {
         // Each its own server: the cases of the first leave objects that the others would act on. Which of the programs
         // runs is said by a variable, for another selection of packages would be another build.
         let server = ApiServer::start()?;
-        let variables = [
+        let mut variables = vec![
             ("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string()),
             ("CONSILIUM_APISERVER_SUITE", suite.into()),
         ];
+        if arguments.long {
+            variables.push(("CONSILIUM_LONG", "1".into()));
+        }
         cargo::run(&["test", "--locked", "--workspace", "--test", "apiserver"], &variables)
     })
 }
@@ -113,8 +117,13 @@ fn vectors(_: &Arguments) -> Result<()> {
 }
 
 /// Clients of others against the server's own program: what they make of our answers, no test of ours can tell.
-fn clients(_: &Arguments) -> Result<()> {
-    let python = cache::python("clients", &["tritonclient[http]==2.73.0"])?;
+fn clients(arguments: &Arguments) -> Result<()> {
+    let triton = "tritonclient[http]==2.73.0";
+    // KServe's package is 340 MB for a client of a few lines.
+    let python = match arguments.long {
+        true => cache::python("clients-long", &[triton, "kserve==0.21.0"])?,
+        false => cache::python("clients", &[triton])?,
+    };
     let mut command = cargo::command(&libtorch::ensure()?);
     command.arg("build").args(cargo::EVERYTHING).args(["--bin", "consilium-inference", "--example", "phantom_release"]);
     let built = cargo::build(&mut command, &[])?;
