@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod demo;
 pub mod error;
 pub mod federation;
+pub mod fuzz;
 pub mod generate;
 pub mod images;
 pub mod interrupt;

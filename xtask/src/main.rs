@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{apiserver, bench, charts, cluster, demo, error::Result, generate, images, local, test, verify};
+use xtask::{apiserver, bench, charts, cluster, demo, error::Result, fuzz, generate, images, local, test, verify};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -35,6 +35,8 @@ enum Task {
     Verify,
     /// Lints and renders the charts and checks what comes out.
     Charts,
+    /// The parsers of what comes from outside under libFuzzer.
+    Fuzz(fuzz::Arguments),
     /// Runs a command beside a bare API server, with CONSILIUM_APISERVER_KUBECONFIG set for it.
     Apiserver(apiserver::Arguments),
 }
@@ -50,6 +52,7 @@ fn run() -> Result<()> {
         Task::Generate => generate::run(),
         Task::Verify => verify::run(),
         Task::Charts => charts::test(),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Apiserver(arguments) => apiserver::run(&arguments),
     }
 }
