@@ -67,11 +67,11 @@ impl OtherClock {
     pub fn distance(self) -> Option<String> {
         let Self::Ahead(by) = self else { return None };
         let seconds = by.unsigned_abs().as_secs();
-        let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-        Some(match (hours, minutes) {
-            (0, 0) => format!("{} s", seconds % 60),
-            (0, minutes) => format!("{minutes} min"),
-            (hours, minutes) => format!("{hours} h {minutes} min"),
+        let minutes = (seconds + 30) / 60;
+        Some(match (seconds, minutes) {
+            (..60, _) => format!("{seconds} s"),
+            (_, ..60) => format!("{minutes} min"),
+            _ => format!("{} h {} min", minutes / 60, minutes % 60),
         })
     }
 }

@@ -19,9 +19,12 @@ pub struct NameError {
 }
 
 /// Pattern of a time in the API. The format `date-time` alone takes times that nothing here could hold: the last day of
-/// the year 9999, and spellings that are not RFC 3339.
-pub const TIME_PATTERN: &str =
-    "^[0-2][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])$";
+/// the year 9999, and spellings that are not RFC 3339. Times are written again in UTC (an approval, in the status of its
+/// promotion), so that the two years at the ends are there for what an offset makes of the ones within.
+pub const TIME_PATTERN: &str = concat!(
+    "^([12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])",
+    "|(0999|3000)-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?Z)$",
+);
 
 const LABEL_RULE: &str =
     "use 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends (RFC 1123 label)";

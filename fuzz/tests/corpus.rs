@@ -5,6 +5,7 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use consilium_fuzz::{TARGETS, Target};
 use proptest::prelude::Rng as _;
@@ -61,5 +62,29 @@ fn no_parser_falls_over_on_its_seeds_or_their_neighbours() {
         }
         // Seeds that are all refused at the first byte would teach libFuzzer nothing.
         assert!(taken > 0, "none of the {} seeds of {} is taken", seeds.len(), target.name);
+    }
+}
+
+/// Without a guide, but with the build that is there: changes of changes of the seeds, for so many seconds a target.
+#[test]
+#[ignore = "takes CONSILIUM_FUZZ_SECONDS for each target; `cargo xtask fuzz` finds more in the same time"]
+fn for_a_while() {
+    let seconds = std::env::var("CONSILIUM_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let only = std::env::var("CONSILIUM_FUZZ_TARGET").ok();
+    for target in TARGETS.iter().filter(|target| only.as_deref().is_none_or(|only| only == target.name)) {
+        let seeds = seeds(target);
+        let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[3; 32]);
+        let (began, mut runs, mut taken) = (Instant::now(), 0_u64, 0_u64);
+        while began.elapsed() < Duration::from_secs(seconds) {
+            for (file, seed) in &seeds {
+                let mut data = changed(seed, &mut random);
+                for _ in 0..4 {
+                    taken += u64::from(run(target, &format!("a change of {}", file.display()), &data));
+                    runs += 1;
+                    data = changed(&data, &mut random);
+                }
+            }
+        }
+        println!("{}: {runs} runs in {} s, {taken} taken, none fell over", target.name, began.elapsed().as_secs());
     }
 }

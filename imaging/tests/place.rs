@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use consilium_imaging::frame::{Frame, survey};
-use consilium_imaging::nifti_file::{check_pair, read_grid, read_mask, read_volume, write_mask, write_volume};
+use consilium_imaging::nifti_file::{
+    check_pair, read_grid, read_mask, read_volume, turn_onto, write_mask, write_volume,
+};
 use consilium_imaging::place::{Axes, Turn, corner_distance, corner_tolerance, shear_degrees};
 use consilium_imaging::preprocess::{labels_lost, pad_or_crop};
 use consilium_imaging::untrusted::UntrustedFolder;

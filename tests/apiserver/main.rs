@@ -4,7 +4,7 @@
 //! Needs a server: `cargo xtask apiserver` starts one and runs this.
 
 // A test of its own harness: a panic is how it fails.
-#![allow(clippy::expect_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 

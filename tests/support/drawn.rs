@@ -91,13 +91,14 @@ impl Draw {
     fn time(&mut self, shape: &Value) -> String {
         assert!(shape["pattern"].is_string(), "a time without a pattern: {shape}");
         let edges = [
-            "0000-01-01T00:00:00Z",
-            "0001-01-01T00:00:00+23:59",
+            "0999-12-31T00:01:00Z",
+            "1000-01-01T00:00:00+23:59",
             "1970-01-01T00:00:00.000000000-00:00",
             "2024-02-29T23:59:59.999999999Z",
             "2026-11-30T12:00:00+05:30",
             "2999-12-31T23:59:59-23:59",
             "2999-12-31T23:59:59.1Z",
+            "3000-01-01T23:58:59Z",
         ];
         self.take(&prop::sample::select(edges.map(str::to_owned).to_vec()))
     }

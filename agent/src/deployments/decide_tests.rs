@@ -189,11 +189,11 @@ fn one_that_is_being_removed_does_not_stand_for_its_promotion() {
 #[test]
 fn what_the_api_server_refuses_is_said_here_and_at_the_hub() {
     let words = "the hospital's API server refused Service a: exceeded quota";
-    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..UP };
-    let refused = plan(Some(&ALLOWED), Some(bare), Stage::Shadow).refused(words.into());
+    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..up() };
+    let refused = plan(Some(&allowed()), Some(bare), Stage::Shadow).refused(words.into());
     expect(&refused, &[Act::Build], RolloutReason::DeniedByPolicy);
     assert_eq!(refused.message.as_deref(), Some(words));
-    let serving = plan(Some(&ALLOWED), Some(Seen { built: false, ..UP }), Stage::Shadow).refused(words.into());
+    let serving = plan(Some(&allowed()), Some(Seen { built: false, ..up() }), Stage::Shadow).refused(words.into());
     expect(&serving, &[Act::Build], RolloutReason::Serving);
     let told = report("u", Digest::of(b"m"), RolloutReason::DeniedByPolicy, false).message.unwrap();
     assert!(told.contains("API server refuses") && !told.contains("exceeded quota"), "{told}");

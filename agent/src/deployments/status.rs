@@ -53,7 +53,7 @@ pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
     let note = Note::of(told.plan);
     conditions.set(ROLLED_OUT, serving, note.reason, &note.message).set(READY, serving, note.reason, &note.message);
     let not_admitted =
-        told.decision == Some(&ReleaseDecision::Allowed) && reason == Some(RolloutReason::DeniedByPolicy);
+        matches!(told.decision, Some(ReleaseDecision::Allowed(_))) && reason == Some(RolloutReason::DeniedByPolicy);
     match reason {
         Some(RolloutReason::VerificationFailed) => conditions.set(STALLED, true, note.reason, &note.message),
         _ if not_admitted => conditions.set(STALLED, true, note.reason, &note.message),
@@ -203,12 +203,12 @@ mod tests {
     #[test]
     fn what_the_api_server_refuses_is_stalled_and_not_denied_by_the_policy() {
         let words = "the hospital's API server refused Service a: exceeded quota";
-        let seen = told(None, ALLOWED, &plan(RolloutReason::DeniedByPolicy, Some(words)), 1);
+        let seen = told(None, Some(&allowed()), &plan(RolloutReason::DeniedByPolicy, Some(words)), 1);
         let of = |type_| status_of(&seen.conditions, type_);
         assert_eq!((of(APPROVED), of(READY), of(STALLED)), (Some("True"), Some("False"), Some("True")));
         assert!(seen.conditions.iter().any(|c| c.type_ == STALLED && c.message == words));
         assert_eq!(
-            status_of(&told(Some(&seen), ALLOWED, &plan(RolloutReason::Serving, None), 2).conditions, STALLED),
+            status_of(&told(Some(&seen), Some(&allowed()), &plan(RolloutReason::Serving, None), 2).conditions, STALLED),
             None
         );
     }

@@ -333,11 +333,11 @@ async fn a_clock_that_is_off_ends_no_task(cluster: &Cluster, agent: &mut Agent) 
     let now = agent.ctx.now();
     let hours = jiff::SignedDuration::from_hours;
     agent.ctx.heard_clock(Some(now - hours(5)), now);
-    let mut late = item("round-7", 7, ItemState::Active, &agent.ctx.clock);
+    let mut late = item("round-5", 5, ItemState::Active, &agent.ctx.clock);
     let Work::Round(work) = &mut late.work else { panic!("not a round") };
     work.deadline = now - hours(4);
     agent.want(vec![late]);
-    let job: Job = until("the Job of try 1", || cluster.get("hippocampus-r7-train-1")).await;
+    let job: Job = until("the Job of try 1", || cluster.get("hippocampus-r5-train-1")).await;
     let seconds = job.spec.unwrap().active_deadline_seconds.unwrap();
     assert!((3000..=3600).contains(&seconds), "{seconds}");
     agent.ctx.heard_clock(Some(now), now);
@@ -387,7 +387,7 @@ async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     let clock = agent.ctx.clock.clone();
     let uids: Vec<String> = cluster.tasks().await.iter().filter_map(|task| task.uid()).collect();
     let cancelled = |uid: &str, round| item(uid, round, ItemState::Cancelled, &clock);
-    let all = [("round-1", 1), ("round-2", 2), ("round-3", 3), ("round-7", 7)];
+    let all = [("round-1", 1), ("round-2", 2), ("round-3", 3), ("round-5", 5)];
     agent.want(all.map(|(uid, round)| cancelled(uid, round)).to_vec());
     until("the tasks are gone", || async { cluster.tasks().await.is_empty().then_some(()) }).await;
     until("the rounds are acknowledged", || async {

@@ -96,8 +96,8 @@ pub(crate) async fn what_the_api_server_refuses_stands_on_the_model_and_at_the_h
 /// ran goes with its owner.
 pub(crate) async fn a_definition_that_goes_first_takes_all_along(cluster: &Cluster, agent: &mut Agent) {
     let clock = agent.ctx.clock.clone();
-    agent.want(vec![item("round-9", 9, ItemState::Active, &clock), promoted(ItemState::Active)]);
-    until("a task stands", || async { cluster.get::<RoundTask>("hippocampus-r9-train").await }).await;
+    agent.want(vec![item("round-4", 4, ItemState::Active, &clock), promoted(ItemState::Active)]);
+    until("a task stands", || async { cluster.get::<RoundTask>("hippocampus-r4-train").await }).await;
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     for plural in ["roundtasks", "modeldeployments", "sitepolicies"] {
         let name = format!("{plural}.consilium.health");

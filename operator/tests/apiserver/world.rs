@@ -138,7 +138,7 @@ async fn rights(client: &Client) {
     let ours = |resources: Value, verbs: Value| json!({"apiGroups": ["consilium.health"], "resources": resources, "verbs": verbs});
     let cluster = json!([
         ours(json!(kinds), json!(["get", "list", "watch"])),
-        ours(json!(kinds.map(|k| format!("{k}/status"))), json!(["update"])),
+        ours(json!(kinds.map(|k| format!("{k}/status"))), json!(["update", "patch"])),
         ours(json!(["trainingrounds"]), json!(["create", "patch", "delete"])),
         ours(json!(["modelreleases"]), json!(["create"])),
         ours(json!(["modelpromotions"]), json!(["patch"])),

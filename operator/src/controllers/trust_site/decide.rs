@@ -53,7 +53,7 @@ pub fn decide(site: &TrustSite, facts: &Facts, now: Timestamp) -> (TrustSiteStat
         }
     }
     in_sync(&mut conditions, facts.clock);
-    let connected = accepted && facts.connected;
+    let connected = accepted && facts.connected && facts.two_agents.is_none();
     if let Some(words) = facts.two_agents.as_ref().filter(|_| accepted) {
         conditions.set("Connected", false, TWO_AGENTS, words);
     } else if connected {
