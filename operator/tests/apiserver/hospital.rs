@@ -164,6 +164,8 @@ impl Hospital {
         let key = UploadKey { round_uid: uid.into(), attempt: work.attempt, site: self.name.clone() };
         while let Err(refused) = hub.attempts().receive(hub.store(), &key, step, &message).await {
             match refused {
+                // It has gone on meanwhile, and remembers nothing of the attempt; the next assignment says so.
+                Refused::NotOpen { .. } if hub.step_work(&self.name, uid, work.attempt, step).is_none() => return,
                 // The hub has just started and has not looked at the round yet.
                 Refused::NotOpen { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
                 // It has gone on meanwhile; the next assignment says so.

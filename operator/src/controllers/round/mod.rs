@@ -61,11 +61,12 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
     let now = context.now();
     // Before anything can fail: a round that the operator cannot carry on is the one to be told of.
     context.note_deadline(&round.uid, round.state.as_ref());
-    if !round.deleting && context.study_is_gone(&round.study(), &round.spec.study_uid).await? {
-        return apply::delete(&context, &round).await;
-    }
+    // What someone made by hand names a study as it likes, if it is the name of anything.
     if !round.deleting && !seal::is_ours(&object, &context.key.verifying_key()) {
         return refuse(&context, &object, now).await;
+    }
+    if !round.deleting && context.study_is_gone(&round.study(), &round.spec.study_uid).await? {
+        return apply::delete(&context, &round).await;
     }
     let store = Written::new(&context, object.clone());
     if round.deleting {
