@@ -17,7 +17,6 @@ use kube::{
 use serde_json::{Value, json};
 
 mod api;
-mod drawn;
 #[path = "../../crds/testdata/table.rs"]
 mod table;
 mod wrong;
@@ -100,8 +99,6 @@ async fn main() -> ExitCode {
     }
     println!("\nstatus");
     full_status(&api, &table, &places["TrainingRound"], &mut findings).await;
-    println!("\ndrawn");
-    drawn::all(&api, &places, &mut findings).await;
     report(&findings)
 }
 
