@@ -108,6 +108,7 @@ fn judged(edit: fn(&mut FederatedStudySpec), initial: Initial) -> (FederatedStud
         rosters: Arc::from([]),
         rounds: vec![],
         leftovers: false,
+        unread: false,
         releases: vec![],
         spec_stored: true,
         initial,
