@@ -88,6 +88,9 @@ impl BlobStore {
         });
         for digest in models.chain(parts.map(|(digest, _)| digest)) {
             let bytes = self.take(*digest, before).await?;
+            if bytes.is_some() && manifests.contains_key(digest) {
+                self.forget_origins(*digest).await?;
+            }
             gone = Collected {
                 objects: gone.objects + u64::from(bytes.is_some()),
                 bytes: gone.bytes + bytes.unwrap_or(0),
@@ -231,6 +234,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = BlobStore::open(folder.path()).await.unwrap();
         let (kept, old) = (put(&store, &[1, 2]).await, put(&store, &[2, 3]).await);
+        for model in [kept, old] {
+            store.keep_origin(model, "research").await.unwrap();
+        }
         let spec = store.put_object(b"{\"a\":1}"[..].into()).await.unwrap();
         let unfinished = store.put_object(vec![9; CHUNK_BYTES].into()).await.unwrap();
         let named = BTreeSet::from([kept]);
@@ -239,6 +245,8 @@ mod tests {
         assert_eq!(store.collect(&named, young).await.unwrap(), Collected::default());
         let gone = store.collect(&named, soon()).await.unwrap();
         assert_eq!(gone.objects, 3);
+        // Whose it was goes with it, or a record would stay of every model that there ever was.
+        assert!(store.is_from(kept, "research").await.unwrap() && !store.is_from(old, "research").await.unwrap());
         assert!(gone.bytes > 2 * CHUNK_BYTES as u64);
         for chunk in store.get_manifest(kept).await.unwrap().chunks {
             store.get_object(chunk).await.unwrap();

@@ -98,6 +98,11 @@ impl BlobStore {
         journal::exists(&self.0.files, &origin(model, namespace)?).await
     }
 
+    /// Forgets who made a model that is gone.
+    pub(super) async fn forget_origins(&self, model: Digest) -> Result<(), StoreError> {
+        journal::delete_all(&self.0.files, &Path::from(format!("origins/{}", model.hex()))).await
+    }
+
     /// Keeps whom the hospitals of a study are asked to sign for, durably; the same again is a no-op.
     ///
     /// # Errors
