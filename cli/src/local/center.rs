@@ -261,9 +261,10 @@ impl<'a> Center<'a> {
 
     /// All rounds that were ever made, by number.
     pub(super) fn all_rounds(&self) -> Result<Vec<TrainingRound>> {
-        let mut all = files::all::<TrainingRound>(&self.plan.out.join("archive"))?;
-        all.extend(self.rounds.values().cloned());
-        Ok(all)
+        // One that was being archived when somebody killed this is in both places.
+        let archived = files::all::<TrainingRound>(&self.plan.out.join("archive"))?;
+        let all = archived.into_iter().chain(self.rounds.values().cloned()).map(|round| (round.spec.number, round));
+        Ok(all.collect::<BTreeMap<_, _>>().into_values().collect())
     }
 }
 

@@ -3,45 +3,35 @@
 use std::path::{Path, PathBuf};
 
 use super::setup::Plan;
-use super::{Arguments, Failure, Result, files};
+use super::{Arguments, Failure, Result, files, process};
 
 /// Parts of a hospital's folder.
 const PARTS: [&str; 3] = ["train", "eval", "labels"];
 
 /// Sees that every hospital has its scans; answers each one's folder, in the order of the plan.
-pub(super) fn prepare(plan: &Plan, arguments: &Arguments) -> Result<Vec<PathBuf>> {
+pub(super) async fn prepare(plan: &Plan, arguments: &Arguments) -> Result<Vec<PathBuf>> {
     if let Some(shards) = &arguments.shards {
         return given(plan, shards);
     }
     let folder = plan.out.join("data");
     let all = || plan.sites.iter().map(|site| folder.join(site.as_str())).collect();
-    let asked = match &arguments.data {
-        Some(data) => format!("split of {}", data.display()),
-        None => format!("{} phantoms each", arguments.cases),
-    };
-    let done = folder.join("done.json");
-    match files::get::<String>(&done)? {
-        Some(known) if known == asked => return Ok(all()),
-        Some(known) => {
-            return Err(Failure::Refused(format!(
-                "{} was begun with a {known} and now gets a {asked}: leave the arguments as they were, or name another \
-                 folder by --out",
-                plan.out.display()
-            )));
-        }
-        None => files::remove(&folder)?,
+    // There is all of it or nothing: it gets its name when it is done.
+    if folder.exists() {
+        return Ok(all());
     }
+    let fresh = plan.out.join("data.new");
+    files::remove(&fresh)?;
     let names = plan.sites.iter().map(|site| site.as_str()).collect::<Vec<_>>().join(",");
     let cases = arguments.cases.to_string();
     let shape = shape(plan);
-    let out = folder.to_string_lossy().into_owned();
+    let out = fresh.to_string_lossy().into_owned();
     let mut words = match &arguments.data {
         Some(data) => vec!["shard", "--data", path(data)?],
         None => vec!["phantom", "--cases", &cases, "--shape", &shape],
     };
     words.extend(["--out", &out, "--names", &names]);
-    trainer(plan, &words)?;
-    files::put(&done, &asked)?;
+    trainer(plan, &words).await?;
+    std::fs::rename(&fresh, &folder).map_err(Failure::file(&folder))?;
     Ok(all())
 }
 
@@ -56,14 +46,15 @@ fn shape(plan: &Plan) -> String {
     sides.unwrap_or_else(|| "32,40,32".into())
 }
 
-fn trainer(plan: &Plan, words: &[&str]) -> Result<()> {
+async fn trainer(plan: &Plan, words: &[&str]) -> Result<()> {
     let Some(builtin) = &plan.builtin else {
         return Err(Failure::Refused(
             "making scans needs consilium-trainer, which was not found; name a folder of scans for each hospital by --shards"
                 .into(),
         ));
     };
-    let run = std::process::Command::new(builtin).args(words).output().map_err(Failure::file(builtin))?;
+    // It ends with this process: one that went on would write among the scans of the next run.
+    let run = process::command(&[builtin])?.args(words).output().await.map_err(Failure::file(builtin))?;
     if run.status.success() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -71,7 +71,16 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn open(file: &Path, json: bool) -> Result<Self> {
-        let log = File::options().create(true).append(true).open(file).map_err(Failure::file(file))?;
+        let failed = || Failure::file(file);
+        let mut log = File::options().create(true).read(true).append(true).open(file).map_err(failed())?;
+        // What a kill cut off stays a line of its own, and takes none of those that follow with it.
+        let mut last = [b'\n'];
+        if log.metadata().map_err(failed())?.len() > 0 {
+            log.seek(SeekFrom::End(-1)).and_then(|_| log.read_exact(&mut last)).map_err(failed())?;
+        }
+        if last != [b'\n'] {
+            log.write_all(b"\n").map_err(failed())?;
+        }
         let bars = (!json && std::io::stdout().is_terminal()).then(Bars::new);
         Ok(Self { json, bars, log: Mutex::new(log) })
     }
@@ -87,7 +96,7 @@ impl Events {
             (false, None) => writeln!(std::io::stdout(), "{}", text(event).0),
         };
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = writeln!(log, "{line}");
+        let _ = log.write_all(format!("{line}\n").as_bytes());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use serde::Serialize;
@@ -22,7 +23,10 @@ pub(super) fn put_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     name.push(".part");
     let part = path.with_file_name(name);
     let folder = path.parent().unwrap_or(Path::new("."));
-    let written = fs::create_dir_all(folder).and_then(|()| File::create(&part)).and_then(|mut file| {
+    // Keys, scans and models are nobody else's, from the first byte on.
+    let mut private = File::options();
+    private.write(true).create(true).truncate(true).mode(0o600);
+    let written = fs::create_dir_all(folder).and_then(|()| private.open(&part)).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&part, path)?;
@@ -61,6 +65,11 @@ pub(super) fn all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
 /// Makes a folder.
 pub(super) fn folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Failure::file(path))
+}
+
+/// Lets nobody but its owner into a folder.
+pub(super) fn for_owner_alone(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Failure::file(path))
 }
 
 /// Removes a file or a folder, which may be absent.

@@ -5,6 +5,7 @@
 //! the platform's evaluator as processes under the trainer contract. All that either side knows is in files below one
 //! folder; after a kill -9 of anything, the same command carries on.
 
+mod begun;
 mod center;
 mod data;
 mod events;
@@ -28,7 +29,6 @@ use std::time::Instant;
 
 use clap::Args;
 use consilium_agent::Entropy;
-use consilium_crds::FederatedStudy;
 use consilium_operator::driver::{DriveError, Driver, rosters};
 use consilium_operator::gateway::{self, GatewayTls};
 use consilium_operator::hub::Hub;
@@ -142,8 +142,8 @@ async fn study(arguments: &Arguments) -> Result<bool> {
     files::folder(&plan.out)?;
     plan.out = std::path::absolute(&plan.out).map_err(Failure::file(&plan.out))?;
     let _lock = lock(&plan.out)?;
+    let resumed = begun::claim(&plan, arguments)?;
     logs(&plan.out)?;
-    let resumed = same_study(&plan)?;
     // Any provider does that was installed first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let events = Events::open(&plan.out.join("events.jsonl"), arguments.json)?;
@@ -156,7 +156,7 @@ async fn study(arguments: &Arguments) -> Result<bool> {
         resumed,
         out: plan.out.display().to_string(),
     });
-    let data = data::prepare(&plan, arguments)?;
+    let data = data::prepare(&plan, arguments).await?;
     let wake = Arc::new(Notify::new());
     let shutdown = CancellationToken::new();
     let (center, gateway) = open(&plan, &events, &wake, &shutdown).await?;
@@ -255,9 +255,12 @@ async fn open<'a>(
     Ok((center, format!("https://{address}")))
 }
 
+/// Held while a process works in the folder.
+const LOCK: &str = ".consilium-lock";
+
 /// Takes the folder for this process alone, until it ends.
 fn lock(out: &Path) -> Result<File> {
-    let path = out.join("lock");
+    let path = out.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Failure::file(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -281,21 +284,6 @@ fn logs(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether this study was begun here before.
-fn same_study(plan: &Plan) -> Result<bool> {
-    let Some(known) = files::get::<FederatedStudy>(&plan.out.join("study.json"))? else { return Ok(false) };
-    if known.metadata.uid.as_deref() == Some(&plan.uid) {
-        return Ok(true);
-    }
-    Err(Failure::Refused(format!(
-        "{} holds study {} with the spec {}, and the file has {}: name another folder by --out, or remove that one",
-        plan.out.display(),
-        known.metadata.name.as_deref().unwrap_or_default(),
-        known.spec.digest(),
-        plan.digest
-    )))
-}
-
 /// A secret of this folder, made once.
 fn secret(path: &Path) -> Result<[u8; 32]> {
     if let Some(known) = files::get::<[u8; 32]>(path)? {
@@ -303,7 +291,5 @@ fn secret(path: &Path) -> Result<[u8; 32]> {
     }
     let fresh = Entropy::system().bytes32();
     files::put(path, &fresh)?;
-    let owner_alone = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, owner_alone).map_err(Failure::file(path))?;
     Ok(fresh)
 }

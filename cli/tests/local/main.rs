@@ -16,6 +16,8 @@ fn main() {
     }
     as_a_researcher_runs_it();
     println!("test as_a_researcher_runs_it ... ok");
+    a_folder_that_is_not_its_own_is_left_alone();
+    println!("test a_folder_that_is_not_its_own_is_left_alone ... ok");
     whatever_is_killed_nothing_is_lost();
     println!("test whatever_is_killed_nothing_is_lost ... ok");
 }
@@ -39,10 +41,39 @@ fn as_a_researcher_runs_it() {
     let report = std::fs::read_to_string(world.out().join("report.html")).unwrap();
     assert!(report.contains(last["model"].as_str().unwrap()) && !report.contains("http://"), "{report}");
     assert_eq!(world.trainings(), BTreeMap::from(["alder", "birch", "cedar"].map(|site| (site.to_owned(), 2))));
+    // It holds keys and scans: nobody else on the machine reads them, and no `git add` takes them along.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(world.out()).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700);
+    assert_eq!(std::fs::read_to_string(world.out().join(".gitignore")).unwrap(), "*\n");
+    // A kill in the middle of a line costs that line alone: the report is made from the others.
+    let log = world.out().join("events.jsonl");
+    let told = std::fs::read(&log).unwrap();
+    std::fs::write(&log, &told[..told.len() - 20]).unwrap();
     // What is over is not begun again.
     let again = world.run();
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let read = lines.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Vec<_>>();
+    assert_eq!(read.iter().filter(|line| line.is_err()).count(), 1, "{lines}");
+    assert_eq!(read.last().unwrap().as_ref().unwrap()["event"], "finished");
+    // Other scans, hospitals or trainers would give figures that no one set of them produced.
+    for (words, named) in [(["--shards", "others"], "--shards"), (["--trainer", "another"], "--trainer")] {
+        let said = world.refused(&words);
+        assert!(said.contains(named) && said.contains("--out"), "{said}");
+    }
     assert_eq!(again.last().unwrap()["model"], last["model"]);
     assert_eq!(world.trainings().values().sum::<u64>(), 6);
+}
+
+/// `--out .` in a project that has a folder `data` must not be the end of its scans.
+fn a_folder_that_is_not_its_own_is_left_alone() {
+    let world = World::new();
+    let scan = world.out().join("data/mine.nii.gz");
+    std::fs::create_dir_all(scan.parent().unwrap()).unwrap();
+    std::fs::write(&scan, "a scan").unwrap();
+    let said = world.refused(&[]);
+    assert!(said.contains("--out") && said.contains("\"data\""), "{said}");
+    assert_eq!(std::fs::read_to_string(&scan).unwrap(), "a scan");
+    assert_eq!(std::fs::read_dir(world.out()).unwrap().count(), 1, "nothing is left in it");
 }
 
 /// Somebody closes the lid, the machine runs out of memory, a process is shot: the same command ends with the same model,

@@ -66,8 +66,7 @@ impl World {
     }
 
     fn command(&self) -> Command {
-        let trainer =
-            format!("env {}={} {}", trainer::MARK, self.0.path().display(), std::env::current_exe().unwrap().display());
+        let trainer = self.trainer();
         let mut command = Command::new(env!("CARGO_BIN_EXE_consilium"));
         command.arg("local").arg(self.path("study.yaml")).arg("--shards").arg(self.path("scans"));
         command.arg("--out").arg(self.out()).args(["--trainer", &trainer, "--json"]).env_remove(trainer::MARK);
@@ -80,6 +79,29 @@ impl World {
         let text = String::from_utf8(run.stdout).unwrap();
         assert!(run.status.success(), "{}\n{text}", run.status);
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Runs it with one argument replaced, and expects a refusal; what it said.
+    pub fn refused(&self, words: &[&str]) -> String {
+        let study = self.path("study.yaml");
+        let (scans, others) = (self.path("scans"), self.path("others"));
+        fs::create_dir_all(&others).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consilium"));
+        command.arg("local").arg(study).arg("--out").arg(self.out()).arg("--json").env_remove(trainer::MARK);
+        let shards = if words.contains(&"--shards") { others } else { scans };
+        let other = words.iter().skip_while(|word| **word != "--trainer").nth(1);
+        command
+            .arg("--shards")
+            .arg(shards)
+            .arg("--trainer")
+            .arg(other.map_or_else(|| self.trainer(), |t| (*t).to_owned()));
+        let run = command.output().unwrap();
+        assert!(!run.status.success());
+        String::from_utf8(run.stderr).unwrap()
+    }
+
+    fn trainer(&self) -> String {
+        format!("env {}={} {}", trainer::MARK, self.0.path().display(), std::env::current_exe().unwrap().display())
     }
 
     pub fn start(&self) -> Run {
