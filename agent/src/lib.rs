@@ -37,6 +37,7 @@ use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
 use consilium_federation::SiteName;
 use consilium_federation::assignment::{Assignment, DeployWork, ItemState, RoundWork};
 use consilium_federation::clock::OtherClock;
+use consilium_federation::ladder::Stage;
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use consilium_secagg::roster::{Governance, VerifiedRoster};
@@ -301,21 +302,27 @@ impl Context {
         release: &ModelReleaseSpec,
         in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
-        let (policy, now) = (self.site_policy(), self.now());
-        let policy = policy.as_deref().map(|p| &p.spec);
-        let decision = policy::release(&policy::ReleaseInputs { work, state: item, release, policy, in_use, now });
+        let policy = self.site_policy();
+        let hospital = self.hospital(policy.as_deref());
+        let (site, state) = (&self.site, item);
+        let decision = policy::release(&policy::ReleaseInputs { work, state, release, site, hospital, in_use });
         self.record_release(uid, work, &decision)?;
         Ok(decision)
     }
 
+    /// What models are held against now.
+    pub(crate) fn hospital<'a>(&'a self, policy: Option<&'a SitePolicy>) -> policy::Hospital<'a> {
+        policy::Hospital { policy: policy.map(|policy| &policy.spec), now: self.now() }
+    }
+
     /// Runs the rungs of the release ladder for which the release need not be at hand; only a refusal is a decision.
-    pub fn judge_stage(
+    pub fn judge_room(
         &self,
         uid: &str,
         work: &DeployWork,
         in_use: bool,
     ) -> Result<Option<ReleaseDecision>, StateError> {
-        let decision = policy::of_stage(work, in_use, self.site_policy().as_deref().map(|p| &p.spec));
+        let decision = policy::of_policy(in_use, self.site_policy().as_deref().map(|p| &p.spec));
         if let Some(decision) = &decision {
             self.record_release(uid, work, decision)?;
         }
@@ -337,6 +344,32 @@ impl Context {
         self.keep(state::Entry::ReleaseDecision { subject, release, stage, allowed, message }, allowed, before)?;
         self.facts.set_release_decision(uid, decision.clone());
         Ok(())
+    }
+
+    /// Writes down that a model stands on another stage from now on. A rise holds only once it is written; a fall holds at
+    /// once, and is written when it can be.
+    pub fn record_stage(
+        &self,
+        uid: &str,
+        release: &str,
+        before: Option<Stage>,
+        after: Stage,
+        because: Option<&str>,
+    ) -> Result<(), StateError> {
+        let from = before.map_or("none".to_owned(), |stage| stage.to_string());
+        let why = because.map(|because| format!(": {because}")).unwrap_or_default();
+        let message = format!("it stands on {after} and stood on {from}{why}");
+        tracing::info!(release, stage = %after, from, because, "a model stands on another stage");
+        let (subject, release, stage) = (uid.to_owned(), release.to_owned(), after.to_string());
+        let entry = state::Entry::ReleaseDecision { subject, release, stage, allowed: true, message };
+        match self.state.append(entry.clone(), self.now()) {
+            Err(error) if Some(after) < before => {
+                tracing::error!(%error, "a model's fall holds and could not be written down; it is written later");
+                self.unrecorded.push(entry, self.now());
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 }
 

@@ -290,7 +290,7 @@ mod tests {
     fn models_are_counted_by_where_they_are_now() {
         use consilium_federation::report::RolloutReason::{Serving, VerificationFailed};
         let metrics = Metrics::new().unwrap();
-        let model = |reason| DeployReport { uid: "u".into(), reason, serving: None, message: None };
+        let model = |reason| DeployReport { uid: "u".into(), reason, serving: None, stage: None, message: None };
         metrics.set_models(&[model(VerificationFailed), model(Serving)]);
         metrics.set_models(&[model(Serving), model(Serving)]);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();

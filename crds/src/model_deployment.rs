@@ -1,7 +1,8 @@
-//! ModelDeployment: one model served at one stage in one hospital.
+//! ModelDeployment: one model in use in one hospital, and the stage on which it stands there.
 
 use consilium_federation::approval::Approval;
 use consilium_federation::digest::Digest;
+use consilium_federation::ids::{SiteName, StudyKey};
 use consilium_federation::ladder::Stage;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema;
 
-/// One model served at one stage. Made by the agent; owns the Deployment and the Service.
+/// One model in use. Made by the agent; owns the Deployment and the Service.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "consilium.health",
@@ -26,9 +27,11 @@ use crate::schema;
         .message(Message::Expression("(self.spec.release != oldSelf.spec.release ? 'spec.release is \"' + self.spec.release + '\" and was \"' + oldSelf.spec.release : self.spec.promotionUID != oldSelf.spec.promotionUID ? 'spec.promotionUID is \"' + self.spec.promotionUID + '\" and was \"' + oldSelf.spec.promotionUID : self.spec.model != oldSelf.spec.model ? 'spec.model is \"' + self.spec.model + '\" and was \"' + oldSelf.spec.model : 'spec.releaseDigest is \"' + self.spec.releaseDigest + '\" and was \"' + oldSelf.spec.releaseDigest) + '\"; only spec.stage and spec.approved can be changed: the agent makes another ModelDeployment for another model'".into()))
         .field_path(".spec"),
     printcolumn(name = "Release", type_ = "string", json_path = ".spec.release"),
-    printcolumn(name = "Stage", type_ = "string", json_path = ".spec.stage"),
+    printcolumn(name = "Asked", type_ = "string", json_path = ".spec.stage"),
+    printcolumn(name = "Stands", type_ = "string", json_path = ".status.stage"),
     printcolumn(name = "RolledOut", type_ = "string", json_path = ".status.conditions[?(@.type==\"RolledOut\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Because", type_ = "string", json_path = ".status.because"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Digest", type_ = "string", json_path = ".status.servingDigest", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -42,7 +45,7 @@ pub struct ModelDeploymentSpec {
     pub release_digest: Digest,
     /// Digest of the model.
     pub model: Digest,
-    /// The stage.
+    /// The stage that is asked for. The model stands on `status.stage`, which is this or a lower one.
     pub stage: Stage,
     /// UID of the ModelPromotion at the hub.
     #[schemars(length(min = 1, max = 63))]
@@ -58,11 +61,19 @@ pub struct ModelDeploymentSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Approved {
-    /// The stage that was signed. The model stands on it or below.
+    /// The stage that was asked for when this was written. The model stands on it or below.
     pub stage: Stage,
     /// Digest of the evidence that was signed.
     pub evidence_digest: Digest,
-    /// The approvals that counted when this was written.
+    /// This hospital's name, for approvals that are for one hospital. Absent in an object of an agent of before, as
+    /// `approved` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hospital: Option<SiteName>,
+    /// The model line: the study, `namespace/name` at the hub. Of one line one model acts, and the others stand on Shadow.
+    /// Absent as `hospital` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<StudyKey>,
+    /// The approvals whose signatures held when this was written. One that has expired counts for Shadow.
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
     pub approvals: Vec<Approval>,
 }
@@ -77,6 +88,14 @@ pub struct ModelDeploymentStatus {
     /// The model that answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving_digest: Option<Digest>,
+    /// The stage on which the model stands, as it was written down. What its pod is told is never higher, whatever stands
+    /// here; without it, Shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// Why it stands no higher, where that is less than is asked: what it lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 500))]
+    pub because: Option<String>,
     /// SignatureVerified, Approved, RolledOut, Ready; Stalled once the server refused the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]

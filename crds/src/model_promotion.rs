@@ -109,6 +109,9 @@ pub struct SiteRollout {
     /// The model that is served there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// The stage on which it stands there, as the hospital says: what is asked, or a lower one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
     /// Only when something is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]

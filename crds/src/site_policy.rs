@@ -1,5 +1,6 @@
 //! SitePolicy: what the hospital allows. Written by the hospital alone.
 
+pub use consilium_clinical::standing::OnExpiry;
 use consilium_federation::approval::{Requirement, TrustedKey};
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::StudyKey;
@@ -293,13 +294,17 @@ pub struct ReleasePolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
     pub keys: Vec<TrustedKey>,
-    /// What each stage needs. A stage without an entry is denied.
+    /// What each stage needs. A stage without an entry is denied, and with it all above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 6), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["stage"]))]
     pub require: Vec<Requirement>,
     /// The highest stage at which a model may stand here. Without it, none is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stage: Option<Stage>,
+    /// What becomes of a model whose approvals have expired. Shadow: it goes on where nobody sees its answers, and keeps
+    /// the evidence by which it would be approved again. Withdraw: it is no longer served. Without it: Shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_expiry: Option<OnExpiry>,
     /// GPUs of each served model. 0: it runs on the CPU. 1: it waits for a free one on a node with the label
     /// `consilium.health/inference-gpu`, and tolerates the taint `nvidia.com/gpu:NoSchedule`. Default 0.
     #[serde(default)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::gate::{CaseSums, Vote};
 use crate::ids::SiteName;
+use crate::ladder::Stage;
 use crate::round::SiteReason;
 use crate::task::{ScoreFile, TaskKind};
 
@@ -83,6 +84,8 @@ pub struct DeployReport {
     pub reason: RolloutReason,
     /// The model that answers.
     pub serving: Option<Digest>,
+    /// The stage on which it stands there: what is asked, or a lower one.
+    pub stage: Option<Stage>,
     /// Only when something is wrong.
     pub message: Option<String>,
 }

@@ -16,3 +16,4 @@ pub mod protocol;
 pub mod release;
 pub mod room;
 pub mod server;
+pub mod stage;

@@ -17,6 +17,7 @@ use consilium_inference::protocol::Identity;
 use consilium_inference::release::{Allowed, ReleaseError, load, verify};
 use consilium_inference::room::Room;
 use consilium_inference::server::{Served, router};
+use consilium_inference::stage::{self, Told};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -196,7 +197,8 @@ async fn listen(
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let mut terminate = signal(SignalKind::terminate())?;
-    let routes = lease::behind(router(served), lease.clone());
+    let routes = stage::on(router(served), Told::new(std::env::var_os(stage::VARIABLE)));
+    let routes = lease::behind(routes, lease.clone());
     let lost = async move {
         lease.lost(lease::NOTICE).await;
     };

@@ -132,8 +132,13 @@ async fn only_what_a_hospital_says_of_its_own_work_is_kept() {
         approvals: vec![],
     };
     hub.publish(&site(), vec![Item { uid: "mine".into(), state: ItemState::Active, work: Work::Deploy(work) }]);
-    let said =
-        |uid: &str| DeployReport { uid: uid.into(), reason: RolloutReason::Serving, serving: None, message: None };
+    let said = |uid: &str| DeployReport {
+        uid: uid.into(),
+        reason: RolloutReason::Serving,
+        serving: None,
+        stage: None,
+        message: None,
+    };
     let mut changes = hub.changes();
     let deployments = vec![said("mine"), said("theirs")];
     hub.put_report(&site(), Report { deployments, ..report(1) }, Timestamp::UNIX_EPOCH);

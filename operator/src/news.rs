@@ -54,7 +54,8 @@ mod tests {
     }
 
     fn report(rounds: Vec<RoundReport>) -> Report {
-        let deployment = DeployReport { uid: "d".into(), reason: RolloutReason::Serving, serving: None, message: None };
+        let deployment =
+            DeployReport { uid: "d".into(), reason: RolloutReason::Serving, serving: None, stage: None, message: None };
         Report {
             hub_epoch: "e".into(),
             revision: 1,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use consilium_federation::gate::{CaseSums, Vote};
+use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
@@ -26,6 +27,7 @@ impl From<&Report> for v1::ReportRequest {
             reason: spell(d.reason),
             serving: d.serving.map(|s| s.to_string()).unwrap_or_default(),
             message: d.message.clone().unwrap_or_default(),
+            stage: d.stage.map(spell).unwrap_or_default(),
         };
         Self {
             hub_epoch: r.hub_epoch.clone(),
@@ -107,6 +109,10 @@ pub fn read_report(mut r: v1::ReportRequest) -> Result<(Report, usize), WireErro
             deployment.reason = spell(RolloutReason::RollingOut);
             unknown += 1;
         }
+        if stage(&deployment.stage).is_err() {
+            deployment.stage = String::new();
+            unknown += 1;
+        }
     }
     Ok((r.try_into()?, unknown))
 }
@@ -144,6 +150,10 @@ fn once<'a, K: Ord + 'a>(field: &'static str, parts: impl Iterator<Item = (&'a S
     Ok(())
 }
 
+fn stage(text: &str) -> Result<Option<Stage>, WireError> {
+    if text.is_empty() { Ok(None) } else { read("deployments.stage", text).map(Some) }
+}
+
 /// Words for people, no longer than anyone shows them.
 fn words(text: &str) -> Option<String> {
     optional(text).map(|text| text.chars().take(MAX_WORDS).collect())
@@ -170,6 +180,7 @@ impl TryFrom<v1::DeployReport> for DeployReport {
             uid: uid("deployments.uid", d.uid)?,
             reason: read("deployments.reason", &d.reason)?,
             serving,
+            stage: stage(&d.stage)?,
             message: words(&d.message),
         })
     }

@@ -79,6 +79,7 @@ fn report() -> Report {
             uid: "b-2".into(),
             reason: RolloutReason::Serving,
             serving: Some(Digest::of(b"model")),
+            stage: None,
             message: None,
         }],
     }
@@ -87,6 +88,10 @@ fn report() -> Report {
 #[test]
 fn a_report_survives_the_wire() {
     assert_eq!(Report::try_from(v1::ReportRequest::from(&report())).unwrap(), report());
+    // Said since December 2026.
+    let mut staged = report();
+    staged.deployments[0].stage = Some(Stage::SafetyNet);
+    assert_eq!(Report::try_from(v1::ReportRequest::from(&staged)).unwrap(), staged);
 }
 
 /// One of each message, as this version writes it.
@@ -194,13 +199,15 @@ fn a_reason_that_is_not_known_is_one_of_waiting() {
     wire.rounds.push(v1::RoundReport { reason: "AwaitingMoon".into(), uid: "c-3".into(), ..wire.rounds[0].clone() });
     wire.rounds.push(v1::RoundReport { kind: "Distil".into(), uid: "d-4".into(), ..wire.rounds[0].clone() });
     wire.deployments[0].reason = "Warming".into();
+    wire.deployments[0].stage = "Overlord".into();
     if let Some(evaluation) = &mut wire.rounds[0].evaluation {
         evaluation.vote = "Perhaps".into();
     }
     let (read, unknown) = read_report(wire).unwrap();
     let parts: Vec<_> = read.rounds.iter().map(|r| (r.uid.as_str(), r.reason, r.evaluation.is_some())).collect();
     assert_eq!(parts, [("a-1", SiteReason::Evaluated, false), ("c-3", SiteReason::Offered, true)]);
-    assert_eq!((read.deployments[0].reason, unknown), (RolloutReason::RollingOut, 4));
+    assert_eq!((read.deployments[0].reason, unknown), (RolloutReason::RollingOut, 5));
+    assert_eq!(read.deployments[0].stage, None);
     assert_eq!(read_report(v1::ReportRequest::from(&report())).unwrap(), (report(), 0));
 }
 

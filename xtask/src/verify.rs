@@ -18,10 +18,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("consilium-secagg", &[]),
     ("consilium-clinical", &["consilium-federation", "consilium-secagg"]),
     ("consilium-imaging", &[]),
-    ("consilium-crds", &["consilium-federation", "consilium-secagg"]),
+    ("consilium-crds", &["consilium-clinical", "consilium-federation", "consilium-secagg"]),
     ("consilium-proto", &["consilium-federation", "consilium-secagg"]),
     ("consilium-operator", &["consilium-crds", "consilium-proto", "consilium-federation", "consilium-secagg"]),
-    ("consilium-agent", &["consilium-crds", "consilium-proto", "consilium-federation", "consilium-secagg"]),
+    (
+        "consilium-agent",
+        &["consilium-clinical", "consilium-crds", "consilium-proto", "consilium-federation", "consilium-secagg"],
+    ),
     ("consilium-trainer", &["consilium-imaging", "consilium-federation"]),
     ("consilium-inference", &["consilium-imaging", "consilium-federation"]),
     (

@@ -159,7 +159,7 @@ impl Writer {
         &self,
         model: &ModelDeployment,
         new: &ModelDeploymentStatus,
-        news: Option<&Note>,
+        news: &[Note],
     ) -> Result<(), ControlError> {
         if model.status.as_ref() == Some(new) {
             return Ok(());
@@ -170,7 +170,7 @@ impl Writer {
             "metadata": {"name": name}, "status": new,
         });
         gone(self.models.patch_status(&name, &apply(), &Patch::Apply(&patch)).await)?;
-        if let Some(note) = news {
+        for note in news {
             self.event(model, note).await;
         }
         Ok(())

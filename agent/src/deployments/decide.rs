@@ -10,14 +10,14 @@ use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, RolloutReason};
 use kube::ResourceExt as _;
 
-use crate::policy::ReleaseDecision;
+use crate::policy::{Place, ReleaseDecision, Room};
 
 /// Everything that the decision on one model depends on.
 #[derive(Clone, Debug)]
 pub(super) struct Inputs<'a> {
     /// The hospital's word, or `None` while the release is not at hand.
     pub(super) decision: Option<&'a ReleaseDecision>,
-    /// The stage at which it may stand.
+    /// The stage that is asked for.
     pub(super) stage: Stage,
     /// Its ModelDeployment, if it exists.
     pub(super) seen: Option<Seen>,
@@ -28,7 +28,7 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Seen {
     /// It is being removed.
     pub(super) deleting: bool,
-    /// The stage that it stands at.
+    /// The stage that its object asks for.
     pub(super) stage: Stage,
     /// On whose word.
     pub(super) approved: Option<Approved>,
@@ -127,10 +127,27 @@ fn upkeep(seen: &Seen, stage: Stage, approved: &Approved) -> Vec<Act> {
 const NOT_ADMITTED: &str = "the hospital's API server refuses an object that the model needs (schema, quota, rights or \
                             admission); its ModelDeployment says which";
 
-/// The fact for the hub; `admitted`: the API server took what was made. Every other message stays in the hospital.
-pub(super) fn report(uid: &str, model: Digest, reason: RolloutReason, admitted: bool) -> DeployReport {
+/// The fact for the hub; `admitted`: the API server took what was made. Every other message stays in the hospital, and so
+/// does why a model stands on no higher stage.
+pub(super) fn report(
+    uid: &str,
+    model: Digest,
+    reason: RolloutReason,
+    stage: Option<Stage>,
+    admitted: bool,
+) -> DeployReport {
     let serving = (reason == RolloutReason::Serving).then_some(model);
-    DeployReport { uid: uid.to_owned(), reason, serving, message: (!admitted).then(|| NOT_ADMITTED.to_owned()) }
+    let message = (!admitted).then(|| NOT_ADMITTED.to_owned());
+    DeployReport { uid: uid.to_owned(), reason, serving, stage: stage.filter(|_| serving.is_some()), message }
+}
+
+/// The stage that is written down for a model: a fall at once, a rise where the policy takes something new.
+pub(super) fn written(place: &Place, before: Option<Stage>, room: Room) -> Option<Stage> {
+    let stage = place.stage()?;
+    match room {
+        Room::Open => Some(stage),
+        Room::Kept(_) | Room::Closed(_) => Some(stage.min(before.unwrap_or(Stage::Shadow))),
+    }
 }
 
 /// The ModelDeployment of one promotion: of several, the oldest that is not being removed. In a tombstone the UID alone

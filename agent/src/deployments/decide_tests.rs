@@ -4,7 +4,8 @@ use super::*;
 
 /// On somebody's word.
 fn on() -> Approved {
-    Approved { stage: Stage::Shadow, evidence_digest: Digest::of(b"evidence"), approvals: vec![] }
+    let evidence_digest = Digest::of(b"evidence");
+    Approved { stage: Stage::Shadow, evidence_digest, hospital: None, line: None, approvals: vec![] }
 }
 
 fn allowed() -> ReleaseDecision {
@@ -44,7 +45,7 @@ fn a_refused_model_is_taken_down_at_once() {
         expect(&down, &[Act::Delete], reason);
         assert_eq!(down.message.as_deref(), Some("maxStage"));
         expect(&plan(Some(&refused), None, Stage::Shadow), &[], reason);
-        assert_eq!(report("u", Digest::of(b"m"), reason, true).message, None);
+        assert_eq!(report("u", Digest::of(b"m"), reason, None, true).message, None);
     }
 }
 
@@ -79,6 +80,27 @@ fn the_word_on_which_a_model_stands_is_kept_up_to_date() {
     }
 }
 
+/// A hospital that drains would give a model more trust than it had, or a model would keep the trust that it lost because
+/// the hospital drains.
+#[test]
+fn a_fall_is_written_at_once_and_a_rise_where_something_new_is_taken() {
+    let place = Place::Unsaid;
+    let kept = Room::Kept("spec.participation is Drain");
+    for room in [Room::Open, kept] {
+        assert_eq!(written(&place, Some(Stage::Triage), room), Some(Stage::Shadow));
+        assert_eq!(written(&place, None, room), Some(Stage::Shadow));
+        assert_eq!(written(&Place::Refused("w".into()), Some(Stage::Triage), room), None);
+    }
+}
+
+/// The hub learns where the model stands, and of one that does not answer nothing.
+#[test]
+fn the_stage_is_reported_of_a_model_that_serves() {
+    let told = |reason| report("u", Digest::of(b"m"), reason, Some(Stage::Shadow), true).stage;
+    assert_eq!(told(RolloutReason::Serving), Some(Stage::Shadow));
+    assert_eq!(told(RolloutReason::DeniedByPolicy), None);
+}
+
 /// A hub that cannot be reached must not take a model away from clinicians.
 #[test]
 fn what_serves_goes_on_while_the_release_cannot_be_read() {
@@ -94,7 +116,7 @@ fn a_model_that_the_server_refuses_is_stopped_once_and_said_so() {
     let first = plan(Some(&allowed()), Some(refused(true, false)), Stage::Shadow);
     expect(&first, std::slice::from_ref(&stop), RolloutReason::VerificationFailed);
     assert_eq!(first.message.as_deref(), Some("no network"));
-    let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed, true);
+    let told = report("u", Digest::of(b"m"), RolloutReason::VerificationFailed, None, true);
     assert_eq!((told.serving, told.message), (None, None), "the words stay in the hospital");
     expect(&plan(Some(&allowed()), Some(refused(true, true)), Stage::Shadow), &[], RolloutReason::VerificationFailed);
     // Another stage is written, and starts nothing.
@@ -195,6 +217,6 @@ fn what_the_api_server_refuses_is_said_here_and_at_the_hub() {
     assert_eq!(refused.message.as_deref(), Some(words));
     let serving = plan(Some(&allowed()), Some(Seen { built: false, ..up() }), Stage::Shadow).refused(words.into());
     expect(&serving, &[Act::Build], RolloutReason::Serving);
-    let told = report("u", Digest::of(b"m"), RolloutReason::DeniedByPolicy, false).message.unwrap();
+    let told = report("u", Digest::of(b"m"), RolloutReason::DeniedByPolicy, None, false).message.unwrap();
     assert!(told.contains("API server refuses") && !told.contains("exceeded quota"), "{told}");
 }

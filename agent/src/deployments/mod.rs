@@ -25,11 +25,11 @@ use kube::{Api, ResourceExt as _};
 use tokio::sync::Notify;
 
 use crate::Context;
-use crate::policy::{ReleaseDecision, stage_now};
+use crate::policy::{self, Place, ReleaseDecision, Room};
 use crate::tasks::{ControlError, DeployEntry, follow, in_turn};
 use apply::Writer;
-use decide::{Act, Inputs, Plan, decide, own, report, strays};
-pub(crate) use objects::{LABEL, LEASE};
+use decide::{Act, Inputs, Plan, decide, own, report, strays, written};
+pub(crate) use objects::{LABEL, LEASE, STAGE};
 pub(crate) use status::rollout_name;
 use status::{Note, Told, news, status};
 
@@ -92,6 +92,8 @@ impl Controller {
                 self.failed(&error, &stray.spec.promotion_uid);
             }
         }
+        let site_policy = self.ctx.site_policy();
+        let places = policy::places(&models, &self.ctx.hospital(site_policy.as_deref()));
         let mut entries = BTreeMap::new();
         let here = |item: &Item| models.iter().any(|model| model.spec.promotion_uid == item.uid);
         let (here, new) = in_turn(&desired.items, here, self.turns.fetch_add(1, Ordering::Relaxed));
@@ -101,11 +103,12 @@ impl Controller {
             if n >= known && begun.elapsed() > TURN {
                 break;
             }
+            let place = own(&models, item, work).and_then(|m| m.uid()).and_then(|uid| places.get(&uid));
             if let Some(uid) = own(&models, item, work).and_then(|m| m.uid()) {
                 let entry = DeployEntry { promotion_uid: item.uid.clone(), state: item.state, work: work.clone() };
                 entries.insert(uid, entry);
             }
-            if let Err(error) = self.reconcile(item, work, &models).await {
+            if let Err(error) = self.reconcile(item, work, &models, place).await {
                 self.failed(&error, &item.uid);
             }
         }
@@ -130,6 +133,7 @@ impl Controller {
         item: &Item,
         work: &DeployWork,
         models: &[Arc<ModelDeployment>],
+        place: Option<&Place>,
     ) -> Result<(), ControlError> {
         let model = own(models, item, work);
         let decision = self.judge(item, work, model.is_some()).await?;
@@ -138,9 +142,7 @@ impl Controller {
             Ok::<_, ControlError>(read::see(m, &self.writer.wanted(m)?, &deployments, &pods))
         };
         let seen = model.map(see).transpose()?;
-        let policy = self.ctx.site_policy();
-        let stage = stage_now(policy.as_deref().map(|p| &p.spec), work.stage, model.map(|m| m.spec.stage));
-        let mut plan = decide(&Inputs { decision: decision.as_ref(), stage, seen });
+        let mut plan = decide(&Inputs { decision: decision.as_ref(), stage: work.stage, seen });
         let refused = match self.apply(item, work, model, models, &plan).await {
             Err(error @ ControlError::Refused { .. }) => Some(error),
             other => other.map(|()| None)?,
@@ -149,21 +151,37 @@ impl Controller {
             self.failed(error, &item.uid);
             plan = plan.refused(error.to_string());
         }
+        let before = model.and_then(|m| m.status.as_ref()?.stage);
+        let stage = place.and_then(|place| written(place, before, self.room()));
         match plan.reason {
-            Some(reason) => self.ctx.facts.set_deploy(report(&item.uid, work.model, reason, refused.is_none())),
+            Some(reason) => {
+                self.ctx.facts.set_deploy(report(&item.uid, work.model, reason, stage, refused.is_none()));
+            }
             None => self.ctx.facts.drop_deploy(&item.uid),
         }
         let Some(model) = model.filter(|_| !plan.acts.contains(&Act::Delete)) else { return Ok(()) };
         let old = model.status.as_ref();
+        let because = place.zip(stage).and_then(|(place, stage)| policy::because(place, model.spec.stage, stage));
+        if let Some(after) = stage.filter(|after| Some(*after) != before) {
+            self.ctx.record_stage(&item.uid, &work.release, before, after, because.as_deref())?;
+        }
         let new = status(&Told {
             old,
             generation: model.metadata.generation,
             decision: decision.as_ref(),
             plan: &plan,
             model: work.model,
+            stage,
+            because,
             now: self.ctx.now(),
         });
-        self.writer.status(model, &new, news(old, &plan).as_ref()).await
+        self.writer.status(model, &new, &news(old, &plan, &new)).await
+    }
+
+    /// What of models there may be here now.
+    fn room(&self) -> Room {
+        let policy = self.ctx.site_policy();
+        policy.map_or(Room::Closed("there is none"), |policy| policy::models(&policy.spec))
     }
 
     /// The hospital's word now; `None` while the release cannot be fetched.
@@ -176,7 +194,7 @@ impl Controller {
         if item.state == ItemState::Cancelled {
             return Ok(Some(ReleaseDecision::Withdrawn));
         }
-        if let Some(refused) = self.ctx.judge_stage(&item.uid, work, in_use)? {
+        if let Some(refused) = self.ctx.judge_room(&item.uid, work, in_use)? {
             return Ok(Some(refused));
         }
         match self.ctx.objects.release(work.release_digest).await {

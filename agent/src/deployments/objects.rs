@@ -19,18 +19,21 @@ use crate::tasks::pod::{self, ROOT, labels, mount};
 
 /// Label with the name of the ModelDeployment, on all that it owns.
 pub(crate) const LABEL: &str = "consilium.health/deployment";
-/// Annotation with the stage, so that whoever looks at the Deployment sees what it is trusted with.
-pub(super) const STAGE: &str = "consilium.health/stage";
+/// Annotation of a pod with the stage on which its model stands; the guard writes it, so that a model falls and its pod
+/// goes on.
+pub(crate) const STAGE: &str = "consilium.health/stage";
 /// Annotation with the server's words, on a Deployment that runs no pod because the server refused the model.
 pub(super) const REFUSED: &str = "consilium.health/refused";
 /// Annotation of the pods, by which they are told from those of another ModelDeployment or before a change.
 pub(super) const TEMPLATE: &str = "consilium.health/template";
 /// Annotation of a pod with the time until which its model answers; the guard renews it.
 pub(crate) const LEASE: &str = "consilium.health/lease";
-/// Where the node shows it to the server, and how the server knows. An image of before leases does not look.
+/// Where the node shows both to the server, and how the server knows. An image of before them does not look.
 const LEASE_FOLDER: &str = "/lease";
 const LEASE_FILE: &str = "until";
 const LEASE_VARIABLE: &str = "CONSILIUM_LEASE";
+const STAGE_FILE: &str = "stage";
+const STAGE_VARIABLE: &str = "CONSILIUM_STAGE";
 /// Room for requests under way when a pod is ended. A hospital that takes a model out of use means now.
 const GRACE_SECONDS: i64 = 10;
 /// The container that serves.
@@ -126,8 +129,6 @@ pub(super) fn service(plan: &ServePlan<'_>) -> Service {
 
 /// The Deployment: one pod that fetches the model, checks it again and serves it.
 pub(super) fn deployment(plan: &ServePlan<'_>) -> Deployment {
-    let mut meta = metadata(plan, plan.name);
-    meta.annotations = Some(labels(&[(STAGE, plan.spec.stage.as_str())]));
     let pod = pod_spec(plan);
     let digest = Digest::of_json(&(plan.uid, &pod)).hex();
     let metadata = ObjectMeta {
@@ -143,7 +144,7 @@ pub(super) fn deployment(plan: &ServePlan<'_>) -> Deployment {
         template,
         ..DeploymentSpec::default()
     };
-    Deployment { metadata: meta, spec: Some(spec), status: None }
+    Deployment { metadata: self::metadata(plan, plan.name), spec: Some(spec), status: None }
 }
 
 /// A Deployment that runs no pod any more, with what the server said. Applied without that, it runs again.
@@ -173,10 +174,13 @@ fn pod_spec(plan: &ServePlan<'_>) -> PodSpec {
 }
 
 fn lease_volume() -> Volume {
-    let field = ObjectFieldSelector { field_path: format!("metadata.annotations['{LEASE}']"), api_version: None };
-    let item =
-        DownwardAPIVolumeFile { path: LEASE_FILE.into(), field_ref: Some(field), ..DownwardAPIVolumeFile::default() };
-    let source = DownwardAPIVolumeSource { items: Some(vec![item]), default_mode: None };
+    let shown = |annotation: &str, file: &str| {
+        let field_path = format!("metadata.annotations['{annotation}']");
+        let field = ObjectFieldSelector { field_path, api_version: None };
+        DownwardAPIVolumeFile { path: file.into(), field_ref: Some(field), ..DownwardAPIVolumeFile::default() }
+    };
+    let items = vec![shown(LEASE, LEASE_FILE), shown(STAGE, STAGE_FILE)];
+    let source = DownwardAPIVolumeSource { items: Some(items), default_mode: None };
     Volume { name: "lease".into(), downward_api: Some(source), ..Volume::default() }
 }
 
@@ -227,11 +231,7 @@ fn server(plan: &ServePlan<'_>) -> Container {
         }]),
         readiness_probe: Some(http("/v2/health/ready", 3, 3)),
         liveness_probe: Some(http("/v2/health/live", 20, 6)),
-        env: Some(vec![EnvVar {
-            name: LEASE_VARIABLE.into(),
-            value: Some(format!("{LEASE_FOLDER}/{LEASE_FILE}")),
-            value_from: None,
-        }]),
+        env: Some(vec![file(LEASE_VARIABLE, LEASE_FILE), file(STAGE_VARIABLE, STAGE_FILE)]),
         volume_mounts: Some(vec![
             mount("model", ROOT, true),
             mount("tmp", "/tmp", false),
@@ -239,6 +239,10 @@ fn server(plan: &ServePlan<'_>) -> Container {
         ]),
         ..pod::container(SERVER, plan.inference_image, resources)
     }
+}
+
+fn file(variable: &str, name: &str) -> EnvVar {
+    EnvVar { name: variable.into(), value: Some(format!("{LEASE_FOLDER}/{name}")), value_from: None }
 }
 
 fn http(path: &str, period: i32, failures: i32) -> Probe {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodSpec};
 use kube::ResourceExt as _;
 
 use super::decide::{PodSeen, Seen};
-use super::objects::{LABEL, REFUSED, SERVER, STAGE, TEMPLATE};
+use super::objects::{LABEL, REFUSED, SERVER, TEMPLATE};
 use crate::tasks::observe::{obstacle, words};
 
 /// Reads one model; `wanted` is its Deployment as it should be.
@@ -87,9 +87,8 @@ fn as_wanted(found: &Deployment, wanted: &Deployment) -> bool {
         let all = pod.init_containers.iter().flatten().chain(&pod.containers);
         all.map(|c| (c.name.clone(), c.image.clone(), c.args.clone())).collect::<Vec<_>>()
     };
-    let same_stage = found.annotations().get(STAGE) == wanted.annotations().get(STAGE);
     let same_template = template_of(found) == template_of(wanted);
-    same_stage && same_template && containers(&pod(found)) == containers(&pod(wanted))
+    same_template && containers(&pod(found)) == containers(&pod(wanted))
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! What people of this hospital read of a model: its status, and Events. Pure.
 
+use std::cmp::Ordering;
+
 use consilium_crds::ModelDeploymentStatus;
 use consilium_crds::conditions::{Conditions, READY, STALLED};
 use consilium_federation::digest::Digest;
+use consilium_federation::ladder::Stage;
 use consilium_federation::report::RolloutReason;
 use jiff::Timestamp;
 
@@ -28,6 +31,10 @@ pub(super) struct Told<'a> {
     pub(super) plan: &'a Plan,
     /// The model.
     pub(super) model: Digest,
+    /// The stage on which it stands.
+    pub(super) stage: Option<Stage>,
+    /// Why no higher.
+    pub(super) because: Option<String>,
     /// The time.
     pub(super) now: Timestamp,
 }
@@ -62,6 +69,8 @@ pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
     ModelDeploymentStatus {
         observed_generation: told.generation,
         serving_digest: serving.then_some(told.model),
+        stage: told.stage,
+        because: told.because.clone(),
         conditions: conditions.into_list(),
     }
 }
@@ -107,11 +116,22 @@ impl Note {
     }
 }
 
-/// What people should hear after a status was written: that the model stands elsewhere than before.
-pub(super) fn news(before: Option<&ModelDeploymentStatus>, plan: &Plan) -> Option<Note> {
+/// What people should hear after a status was written: that something else has become of the model, or that it stands on
+/// another stage.
+pub(super) fn news(before: Option<&ModelDeploymentStatus>, plan: &Plan, after: &ModelDeploymentStatus) -> Vec<Note> {
     let known = before.into_iter().flat_map(|s| &s.conditions).find(|c| c.type_ == READY);
     let note = Note::of(plan);
-    known.is_none_or(|c| c.reason != note.reason).then_some(note)
+    let rollout = known.is_none_or(|c| c.reason != note.reason).then_some(note);
+    let moved = before.and_then(|s| s.stage).zip(after.stage).and_then(|(from, to)| {
+        let why = after.because.as_ref().map(|because| format!(": {because}")).unwrap_or_default();
+        let message = format!("it stands on {to} and stood on {from}{why}");
+        match to.cmp(&from) {
+            Ordering::Less => Some(Note { warning: true, reason: "StageFell", message }),
+            Ordering::Greater => Some(Note { warning: false, reason: "StageRose", message }),
+            Ordering::Equal => None,
+        }
+    });
+    rollout.into_iter().chain(moved).collect()
 }
 
 /// The reason's name as it stands in the API.
@@ -130,13 +150,18 @@ pub(crate) const fn rollout_name(reason: RolloutReason) -> &'static str {
 mod tests {
     use consilium_crds::conditions::status_of;
     use consilium_crds::model_deployment::Approved;
-    use consilium_federation::ladder::Stage;
 
     use super::*;
 
     fn allowed() -> ReleaseDecision {
         let evidence_digest = Digest::of(b"evidence");
-        ReleaseDecision::Allowed(Approved { stage: Stage::Shadow, evidence_digest, approvals: vec![] })
+        ReleaseDecision::Allowed(Approved {
+            stage: Stage::Shadow,
+            evidence_digest,
+            hospital: None,
+            line: None,
+            approvals: vec![],
+        })
     }
 
     fn plan(reason: RolloutReason, message: Option<&str>) -> Plan {
@@ -150,7 +175,8 @@ mod tests {
         day: u8,
     ) -> ModelDeploymentStatus {
         let now = format!("2026-01-0{day}T00:00:00Z").parse().unwrap();
-        status(&Told { old, generation: Some(1), decision, plan, model: Digest::of(b"m"), now })
+        let (stage, because, model) = (Some(Stage::Shadow), None, Digest::of(b"m"));
+        status(&Told { old, generation: Some(1), decision, plan, model, stage, because, now })
     }
 
     /// A status that never settles is written on every turn, in every hospital.
@@ -191,12 +217,29 @@ mod tests {
     fn an_event_for_each_change_of_where_it_stands() {
         let starting = plan(RolloutReason::RollingOut, None);
         let first = told(None, Some(&allowed()), &starting, 1);
-        assert_eq!(news(None, &starting).unwrap().reason, "RollingOut");
-        assert_eq!(news(Some(&first), &plan(RolloutReason::RollingOut, Some("no room on any node"))), None);
-        let note = news(Some(&first), &plan(RolloutReason::VerificationFailed, Some("no network"))).unwrap();
-        assert_eq!(note, Note { warning: true, reason: "VerificationFailed", message: "no network".into() });
-        assert!(!news(Some(&first), &plan(RolloutReason::Serving, None)).unwrap().warning);
+        assert_eq!(news(None, &starting, &first)[0].reason, "RollingOut");
+        assert_eq!(news(Some(&first), &plan(RolloutReason::RollingOut, Some("no room on any node")), &first), []);
+        let note = news(Some(&first), &plan(RolloutReason::VerificationFailed, Some("no network")), &first);
+        assert_eq!(note, [Note { warning: true, reason: "VerificationFailed", message: "no network".into() }]);
+        assert!(!news(Some(&first), &plan(RolloutReason::Serving, None), &first)[0].warning);
         assert_eq!(Note::of(&Plan { acts: vec![], reason: None, message: None }).reason, "Withdrawn");
+    }
+
+    /// A clinician who relied on a warning must hear that there is none from now on, and why, where the hospital's people
+    /// look; and once.
+    #[test]
+    fn that_a_model_stands_on_another_stage_is_an_event() {
+        let serving = plan(RolloutReason::Serving, None);
+        let shadow = told(None, Some(&allowed()), &serving, 1);
+        let raised = ModelDeploymentStatus { stage: Some(Stage::SafetyNet), ..shadow.clone() };
+        let fallen = ModelDeploymentStatus { because: Some("SafetyNet needs x".into()), ..shadow.clone() };
+        let note = news(Some(&raised), &serving, &fallen).pop().unwrap();
+        assert_eq!((note.warning, note.reason), (true, "StageFell"));
+        assert_eq!(note.message, "it stands on Shadow and stood on SafetyNet: SafetyNet needs x");
+        assert_eq!(news(Some(&shadow), &serving, &raised).pop().unwrap().reason, "StageRose");
+        assert_eq!(news(Some(&fallen), &serving, &fallen), []);
+        let none = ModelDeploymentStatus { stage: None, ..shadow };
+        assert_eq!(news(Some(&none), &serving, &fallen), [], "that it is there at all is another event");
     }
 
     /// A quota waits for people; GitOps tools and `kubectl wait` must read that, and in whose words.

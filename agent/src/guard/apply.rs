@@ -1,5 +1,6 @@
 //! Takes away what must go: the only place of the guard that writes to the API server.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use consilium_crds::{ModelDeployment, RoundTask, Watched};
@@ -10,13 +11,13 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::decide::{Behind, GRACE_SECONDS};
 use super::lease::Lease;
 use super::{Guard, Kind, Stop};
-use crate::deployments::LEASE;
+use crate::deployments::{LEASE, STAGE};
 use crate::state::{Entry, Unrecorded};
 use crate::tasks::{ControlError, MANAGER, gone};
 use crate::{Clock, Metrics};
@@ -144,7 +145,10 @@ impl Stopper {
     /// Writes leases; what fails is written at the next look, long before the old one ends.
     pub(super) async fn renew(&self, leases: Vec<Lease>, metrics: &Metrics) {
         let calls = leases.into_iter().map(|lease| async move {
-            let patch = json!({"metadata": {"annotations": {(LEASE): lease.until.to_string()}}});
+            let until = lease.until.map(|until| (LEASE, json!(until.to_string())));
+            let stage = lease.stage.map(|stage| (STAGE, json!(stage)));
+            let annotations: BTreeMap<&str, Value> = until.into_iter().chain(stage).collect();
+            let patch = json!({"metadata": {"annotations": annotations}});
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             let call = async { gone(self.pods.patch(&lease.pod, &params, &Patch::Merge(&patch)).await) };
             let result = match tokio::time::timeout(CALL, call).await {

@@ -13,7 +13,7 @@ use kube::{Resource, ResourceExt as _};
 
 use crate::Enforcement;
 use crate::deployments::LABEL as MODEL_LABEL;
-use crate::policy::{self, Room, model_stands, task_must_stop};
+use crate::policy::{self, Place, Room, Told, task_must_stop};
 use crate::tasks::clean::CLEAN;
 use crate::tasks::observe::is_over;
 
@@ -33,6 +33,8 @@ pub(super) struct Seen<'a> {
     pub(super) task_pods: &'a [Arc<Pod>],
     /// As with `tasks`.
     pub(super) models: Option<&'a [Arc<ModelDeployment>]>,
+    /// What is said of each of them, by its UID.
+    pub(super) places: &'a BTreeMap<String, Place>,
     pub(super) deployments: &'a [Arc<Deployment>],
     pub(super) model_pods: &'a [Arc<Pod>],
     pub(super) now: Timestamp,
@@ -149,9 +151,11 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
 
 fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let all = closed(seen, policy::models);
-    let why = |model: &ModelDeployment| {
-        all.clone().or_else(|| model_stands(&model.spec, seen.policy, seen.now).err().map(Because::from))
+    let refused = |model: &ModelDeployment| match seen.places.get(&model.uid().unwrap_or_default()) {
+        Some(Place::Refused(why)) => Some(why.clone().into()),
+        Some(Place::Unsaid | Place::Stands(_)) | None => None,
     };
+    let why = |model: &ModelDeployment| all.clone().or_else(|| refused(model));
     let found = |fits: &dyn Fn(&ModelDeployment) -> bool, old: bool, behind: Vec<Behind>| -> Why {
         let model = seen.models.and_then(|models| models.iter().find(|model| fits(model)));
         let gone = seen.models.is_some() && old;
@@ -185,16 +189,11 @@ fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     (stops, pods(seen.model_pods, of_pod))
 }
 
-/// Until when the word holds on which the model of a pod stands; none where nobody can say.
-pub(super) fn holds(
-    pod: &Pod,
-    models: &[Arc<ModelDeployment>],
-    policy: &SitePolicySpec,
-    now: Timestamp,
-) -> Option<Timestamp> {
+/// What a pod is told of its model; none where nobody can say.
+pub(super) fn told(pod: &Pod, models: &[Arc<ModelDeployment>], places: &BTreeMap<String, Place>) -> Option<Told> {
     let name = pod.labels().get(MODEL_LABEL);
     let model = models.iter().find(|model| model.metadata.name.as_ref() == name)?;
-    model_stands(&model.spec, Some(policy), now).ok()?
+    places.get(&model.uid()?)?.told(model.status.as_ref().and_then(|status| status.stage))
 }
 
 /// The pods that run and must go, unless they are going as fast already.

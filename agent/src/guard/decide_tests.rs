@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::policy::release_tests::{EXPIRY, approved, releases};
 use crate::policy::tests::{policy, spec};
+use crate::policy::{Hospital, places};
 
 const NOW: &str = "2026-06-01T12:00:00Z";
 const OLD: &str = "2026-06-01T11:00:00Z";
@@ -80,7 +81,14 @@ impl Cluster {
         self.find(policy, true, Some(&self.jobs))
     }
 
+    /// What the model's pod is told.
+    fn told(&self, policy: &SitePolicySpec) -> Option<Told> {
+        let hospital = Hospital { policy: Some(policy), now: NOW.parse().unwrap() };
+        super::told(&self.model_pods[0], &self.models, &places(&self.models, &hospital))
+    }
+
     fn find(&self, policy: Option<&SitePolicySpec>, readable: bool, jobs: Option<&[Arc<Job>]>) -> Vec<Stop> {
+        let places = places(&self.models, &Hospital { policy, now: NOW.parse().unwrap() });
         decide(&Seen {
             policy,
             enforcement: &Enforcement::Enforced,
@@ -88,6 +96,7 @@ impl Cluster {
             jobs,
             task_pods: &self.task_pods,
             models: readable.then_some(&self.models),
+            places: &places,
             deployments: &self.deployments,
             model_pods: &self.model_pods,
             now: NOW.parse().unwrap(),
@@ -151,11 +160,13 @@ fn a_model_whose_signers_no_longer_suffice_goes() {
     let cluster = Cluster::running();
     assert_eq!(cluster.stops(Some(&with(&[("/releases/keys", json!([]))]))), names(&MODEL));
     assert_eq!(cluster.stops(Some(&with(&[("/releases/require", json!([]))]))), names(&MODEL));
-    let pod = &cluster.model_pods[0];
-    let until = |policy: &SitePolicySpec| holds(pod, &cluster.models, policy, NOW.parse().unwrap());
-    assert_eq!(until(&with(&[])), Some(EXPIRY.parse().unwrap()));
-    assert_eq!(until(&with(&[("/releases/keys", json!([]))])), None);
-    assert_eq!(holds(pod, &[], &with(&[]), NOW.parse().unwrap()), None);
+    let told = |policy: &SitePolicySpec| cluster.told(policy);
+    assert_eq!(told(&with(&[])), Some(Told { stage: Stage::Shadow, until: Some(Timestamp::MAX) }));
+    // Where the hospital says so, no lease reaches beyond the approvals.
+    let withdraw = with(&[("/releases/onExpiry", json!("Withdraw"))]);
+    assert_eq!(told(&withdraw), Some(Told { stage: Stage::Shadow, until: Some(EXPIRY.parse().unwrap()) }));
+    assert_eq!(told(&with(&[("/releases/keys", json!([]))])), None);
+    assert_eq!(super::told(&cluster.model_pods[0], &[], &BTreeMap::new()), None);
 }
 
 /// The first looks of a new agent, before its controller has told the objects of the old one whose word they stand on: no
@@ -166,7 +177,7 @@ fn a_model_of_an_agent_of_before_is_left_on_what_it_has() {
     Arc::make_mut(&mut cluster.models[0]).spec.approved = None;
     assert_eq!(cluster.stops(Some(&with(&[]))), []);
     assert_eq!(cluster.stops(Some(&with(&[("/releases/keys", json!([]))]))), []);
-    assert_eq!(holds(&cluster.model_pods[0], &cluster.models, &with(&[]), NOW.parse().unwrap()), None);
+    assert_eq!(cluster.told(&with(&[])), Some(Told { stage: Stage::Shadow, until: None }));
     assert_eq!(cluster.stops(Some(&with(&[("/suspend", json!({"models": true}))]))), names(&MODEL));
 }
 

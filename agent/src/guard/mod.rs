@@ -6,7 +6,8 @@
 //!
 //! Stop first, record second: what was stopped is put down for the ledger afterwards.
 //!
-//! What may stay on, models alone, stays on a lease that is renewed here: when this part is gone, they end by it.
+//! What may stay on, models alone, stays on a lease that is renewed here: when this part is gone, they end by it. With the
+//! lease a model's pod is told on which stage the model stands.
 
 mod apply;
 mod decide;
@@ -31,13 +32,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::deployments::LABEL as MODEL_LABEL;
-use crate::policy::{self, Room};
+use crate::policy::{self, Hospital, Room, places};
 use crate::site::Synced;
 use crate::state::Unrecorded;
 use crate::tasks::{follow_as, job::TASK_LABEL};
 use crate::{Clock, Enforcement, Metrics};
 use apply::{Done, Stopper};
-use decide::{Kind, Seen, Stop, decide, holds};
+use decide::{Kind, Seen, Stop, decide, told};
 use lease::{Terms, due};
 
 /// Longest time between two looks: a limit of time is noticed by then, and a call that failed is made again.
@@ -100,7 +101,7 @@ pub async fn run(mut guard: Guard) -> anyhow::Result<()> {
     }
 }
 
-async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTreeSet<String>, last: bool) {
+async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTreeSet<String>, last: bool) {
     let policy = guard.policy.borrow_and_update().clone();
     let enforcement = guard.enforcement.borrow_and_update().clone();
     for (kind, room) in [("tasks", policy::tasks as fn(&SitePolicySpec) -> Room), ("models", policy::models)] {
@@ -108,6 +109,9 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
         guard.metrics.suspended.with_label_values(&[kind]).set(i64::from(closed));
     }
     let (tasks, jobs, models) = (seen(&here.tasks), seen(&here.jobs), seen(&here.models));
+    let now = guard.clock.now();
+    let hospital = Hospital { policy: policy.as_deref().map(|policy| &policy.spec), now };
+    let places = models.as_deref().map(|models| places(models, &hospital)).unwrap_or_default();
     let stops = decide(&Seen {
         policy: policy.as_deref().map(|policy| &policy.spec),
         enforcement: &enforcement,
@@ -115,25 +119,25 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, told: &mut BTre
         jobs: jobs.as_deref(),
         task_pods: &here.task_pods.state(),
         models: models.as_deref(),
+        places: &places,
         deployments: &here.deployments.state(),
         model_pods: &here.model_pods.state(),
-        now: guard.clock.now(),
+        now,
     });
     // A model that cannot be read is not judged, and what is not judged is not renewed.
     let leases = match (&policy, &models) {
         (Some(policy), Some(models)) => {
-            let (length, now) = (policy.spec.model_lease(), guard.clock.now());
-            let holds = |pod: &Pod| holds(pod, models, &policy.spec, now);
-            due(&here.model_pods.state(), &stops, &Terms { length, now, last }, holds)
+            let told = |pod: &Pod| told(pod, models, &places);
+            due(&here.model_pods.state(), &stops, &Terms { length: policy.spec.model_lease(), now, last }, told)
         }
         _ => Vec::new(),
     };
     // What is told once is not told at each look until it is gone.
     let standing: BTreeSet<String> = stops.iter().map(|stop| stop.uid.clone()).collect();
-    told.retain(|uid| standing.contains(uid));
+    known.retain(|uid| standing.contains(uid));
     for (stop, result) in stopper.all(stops).await {
         match result {
-            Ok(Done::Stopped) if told.insert(stop.uid.clone()) => stopper.tell(&stop),
+            Ok(Done::Stopped) if known.insert(stop.uid.clone()) => stopper.tell(&stop),
             Ok(Done::Stopped) => {}
             Ok(Done::Kept) => {
                 tracing::info!(

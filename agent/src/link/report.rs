@@ -149,6 +149,7 @@ fn only_no(report: Report) -> Report {
         uid: model.uid.clone(),
         reason: RolloutReason::DeniedByPolicy,
         serving: None,
+        stage: None,
         message: None,
     };
     Report {
@@ -177,6 +178,7 @@ fn acknowledged(ctx: &Context, reply: ReportReply) -> Result<(), tonic::Status> 
 mod tests {
     use consilium_federation::Digest;
     use consilium_federation::gate::CaseSums;
+    use consilium_federation::ladder::Stage;
     use consilium_federation::report::Evaluation;
     use consilium_federation::task::TaskKind;
 
@@ -207,6 +209,7 @@ mod tests {
                 uid: "d".into(),
                 reason: RolloutReason::Serving,
                 serving: Some(Digest::of(b"model")),
+                stage: Some(Stage::Shadow),
                 message: None,
             }],
         };
@@ -217,5 +220,6 @@ mod tests {
         assert!(round.evaluation.is_none() && round.message.is_none());
         let model = &said.deployments[0];
         assert_eq!((model.uid.as_str(), model.reason, model.serving), ("d", RolloutReason::DeniedByPolicy, None));
+        assert_eq!(model.stage, None);
     }
 }

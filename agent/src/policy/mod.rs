@@ -10,6 +10,7 @@ mod release;
 mod rungs;
 mod secure;
 mod standing;
+mod stands;
 
 use consilium_crds::FederatedStudySpec;
 use consilium_crds::site_policy::{SitePolicySpec, StudyOptIn};
@@ -20,9 +21,10 @@ use consilium_federation::round::SiteReason;
 use crate::Enforcement;
 
 pub use amount::{Spent, amount};
-pub use release::{ReleaseDecision, ReleaseInputs, of_stage, release};
+pub use release::{ReleaseDecision, ReleaseInputs, of_policy, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
-pub use standing::{Room, ends, model_stands, models, speaks, stage_now, task_must_stop, tasks};
+pub use standing::{Room, ends, models, speaks, task_must_stop, tasks};
+pub use stands::{Hospital, Place, Told, because, places};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -1,18 +1,19 @@
-//! The release ladder: may this model stand at this stage here?
+//! The release ladder: may this model be in use here, on whatever stage?
 //!
-//! Decided by the hospital alone, from approvals signed by keys in its own policy.
+//! Decided by the hospital alone, from approvals signed by keys in its own policy. On which stage it then stands is said
+//! at every turn, see `stands`: what a promotion asks beyond that is no reason to refuse it.
 //! Whether it trains does not matter here: `spec.suspend` stops trainings and models
 //! apart, and `participation: Disabled` both.
 
-use consilium_crds::ModelReleaseSpec;
 use consilium_crds::model_deployment::Approved;
-use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
-use consilium_federation::approval;
+use consilium_crds::site_policy::SitePolicySpec;
+use consilium_crds::{ModelDeploymentSpec, ModelReleaseSpec};
+use consilium_federation::SiteName;
 use consilium_federation::assignment::{DeployWork, ItemState};
 use consilium_federation::report::RolloutReason;
-use jiff::Timestamp;
 
 use super::standing;
+use super::stands::{self, Hospital, Place};
 
 /// Everything that a decision on a model depends on.
 #[derive(Clone, Copy, Debug)]
@@ -23,18 +24,18 @@ pub struct ReleaseInputs<'a> {
     pub state: ItemState,
     /// The release, fetched by its digest.
     pub release: &'a ModelReleaseSpec,
-    /// What the hospital allows; `None` while there is no SitePolicy.
-    pub policy: Option<&'a SitePolicySpec>,
+    /// This hospital's name.
+    pub site: &'a SiteName,
+    /// What the hospital allows, and when it is.
+    pub hospital: Hospital<'a>,
     /// The model is in use here already.
     pub in_use: bool,
-    /// The time: approvals expire.
-    pub now: Timestamp,
 }
 
 /// The hospital's word on a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReleaseDecision {
-    /// It may be served at the stage, on this word.
+    /// It may be in use, on this word.
     Allowed(Approved),
     /// The hub withdrew it: stop serving.
     Withdrawn,
@@ -59,7 +60,7 @@ pub fn release(inputs: &ReleaseInputs<'_>) -> ReleaseDecision {
 }
 
 fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)> {
-    let ReleaseInputs { work, release, now, .. } = *inputs;
+    let ReleaseInputs { work, release, site, hospital, .. } = *inputs;
     let unverified = |message: String| (RolloutReason::VerificationFailed, message);
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
     let found = release.digest();
@@ -75,30 +76,38 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)
             format!("release {:?} is of model {}, the promotion names {}", work.release, release.model, work.model);
         return Err(unverified(message));
     }
-    let policy = stage(work, inputs.in_use, inputs.policy)?;
-    let (stage, evidence) = (work.stage, release.evidence_digest());
-    approval::decide(work.model, evidence, stage, &work.approvals, &policy.keys, &policy.require, now)
-        .map(|enough| Approved { stage, evidence_digest: evidence, approvals: enough.approvals })
-        .map_err(|refusal| denied(refusal.to_string()))
+    let policy = room(inputs.in_use, hospital.policy)?;
+    let evidence = release.evidence_digest();
+    let approvals = stands::counted(&work.approvals, &stands::subject(site, work.model), evidence, &policy.releases);
+    let (hospital_name, line) = (Some(site.clone()), Some(release.study.clone()));
+    let approved = Approved { stage: work.stage, evidence_digest: evidence, hospital: hospital_name, line, approvals };
+    let model = ModelDeploymentSpec {
+        release: work.release.clone(),
+        release_digest: work.release_digest,
+        model: work.model,
+        stage: work.stage,
+        promotion_uid: String::new(),
+        approved: Some(approved.clone()),
+    };
+    match stands::place(&model, &hospital, inputs.in_use) {
+        Place::Refused(why) => Err(denied(why)),
+        Place::Unsaid | Place::Stands(_) => Ok(approved),
+    }
 }
 
 /// The rungs that need no release: a hub that keeps it back does not keep a model in service by that.
-pub fn of_stage(work: &DeployWork, in_use: bool, policy: Option<&SitePolicySpec>) -> Option<ReleaseDecision> {
-    stage(work, in_use, policy).err().map(|(reason, message)| ReleaseDecision::Refused { reason, message })
+pub fn of_policy(in_use: bool, policy: Option<&SitePolicySpec>) -> Option<ReleaseDecision> {
+    room(in_use, policy).err().map(|(reason, message)| ReleaseDecision::Refused { reason, message })
 }
 
-fn stage<'a>(
-    work: &DeployWork,
-    in_use: bool,
-    policy: Option<&'a SitePolicySpec>,
-) -> Result<&'a ReleasePolicy, (RolloutReason, String)> {
+fn room(in_use: bool, policy: Option<&SitePolicySpec>) -> Result<&SitePolicySpec, (RolloutReason, String)> {
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
     let policy = policy.ok_or_else(|| {
         denied("there is no SitePolicy \"default\" in the agent's namespace that this agent can read (if there is one, its condition Ready says why), so no model is served; create one".into())
     })?;
     standing::model_room(policy, in_use).map_err(denied)?;
-    standing::stage(policy, work.stage).map_err(denied)?;
-    Ok(&policy.releases)
+    stands::ceiling(policy).map_err(denied)?;
+    Ok(policy)
 }
 
 #[cfg(test)]

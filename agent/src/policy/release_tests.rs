@@ -52,18 +52,20 @@ pub(crate) fn releases(max_stage: Option<&str>) -> Value {
     releases
 }
 
-/// The word on which the model may stand at a stage; it ends at `EXPIRY`.
+/// The word on which the model may be in use, asked at a stage; it ends at `EXPIRY`.
 pub(crate) fn approved(stage: Stage) -> Approved {
     let (evidence_digest, approvals) = (release_spec().evidence_digest(), deploy(stage).approvals);
-    Approved { stage, evidence_digest, approvals }
+    let (hospital, line) = (Some("alder".parse().unwrap()), Some("research/hippocampus".parse().unwrap()));
+    Approved { stage, evidence_digest, hospital, line, approvals }
 }
 
 fn ask(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str) -> ReleaseDecision {
     // Whether it trains does not matter for a model.
     let policy = policy(&[("/releases", releases(max_stage)), ("/suspend", json!({"tasks": true}))]);
     let release_spec = release_spec();
-    let now = now.parse().unwrap();
-    release(&ReleaseInputs { work, state, release: &release_spec, policy: Some(&policy), in_use: false, now })
+    let hospital = Hospital { policy: Some(&policy), now: now.parse().unwrap() };
+    let site = "alder".parse().unwrap();
+    release(&ReleaseInputs { work, state, release: &release_spec, site: &site, hospital, in_use: false })
 }
 
 fn reason(decision: ReleaseDecision) -> (RolloutReason, String) {
@@ -82,35 +84,27 @@ fn each_rung_of_the_release_ladder() {
     // The hub being away, or forgetful, takes no model out of use.
     assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Orphaned, now), allowed);
     assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Cancelled, now), ReleaseDecision::Withdrawn);
+    // What a promotion asks beyond the hospital's ceiling, or beyond what is signed, is no reason to refuse: the model is
+    // in use, on the stage that the hospital finds.
+    for (work, max) in [
+        (deploy(Stage::SafetyNet), "Shadow"),
+        (deploy(Stage::Triage), "Triage"),
+        (DeployWork { stage: Stage::PrimaryReader, ..shadow.clone() }, "SafetyNet"),
+    ] {
+        let asked = Approved { stage: work.stage, approvals: work.approvals.clone(), ..approved(Stage::Shadow) };
+        assert_eq!(ask(&work, Some(max), ItemState::Active, now), ReleaseDecision::Allowed(asked));
+    }
+    // Approvals that have ended count for Shadow.
+    assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY), allowed);
+    let model = |model| DeployWork { model, ..shadow.clone() };
+    let release_digest = |release_digest| DeployWork { release_digest, ..shadow.clone() };
+    let unsigned = DeployWork { approvals: vec![], ..shadow.clone() };
+    let (denied, unverified) = (RolloutReason::DeniedByPolicy, RolloutReason::VerificationFailed);
     let rows = [
-        (ask(&shadow, None, ItemState::Active, now), RolloutReason::DeniedByPolicy, "maxStage"),
-        (
-            ask(&deploy(Stage::SafetyNet), Some("Shadow"), ItemState::Active, now),
-            RolloutReason::DeniedByPolicy,
-            "maxStage",
-        ),
-        (ask(&deploy(Stage::Triage), Some("Triage"), ItemState::Active, now), RolloutReason::DeniedByPolicy, "require"),
-        (ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY), RolloutReason::DeniedByPolicy, "expired"),
-        (
-            ask(&DeployWork { stage: Stage::SafetyNet, ..shadow.clone() }, Some("SafetyNet"), ItemState::Active, now),
-            RolloutReason::DeniedByPolicy,
-            "not over this model, stage",
-        ),
-        (
-            ask(&DeployWork { model: Digest::of(b"x"), ..shadow.clone() }, Some("Shadow"), ItemState::Active, now),
-            RolloutReason::VerificationFailed,
-            "of model",
-        ),
-        (
-            ask(
-                &DeployWork { release_digest: Digest::of(b"x"), ..shadow.clone() },
-                Some("Shadow"),
-                ItemState::Active,
-                now,
-            ),
-            RolloutReason::VerificationFailed,
-            "digest",
-        ),
+        (ask(&shadow, None, ItemState::Active, now), denied, "maxStage"),
+        (ask(&unsigned, Some("Shadow"), ItemState::Active, now), denied, "1 more valid signature (0 of 1)"),
+        (ask(&model(Digest::of(b"x")), Some("Shadow"), ItemState::Active, now), unverified, "of model"),
+        (ask(&release_digest(Digest::of(b"x")), Some("Shadow"), ItemState::Active, now), unverified, "digest"),
     ];
     for (decision, expected, word) in rows {
         let (found, message) = reason(decision);

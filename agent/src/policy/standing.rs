@@ -3,11 +3,8 @@
 //!
 //! These rungs are a part of the ladders in this folder, by the same functions: what they refuse, the ladders refuse.
 
-use consilium_crds::model_deployment::Approved;
-use consilium_crds::site_policy::{Participation, ReleasePolicy, SitePolicySpec};
-use consilium_crds::{ModelDeploymentSpec, RoundTaskSpec};
-use consilium_federation::approval;
-use consilium_federation::ladder::Stage;
+use consilium_crds::RoundTaskSpec;
+use consilium_crds::site_policy::{Participation, SitePolicySpec};
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
 
@@ -52,7 +49,7 @@ pub fn speaks(policy: Option<&SitePolicySpec>) -> bool {
 }
 
 /// There is no SitePolicy, so nothing may be here.
-const NO_POLICY: &str =
+pub(super) const NO_POLICY: &str =
     "there is no SitePolicy \"default\" in the agent's namespace, so nothing is allowed; create one to take part";
 
 /// Why a task must stop now.
@@ -103,28 +100,6 @@ fn hours(limit: jiff::SignedDuration) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect()
 }
 
-/// How long a model may go on, or why it must be taken out of use now.
-///
-/// Without a time it may go on for as long as it was given before: an agent of before wrote no approvals into its object.
-/// The controller adds them as soon as it looks. Until then nobody can say whose word the model stands on, so nothing
-/// prolongs it; and stopping it would take every model down with an upgrade.
-pub fn model_stands(
-    model: &ModelDeploymentSpec,
-    policy: Option<&SitePolicySpec>,
-    now: Timestamp,
-) -> Result<Option<Timestamp>, String> {
-    let policy = policy.ok_or_else(|| NO_POLICY.to_owned())?;
-    model_room(policy, true)?;
-    stage(policy, model.stage)?;
-    let Some(Approved { stage: signed, evidence_digest, approvals }) = &model.approved else { return Ok(None) };
-    if model.stage > *signed {
-        return Err(format!("it stands at stage {} and the approvals in it are for {signed}", model.stage));
-    }
-    let ReleasePolicy { keys, require, .. } = &policy.releases;
-    let enough = approval::decide(model.model, *evidence_digest, *signed, approvals, keys, require, now);
-    enough.map(|enough| Some(enough.until)).map_err(|refusal| refusal.to_string())
-}
-
 /// Whether there is room for a model that is in use already, or is not.
 pub(super) fn model_room(policy: &SitePolicySpec, in_use: bool) -> Result<(), String> {
     match models(policy) {
@@ -137,27 +112,6 @@ pub(super) fn model_room(policy: &SitePolicySpec, in_use: bool) -> Result<(), St
     }
 }
 
-/// The stage at which an allowed model stands: while the policy takes nothing new, none rises.
-pub fn stage_now(policy: Option<&SitePolicySpec>, asked: Stage, here: Option<Stage>) -> Stage {
-    match (policy.map(models), here) {
-        (Some(Room::Kept(_)), Some(here)) => asked.min(here),
-        _ => asked,
-    }
-}
-
-/// The stage that is asked for lies within what the policy allows.
-pub(super) fn stage(policy: &SitePolicySpec, asked: Stage) -> Result<(), String> {
-    let top = policy.releases.max_stage.ok_or_else(|| {
-        format!("SitePolicy spec.releases.maxStage is not set, so no model is served; set it to {asked} or higher")
-    })?;
-    if asked > top {
-        return Err(format!(
-            "stage {asked} is asked for and SitePolicy spec.releases.maxStage is {top}; raise it to allow that"
-        ));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[path = "standing_tests.rs"]
-mod tests;
+pub(super) mod tests;

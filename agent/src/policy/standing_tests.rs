@@ -1,11 +1,13 @@
+use consilium_crds::ModelDeploymentSpec;
 use consilium_crds::site_policy::SitePolicySpec;
-use consilium_federation::assignment::DeployWork;
+use consilium_federation::ladder::Stage;
 use consilium_federation::task::TaskKind;
 use serde_json::{Value, json};
 
-use super::super::release_tests::{EXPIRY, approved, releases};
+use super::super::release_tests::{approved, releases};
+use super::super::stands::{Hospital, Place, place};
 use super::super::tests::{policy, spec, work};
-use super::super::{LadderInputs, SecureFacts, ladder, of_stage};
+use super::super::{LadderInputs, SecureFacts, ladder, of_policy};
 use super::*;
 
 const GUIDE: &str = include_str!("../../../docs/guides/hospital-administrator.md");
@@ -31,7 +33,8 @@ fn task() -> RoundTaskSpec {
     }
 }
 
-fn model() -> ModelDeploymentSpec {
+/// A model in use on mary's word.
+pub(crate) fn model() -> ModelDeploymentSpec {
     ModelDeploymentSpec {
         release: "hippocampus-r5".into(),
         release_digest: consilium_federation::Digest::of(b"release"),
@@ -42,18 +45,8 @@ fn model() -> ModelDeploymentSpec {
     }
 }
 
-fn deploy() -> DeployWork {
-    let model = model();
-    DeployWork {
-        release: model.release,
-        release_digest: model.release_digest,
-        model: model.model,
-        stage: model.stage,
-        approvals: vec![],
-    }
-}
-
-fn with(changes: &[(&str, Value)]) -> SitePolicySpec {
+/// The policy of the tests, changed.
+pub(crate) fn with(changes: &[(&str, Value)]) -> SitePolicySpec {
     let mut all = vec![("/releases", releases(Some("Shadow")))];
     all.extend_from_slice(changes);
     policy(&all)
@@ -104,9 +97,9 @@ fn the_guide_s_table_says_what_each_word_stops() {
         };
         let runs = stopped(&task(), policy, 1).is_none();
         assert_eq!((ask(Barrier::Fetch), ask(Barrier::Upload)), (runs, runs), "the ladder agrees: {row:?}");
-        let stays = model_stands(&model(), policy, now()).is_ok();
-        assert_eq!(of_stage(&deploy(), true, policy).is_none(), stays, "the release ladder agrees: {row:?}");
-        let comes = of_stage(&deploy(), false, policy).is_none();
+        let stays = !matches!(place(&model(), &Hospital { policy, now: now() }, true), Place::Refused(_));
+        assert_eq!(of_policy(true, policy).is_none(), stays, "the release ladder agrees: {row:?}");
+        let comes = of_policy(false, policy).is_none();
         let word = |yes: bool, words: [&'static str; 2]| words[usize::from(!yes)];
         let found = [
             word(runs, ["go on", "stop"]),
@@ -161,62 +154,4 @@ fn no_deadline_is_the_hub_s_alone() {
     let soon = now() + jiff::SignedDuration::from_mins(5);
     assert_eq!(ends(soon, Some(now()), Some(&own)), soon);
     assert_eq!(ends(hub, None, Some(&own)), hub);
-}
-
-/// Draining must neither take a model from clinicians nor give one that is in use more trust.
-#[test]
-fn while_draining_no_model_rises_and_none_falls() {
-    let (drain, open) = (with(&[("/participation", json!("Drain"))]), with(&[]));
-    assert_eq!(stage_now(Some(&drain), Stage::Triage, Some(Stage::Shadow)), Stage::Shadow);
-    assert_eq!(stage_now(Some(&drain), Stage::Shadow, Some(Stage::Triage)), Stage::Shadow);
-    assert_eq!(stage_now(Some(&open), Stage::Triage, Some(Stage::Shadow)), Stage::Triage);
-    assert_eq!(stage_now(None, Stage::Triage, None), Stage::Triage);
-}
-
-/// With the hub away, the ledger broken or the volume new, nobody else would take a model down that stands above what the
-/// hospital has come to allow, or on the word of somebody whom it no longer trusts.
-#[test]
-fn a_model_is_judged_from_its_own_spec() {
-    let until = |model: &ModelDeploymentSpec, changes: &[(&str, Value)], at: &str| {
-        model_stands(model, Some(&with(changes)), at.parse().unwrap())
-    };
-    let ends: Timestamp = EXPIRY.parse().unwrap();
-    assert_eq!(until(&model(), &[], NOW), Ok(Some(ends)));
-    let stands = |stage, on: Option<Approved>| ModelDeploymentSpec { stage, approved: on, ..model() };
-    let (safety_net, triage) = (("/releases", releases(Some("SafetyNet"))), ("/releases", releases(Some("Triage"))));
-    // Lowered by its hospital, it stands on the word for the higher stage.
-    let lower = stands(Stage::Shadow, Some(approved(Stage::SafetyNet)));
-    assert_eq!(until(&lower, std::slice::from_ref(&safety_net), NOW), Ok(Some(ends)));
-    // An agent of before wrote no approvals: nothing is said against it, and nothing for it.
-    assert_eq!(until(&stands(Stage::Shadow, None), &[], NOW), Ok(None));
-
-    let forged = {
-        let mut forged = approved(Stage::Shadow);
-        forged.stage = Stage::SafetyNet;
-        forged
-    };
-    let other = ModelDeploymentSpec { model: consilium_federation::Digest::of(b"another"), ..model() };
-    let (nobody, unasked) = (json!([]), json!([{"stage": "SafetyNet", "approvals": 1}]));
-    let two = json!([{"stage": "Shadow", "approvals": 2}]);
-    let role = json!([{"stage": "Shadow", "approvals": 1, "roles": ["radiologist"]}]);
-    type Row<'a> = (ModelDeploymentSpec, Vec<(&'a str, Value)>, &'a str, &'a str);
-    let rows: Vec<Row<'_>> = vec![
-        (model(), vec![("/releases/keys", nobody)], NOW, "the key is not in the policy"),
-        (model(), vec![], EXPIRY, "expired"),
-        (model(), vec![("/releases/require", unasked)], NOW, "no entry for stage Shadow"),
-        (model(), vec![("/releases/require", two)], NOW, "needs 2 approvals"),
-        (model(), vec![("/releases/require", role)], NOW, "radiologist"),
-        (other, vec![], NOW, "not over this model"),
-        (stands(Stage::SafetyNet, Some(approved(Stage::Shadow))), vec![safety_net.clone()], NOW, "are for Shadow"),
-        (stands(Stage::SafetyNet, Some(forged)), vec![safety_net], NOW, "not over this model, stage"),
-        (stands(Stage::Triage, Some(approved(Stage::Triage))), vec![triage], NOW, "no entry for stage Triage"),
-        (stands(Stage::SafetyNet, None), vec![], NOW, "maxStage"),
-        (model(), vec![("/releases", json!({}))], NOW, "maxStage"),
-        (model(), vec![("/suspend", json!({"models": true}))], NOW, "spec.suspend.models"),
-    ];
-    for (model, changes, at, word) in rows {
-        let said = until(&model, &changes, at);
-        assert!(said.as_ref().is_err_and(|why| why.contains(word)), "{word:?}: {said:?}");
-    }
-    assert!(model_stands(&model(), None, now()).is_err());
 }

@@ -34,11 +34,15 @@ pub(crate) fn release() -> ModelReleaseSpec {
 }
 
 fn promoted(state: ItemState) -> Item {
+    asked(state, Stage::Shadow)
+}
+
+fn asked(state: ItemState, stage: Stage) -> Item {
     let work = DeployWork {
         release: RELEASE.into(),
         release_digest: release().digest(),
         model: release().model,
-        stage: Stage::Shadow,
+        stage,
         approvals: vec![],
     };
     Item { uid: UID.into(), state, work: Work::Deploy(work) }
@@ -90,6 +94,29 @@ pub(crate) async fn what_the_api_server_refuses_stands_on_the_model_and_at_the_h
     .await;
     let secrets = cluster.api::<Secret>().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(secrets.iter().filter(|s| s.name_any().starts_with(MODEL)).count(), 1);
+}
+
+/// A hub asks for more than the hospital allows: the model is in use all the same, on the stage that the hospital finds, and
+/// its people read which and why. The hub reads which.
+pub(crate) async fn a_model_that_is_asked_too_high_stands_where_the_hospital_says(
+    cluster: &Cluster,
+    agent: &mut Agent,
+) {
+    agent.want(vec![asked(ItemState::Active, Stage::PrimaryReader)]);
+    let because = until("the model is asked high and stands low", || async {
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        let (spec, status) = (model.spec, model.status?);
+        assert_eq!(status.stage.unwrap_or(Stage::Shadow), Stage::Shadow);
+        if spec.stage == Stage::PrimaryReader { status.because } else { None }
+    })
+    .await;
+    assert!(because.contains("SafetyNet needs a higher releases.maxStage"), "{because}");
+    agent.want(vec![promoted(ItemState::Active)]);
+    until("it stands as asked, and says nothing", || async {
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        (model.spec.stage == Stage::Shadow && model.status?.because.is_none()).then_some(())
+    })
+    .await;
 }
 
 /// Someone removes the definitions before the agent, or the agent before them: nothing of ours may hold them up, and what

@@ -38,6 +38,8 @@ pub enum Lack {
     },
     /// A signature in this role.
     Role(String),
+    /// A signature of this key has ended, when.
+    Ended(String, Timestamp),
     /// There is no evidence of this pipeline here.
     Evidence,
     /// The evidence is too old.
@@ -156,6 +158,7 @@ impl fmt::Display for Lack {
             Self::Requirement(stage) => write!(f, "an entry for {stage} in releases.require of the SitePolicy"),
             Self::Approvals { have, need } => more(f, "valid signature", "valid signatures", *have, *need),
             Self::Role(role) => write!(f, "a signature as {role}"),
+            Self::Ended(key, at) => write!(f, "a new signature by {key}, whose last one expired at {at}"),
             Self::Evidence => f.write_str("evidence: no case of this pipeline is kept here"),
             Self::EvidenceEnded(at) => write!(f, "newer evidence: what there is counted until {at}"),
             Self::Count { what, have, need } => match what {

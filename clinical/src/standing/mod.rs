@@ -288,7 +288,13 @@ impl<'a> Judge<'a> {
         roles.dedup();
         let short = (have < require.approvals).then_some(Lack::Approvals { have, need: require.approvals });
         let missing = roles.into_iter().filter(|role| !valid.iter().any(|valid| valid.role == *role));
-        short.into_iter().chain(missing.map(|role| Lack::Role(role.to_owned()))).collect()
+        let mut lacks: Vec<Lack> = short.into_iter().chain(missing.map(|role| Lack::Role(role.to_owned()))).collect();
+        if !lacks.is_empty() {
+            let ended = self.approvals.iter().filter(|valid| valid.stage >= stage && !counts(valid));
+            let ended = ended.filter(|valid| !keys.contains(&valid.key_id.as_str()));
+            lacks.extend(ended.map(|valid| Lack::Ended(valid.key_id.clone(), valid.expiry)));
+        }
+        lacks
     }
 
     /// Every moment at which something ends, earliest first.

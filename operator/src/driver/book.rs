@@ -262,6 +262,7 @@ mod tests {
             uid: (*uid).into(),
             reason: RolloutReason::Serving,
             serving: None,
+            stage: None,
             message: None,
         };
         Report {

@@ -282,5 +282,11 @@ fn answer(uid: &str, manner: Manner, work: &RoundWork) -> RoundReport {
 }
 
 fn serve(uid: &str, work: &DeployWork) -> DeployReport {
-    DeployReport { uid: uid.into(), reason: RolloutReason::Serving, serving: Some(work.model), message: None }
+    DeployReport {
+        uid: uid.into(),
+        reason: RolloutReason::Serving,
+        serving: Some(work.model),
+        stage: Some(work.stage),
+        message: None,
+    }
 }

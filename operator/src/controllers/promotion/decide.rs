@@ -8,6 +8,7 @@ use consilium_crds::{ModelPromotion, ModelPromotionStatus, ModelRelease};
 use consilium_federation::SiteName;
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
+use consilium_federation::ladder::Stage;
 use consilium_federation::report::DeployReport;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -251,11 +252,19 @@ fn rollouts(facts: &Facts<'_>, all: BTreeSet<SiteName>) -> Vec<SiteRollout> {
         SiteRollout {
             reason: report.map_or(RolloutReason::Offered, |r| r.reason),
             digest: report.and_then(|r| r.serving),
+            stage: report.and_then(|r| r.stage),
             message: report.and_then(|r| r.message.as_ref()).map(|m| m.chars().take(200).collect()),
             site,
         }
     };
     all.into_iter().map(one).collect()
+}
+
+/// Where the model stands lower than is asked. Why stays in the hospital.
+fn lower<'a>(asked: Stage, sites: impl Iterator<Item = &'a SiteRollout>) -> String {
+    let below = |s: &SiteRollout| s.stage.filter(|stage| *stage < asked).map(|stage| format!("{} ({stage})", s.site));
+    let names: Vec<String> = sites.filter_map(below).collect();
+    if names.is_empty() { String::new() } else { format!("; it stands lower than asked in {}", names.join(", ")) }
 }
 
 /// Folds the hospitals' states into conditions. `Ready` means accepted and offered: a hospital that takes its time,
@@ -284,7 +293,8 @@ fn fold(conditions: &mut Conditions, notes: &mut Vec<Note>, facts: &Facts<'_>, s
     } else {
         "RollingOut"
     };
-    let message = format!("{serving} of {} hospitals serve the model{unverified}{denied}", named.len());
+    let lower = lower(spec.stage, named.iter().copied().filter(serves));
+    let message = format!("{serving} of {} hospitals serve the model{lower}{unverified}{denied}", named.len());
     let known = facts.promotion.status.as_ref().map_or(&[][..], |s| &s.conditions);
     let before = known.iter().find(|c| c.type_ == ROLLED_OUT).map(|c| c.reason.as_str());
     if before != Some(reason) {

@@ -68,7 +68,7 @@ impl World {
 
     pub(super) fn says(&mut self, site: &str, reason: RolloutReason) {
         let serving = (reason == RolloutReason::Serving).then_some(self.promotion.spec.release.digest);
-        let report = DeployReport { uid: "promo".into(), reason, serving, message: None };
+        let report = DeployReport { uid: "promo".into(), reason, serving, stage: None, message: None };
         self.reports.insert(name(site), report);
     }
 }
@@ -114,6 +114,23 @@ fn a_promotion_that_makes_no_sense_asks_nothing_of_hospitals() {
         assert_eq!(status_of(&plan.status.conditions, STALLED), Some("True"));
         assert_eq!(world.decide().notes, [], "told once");
     }
+}
+
+/// Whoever asked for a stage must read that a hospital serves the model on a lower one; why is the hospital's own affair.
+#[test]
+fn where_a_model_stands_lower_than_asked_is_said() {
+    let mut world = world();
+    world.promotion.spec.stage = Stage::Triage;
+    for (site, stage) in [("alder", Stage::Shadow), ("birch", Stage::Triage)] {
+        world.says(site, RolloutReason::Serving);
+        world.reports.get_mut(&name(site)).unwrap().stage = Some(stage);
+    }
+    let plan = world.decide();
+    let stages: Vec<_> = plan.status.sites.iter().map(|site| site.stage).collect();
+    assert_eq!(stages, [Some(Stage::Shadow), Some(Stage::Triage)]);
+    assert_eq!(rolled_out(&plan), ("True", "Serving"));
+    let said = plan.status.conditions.iter().find(|c| c.type_ == ROLLED_OUT).unwrap();
+    assert_eq!(said.message, "2 of 2 hospitals serve the model; it stands lower than asked in alder (Shadow)");
 }
 
 #[test]

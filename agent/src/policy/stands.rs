@@ -1,0 +1,237 @@
+//! Where each model that is here stands, judged from its own object and the policy alone: so that it can be asked with the
+//! hub away or lying, the ledger broken and the volume new.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use consilium_clinical::approval::Presented;
+use consilium_clinical::evidence::Subject;
+use consilium_clinical::hazards::HazardLog;
+use consilium_clinical::standing::{self, Inputs, Lack, Policy, Promoted, Standing, arbitrate};
+use consilium_clinical::verdict::RosterKeys;
+use consilium_crds::model_deployment::Approved;
+use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
+use consilium_crds::{ModelDeployment, ModelDeploymentSpec};
+use consilium_federation::approval::Approval;
+use consilium_federation::ladder::Stage;
+use consilium_federation::{Digest, SiteName, StudyKey};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use super::standing::{NO_POLICY, model_room};
+
+/// What every model here is held against.
+#[derive(Clone, Copy, Debug)]
+pub struct Hospital<'a> {
+    /// What it allows; `None` while there is no SitePolicy that can be read.
+    pub policy: Option<&'a SitePolicySpec>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What is said of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// It may not be here; why.
+    Refused(String),
+    /// An agent of before wrote into its object on whose word it stands, or of which line it is, in part only. The
+    /// controller adds that as soon as it looks. Until then nothing prolongs its lease and it counts as Shadow; to stop it
+    /// would take every model down with an upgrade.
+    Unsaid,
+    /// It may be here, and stands there.
+    Stands(Box<Standing>),
+}
+
+/// What a model's pod is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The stage.
+    pub stage: Stage,
+    /// Until when that holds; none where nobody can say.
+    pub until: Option<Timestamp>,
+}
+
+impl Place {
+    /// The stage, if the model may be here.
+    pub fn stage(&self) -> Option<Stage> {
+        match self {
+            Self::Refused(_) => None,
+            Self::Unsaid => Some(Stage::Shadow),
+            Self::Stands(standing) => standing.effective,
+        }
+    }
+
+    /// What the pod is told: never more than what is written down as the model's stage, so that no model rises before its
+    /// rise is in the ledger.
+    pub fn told(&self, written: Option<Stage>) -> Option<Told> {
+        let stage = self.stage()?.min(written.unwrap_or(Stage::Shadow));
+        let until = match self {
+            Self::Stands(standing) => Some(standing.until.unwrap_or(Timestamp::MAX)),
+            Self::Refused(_) | Self::Unsaid => None,
+        };
+        Some(Told { stage, until })
+    }
+}
+
+/// Judges all models that are here, by their UIDs. Of one line one model acts.
+pub fn places(models: &[Arc<ModelDeployment>], hospital: &Hospital<'_>) -> BTreeMap<String, Place> {
+    let mut places = BTreeMap::new();
+    let mut lines: BTreeMap<&StudyKey, Vec<(String, Promoted)>> = BTreeMap::new();
+    for model in models {
+        let (uid, spec) = (model.uid().unwrap_or_default(), &model.spec);
+        match (place(spec, hospital, true), spec.approved.as_ref().and_then(|approved| approved.line.as_ref())) {
+            (Place::Stands(standing), Some(line)) => {
+                let made = model.creation_timestamp().map_or(Timestamp::MAX, |at| at.0);
+                lines.entry(line).or_default().push((uid, Promoted { model: spec.model, made, standing: *standing }));
+            }
+            (other, _) => {
+                places.insert(uid, other);
+            }
+        }
+    }
+    for promoted in lines.into_values() {
+        let standings = arbitrate(promoted.iter().map(|(_, promoted)| promoted.clone())).models;
+        for (uid, Promoted { model, standing, .. }) in promoted {
+            let standing = standings.get(&model).cloned().unwrap_or(standing);
+            places.insert(uid, Place::Stands(Box::new(standing)));
+        }
+    }
+    places
+}
+
+/// Judges one model as if it were the only one of its line; `in_use`: it is here already.
+pub(super) fn place(model: &ModelDeploymentSpec, hospital: &Hospital<'_>, in_use: bool) -> Place {
+    let Some(policy) = hospital.policy else { return Place::Refused(NO_POLICY.to_owned()) };
+    if let Err(why) = model_room(policy, in_use).and_then(|()| ceiling(policy).map(drop)) {
+        return Place::Refused(why);
+    }
+    let said = |approved: &'_ Approved| approved.hospital.clone().zip(approved.line.clone());
+    let Some((approved, (site, line))) = model.approved.as_ref().and_then(|it| Some((it, said(it)?))) else {
+        return Place::Unsaid;
+    };
+    let subject = subject(&site, model.model);
+    let standing = stand(model.stage.min(approved.stage), approved, (&subject, &line), policy, hospital.now);
+    match standing.effective {
+        Some(_) => Place::Stands(Box::new(standing)),
+        None => Place::Refused(refusal(&standing)),
+    }
+}
+
+/// The hospital's ceiling, which no signature lifts.
+pub(super) fn ceiling(policy: &SitePolicySpec) -> Result<Stage, String> {
+    policy.releases.max_stage.ok_or_else(|| {
+        "SitePolicy spec.releases.maxStage is not set, so no model is served; set it to the highest stage that a model \
+         may have here"
+            .to_owned()
+    })
+}
+
+fn stand(
+    asked: Stage,
+    approved: &Approved,
+    (subject, line): (&Subject, &StudyKey),
+    policy: &SitePolicySpec,
+    now: Timestamp,
+) -> Standing {
+    let releases = &policy.releases;
+    let (hazards, roster) = (HazardLog::default(), RosterKeys::default());
+    standing::standing(&Inputs {
+        asked,
+        subject,
+        line,
+        plan: None,
+        policy: Some(rules(releases)),
+        presented: presented(&approved.approvals, approved.evidence_digest, releases),
+        evidence: None,
+        verdicts: &[],
+        roster: &roster,
+        global: None,
+        hazards: &hazards,
+        drift: None,
+        lease: now.checked_add(policy.model_lease()).ok(),
+        now,
+    })
+}
+
+/// Of what is judged. Nothing is signed for a pipeline yet, nor counted by one, so the model stands for it.
+pub(super) fn subject(site: &SiteName, model: Digest) -> Subject {
+    Subject { hospital: site.clone(), model, pipeline: model }
+}
+
+fn rules(releases: &ReleasePolicy) -> Policy<'_> {
+    Policy {
+        require: &releases.require,
+        max_stage: releases.max_stage,
+        rules: &[],
+        on_expiry: releases.on_expiry.unwrap_or_default(),
+    }
+}
+
+fn presented<'a>(first: &'a [Approval], evidence: Digest, releases: &'a ReleasePolicy) -> Presented<'a> {
+    Presented { approvals: &[], first, release_evidence: evidence, own_evidence: &[], keys: &releases.keys }
+}
+
+/// Of the approvals that are offered those whose signatures hold, one a key: of several by one the last to end. They are
+/// what the object keeps; whether they suffice is judged from there.
+pub(super) fn counted(
+    offered: &[Approval],
+    subject: &Subject,
+    evidence: Digest,
+    releases: &ReleasePolicy,
+) -> Vec<Approval> {
+    let mut kept: BTreeMap<&str, &Approval> = BTreeMap::new();
+    for approval in offered {
+        let (valid, _) = presented(std::slice::from_ref(approval), evidence, releases).verify(subject, None);
+        let longer = kept.get(approval.key_id.as_str()).is_none_or(|other| other.expiry < approval.expiry);
+        if longer && !valid.is_empty() {
+            kept.insert(&approval.key_id, approval);
+        }
+    }
+    kept.into_values().cloned().collect()
+}
+
+/// Words for people, of what the hub or a signer may have had a hand in.
+const WORDS: usize = 500;
+
+fn listed(lacks: &[Lack]) -> String {
+    lacks.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn cut(text: String) -> String {
+    if text.chars().count() <= WORDS { text } else { text.chars().take(WORDS - 1).chain(['…']).collect() }
+}
+
+fn refusal(standing: &Standing) -> String {
+    let mut text = format!("it may not stand on Shadow here, for which it needs {}", listed(&standing.missing));
+    if !standing.faults.is_empty() {
+        text.push_str(&format!(" (approvals that do not count: {})", standing.faults.join("; ")));
+    }
+    cut(text)
+}
+
+/// Why a model stands on a stage below the one that is asked for.
+pub fn because(place: &Place, asked: Stage, stands: Stage) -> Option<String> {
+    if stands >= asked {
+        return None;
+    }
+    let text = match place {
+        Place::Refused(why) => why.clone(),
+        Place::Unsaid => "on whose word it stands is not written down yet".to_owned(),
+        Place::Stands(standing) if standing.effective > Some(stands) => {
+            "it may rise, and does as soon as the ledger has it and SitePolicy spec.participation is Enabled".to_owned()
+        }
+        // What is asked is less than the object says: another promotion of the same model asks for less.
+        Place::Stands(standing) if standing.because.is_empty() => {
+            format!("another promotion of this model asks for {} alone", standing.asked)
+        }
+        Place::Stands(standing) => {
+            let next = standing.next.map_or("more".to_owned(), |next| next.to_string());
+            format!("{next} needs {}", listed(&standing.because))
+        }
+    };
+    Some(cut(text))
+}
+
+#[cfg(test)]
+#[path = "stands_tests.rs"]
+mod tests;
