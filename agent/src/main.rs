@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser as _;
 use consilium_agent::guard::{self, Guard};
-use consilium_agent::link::{Backoff, Dialer, Link};
+use consilium_agent::link::{Backoff, Dial as _, Dialer, Link};
 use consilium_agent::site::{self, KubeAnnounce};
 use consilium_agent::state::Unrecorded;
 use consilium_agent::volume::{self, Trouble};

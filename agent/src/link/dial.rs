@@ -2,13 +2,16 @@
 
 use std::error::Error as StdError;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tonic::Status;
 use tonic::codegen::http::Uri;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
+use super::calls::{Connection, Dial, Grpc};
 use super::identity::{Identity, IdentityError};
 use super::proxy::{Proxy, ProxyError};
 
@@ -112,36 +115,8 @@ impl Dialer {
         Ok(Self { gateway: uri, host, target, identity, proxy })
     }
 
-    /// Reads the hospital's certificate from its files, which may have been renewed.
-    pub fn identity(&self) -> Result<Identity, IdentityError> {
-        Identity::read(&self.identity)
-    }
-
-    /// Opens a channel that is connected.
-    pub async fn dial(&self, identity: &Identity) -> Result<Channel, DialError> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&identity.authority))
-            .identity(TlsIdentity::from_pem(&identity.certificate, &identity.key))
-            .domain_name(self.host.trim_matches(['[', ']']));
-        let endpoint = Endpoint::from(self.gateway.clone())
-            .tls_config(tls)
-            .map_err(|e| self.explain(&e))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20);
-        let (proxy, target) = (self.proxy.clone(), self.target.clone());
-        let connector = tower::service_fn(move |_: Uri| {
-            let (proxy, target) = (proxy.clone(), target.clone());
-            async move { open(proxy.as_ref(), &target).await.map(TokioIo::new) }
-        });
-        endpoint.connect_with_connector(connector).await.map_err(|e| self.explain(&e))
-    }
-
     /// What a failed connection means for the people here.
-    pub fn explain(&self, error: &(dyn StdError + 'static)) -> DialError {
+    fn describe(&self, error: &(dyn StdError + 'static)) -> DialError {
         let (target, through_proxy) = (self.target.clone(), self.proxy.is_some());
         for cause in causes(error) {
             if let Some(proxy) = find::<ProxyError>(cause) {
@@ -162,6 +137,41 @@ impl Dialer {
         }
         let detail = causes(error).last().map(ToString::to_string).unwrap_or_default();
         DialError::Unreachable { target, detail }
+    }
+}
+
+#[tonic::async_trait]
+impl Dial for Dialer {
+    /// From its files, which may have been renewed.
+    fn identity(&self) -> Result<Identity, IdentityError> {
+        Identity::read(&self.identity)
+    }
+
+    async fn dial(&self, identity: &Identity) -> Result<Connection, DialError> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&identity.authority))
+            .identity(TlsIdentity::from_pem(&identity.certificate, &identity.key))
+            .domain_name(self.host.trim_matches(['[', ']']));
+        let endpoint = Endpoint::from(self.gateway.clone())
+            .tls_config(tls)
+            .map_err(|e| self.describe(&e))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20);
+        let (proxy, target) = (self.proxy.clone(), self.target.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (proxy, target) = (proxy.clone(), target.clone());
+            async move { open(proxy.as_ref(), &target).await.map(TokioIo::new) }
+        });
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|e| self.describe(&e))?;
+        Ok(Arc::new(Grpc::new(channel)))
+    }
+
+    fn explain(&self, status: &Status) -> DialError {
+        self.describe(status)
     }
 }
 

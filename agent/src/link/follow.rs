@@ -8,10 +8,10 @@ use consilium_federation::assignment::{Acceptance, Assignment, Item, ItemState, 
 use consilium_federation::clock::OtherClock;
 use consilium_proto::v1::{self, WatchRequest};
 use consilium_proto::{REFUSAL, TWO_AGENTS, clock};
+use futures::StreamExt as _;
 use tonic::Code;
-use tonic::transport::Channel;
 
-use super::{Backoff, DialError, Link, LinkStatus, client};
+use super::{Backoff, Connection, DialError, Link, LinkStatus};
 use crate::edge::instance;
 use crate::{Context, StateError};
 
@@ -80,8 +80,8 @@ async fn connection(ctx: &Context, link: &Link, backoff: &mut Backoff) -> Result
         Err(error) => return Ok(error.into()),
     };
     let request = WatchRequest { agent_version: crate::VERSION.to_owned() };
-    let mut stream = match client(channel.clone()).watch(request).await {
-        Ok(reply) => reply.into_inner(),
+    let mut stream = match channel.watch(request).await {
+        Ok(stream) => stream,
         Err(status) => return Ok(explain(link, &status)),
     };
     opened(ctx, link, channel);
@@ -90,13 +90,13 @@ async fn connection(ctx: &Context, link: &Link, backoff: &mut Backoff) -> Result
     check.tick().await;
     loop {
         tokio::select! {
-            message = stream.message() => match message {
-                Ok(Some(message)) => take(ctx, link, message)?,
-                Ok(None) => {
+            message = stream.next() => match message {
+                Some(Ok(message)) => take(ctx, link, message)?,
+                None => {
                     let message = "the hub ended the watch; it may be restarting".to_owned();
                     return Ok(Ended::Failed { reason: "WatchEnded", message });
                 }
-                Err(status) => return Ok(explain(link, &status)),
+                Some(Err(status)) => return Ok(explain(link, &status)),
             },
             _ = check.tick() => if renewed(link, identity.version) {
                 return Ok(Ended::Renewed);
@@ -105,7 +105,7 @@ async fn connection(ctx: &Context, link: &Link, backoff: &mut Backoff) -> Result
     }
 }
 
-fn opened(ctx: &Context, link: &Link, channel: Channel) {
+fn opened(ctx: &Context, link: &Link, channel: Connection) {
     tracing::info!("connected to the hub");
     link.channel.send_replace(Some(channel));
     link.status.send_replace(LinkStatus::Connected);
@@ -154,7 +154,8 @@ fn explain(link: &Link, status: &tonic::Status) -> Ended {
     Ended::Failed { reason, message }
 }
 
-fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
+/// Takes an assignment that came.
+pub(super) fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Result<(), StateError> {
     touch(ctx);
     let (hub_time, ours) = (clock(&message.hub_time), ctx.now());
     // A message may have waited on its way, an answer to a report has not: its word on the hub's clock goes before.

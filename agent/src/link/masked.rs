@@ -212,7 +212,7 @@ impl Turner {
             Outgoing::Message(content) => content,
         };
         let put = tokio::select! {
-            put = put_message(self.channel.clone(), asked.key, content) => put,
+            put = put_message(&self.channel, asked.key, content) => put,
             // The next step does not wait for the answer to this one.
             () = self.stop.cancelled() => return Ok(Turn::Stopped),
         };

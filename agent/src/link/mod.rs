@@ -8,6 +8,7 @@
 
 mod announce;
 mod backoff;
+mod calls;
 mod dial;
 mod follow;
 mod identity;
@@ -19,35 +20,26 @@ mod report;
 mod rosters;
 mod send;
 mod steps;
+mod stepwise;
 mod turn;
 mod turns;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use consilium_federation::assignment::Assignment;
-use consilium_proto::v1::hub_client::HubClient;
-use consilium_proto::{INSTANCE, MAX_MESSAGE_BYTES};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
-use tonic::metadata::MetadataValue;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
 
 use crate::Context;
-use crate::edge::instance;
 
 pub use announce::{Announce, AnnounceError, Recalled};
 pub use backoff::Backoff;
+pub use calls::{Calls, Connection, Dial, Watched};
 pub use dial::{DialError, Dialer};
 pub use identity::{Identity, IdentityError};
 pub use objects::{ObjectCache, ObjectError, ObjectSource};
 pub use proxy::{Proxy, ProxyError};
-
-/// A call that takes longer has lost its connection.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub use stepwise::Stepwise;
 
 /// How often an act is shown anew, when others write the RoundTask at the same time.
 const SHOW_TRIES: usize = 8;
@@ -70,18 +62,18 @@ pub enum LinkStatus {
 
 /// The link before it runs: hands out what the context needs.
 pub struct Link {
-    dialer: Dialer,
-    channel: Arc<watch::Sender<Option<Channel>>>,
+    dialer: Box<dyn Dial>,
+    channel: Arc<watch::Sender<Option<Connection>>>,
     desired: watch::Sender<Arc<Assignment>>,
     status: watch::Sender<LinkStatus>,
 }
 
 impl Link {
     /// A link that has not dialled yet. `known` is the desired state from before the restart.
-    pub fn new(dialer: Dialer, known: Option<Assignment>) -> Self {
+    pub fn new(dialer: impl Dial + 'static, known: Option<Assignment>) -> Self {
         let empty = || Assignment { hub_epoch: String::new(), revision: 0, rosters: vec![], items: Vec::new() };
         Self {
-            dialer,
+            dialer: Box::new(dialer),
             channel: Arc::new(watch::Sender::new(None)),
             desired: watch::Sender::new(Arc::new(known.unwrap_or_else(empty))),
             status: watch::Sender::new(LinkStatus::Connecting),
@@ -124,26 +116,8 @@ fn gone(ctx: &Context, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts this process's name on each call.
-#[derive(Clone, Copy)]
-struct Named;
-
-impl Interceptor for Named {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(INSTANCE, MetadataValue::from_static(instance()));
-        Ok(request)
-    }
-}
-
-/// A client of the hub on a channel.
-fn client(channel: Channel) -> HubClient<InterceptedService<Channel, Named>> {
-    HubClient::with_interceptor(channel, Named)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
-}
-
 /// The channel, as soon as there is one.
-async fn connected(channel: &mut watch::Receiver<Option<Channel>>) -> Option<Channel> {
+async fn connected(channel: &mut watch::Receiver<Option<Connection>>) -> Option<Connection> {
     channel.wait_for(Option::is_some).await.ok().and_then(|channel| channel.clone())
 }
 

@@ -11,10 +11,8 @@ use consilium_federation::Digest;
 use consilium_federation::model::{ModelError, ModelManifest};
 use consilium_proto::v1::GetObjectRequest;
 use tokio::sync::watch;
-use tonic::Request;
-use tonic::transport::Channel;
 
-use super::{Answer, CALL_TIMEOUT, client, connected};
+use super::{Answer, Connection, connected};
 use crate::Metrics;
 
 /// How long a fetch waits for the connection to come back.
@@ -74,11 +72,11 @@ pub trait ObjectSource: Send + Sync {
 
 /// The hub as a source.
 pub(super) struct HubObjects {
-    channel: watch::Receiver<Option<Channel>>,
+    channel: watch::Receiver<Option<Connection>>,
 }
 
 impl HubObjects {
-    pub(super) fn new(channel: watch::Receiver<Option<Channel>>) -> Self {
+    pub(super) fn new(channel: watch::Receiver<Option<Connection>>) -> Self {
         Self { channel }
     }
 }
@@ -90,10 +88,8 @@ impl ObjectSource for HubObjects {
             let mut channel = self.channel.clone();
             let channel = tokio::time::timeout(CONNECTION_WAIT, connected(&mut channel)).await.ok().flatten();
             let channel = channel.ok_or_else(|| unavailable("the hub is not connected".into()))?;
-            let mut request = Request::new(GetObjectRequest { digest: digest.to_string() });
-            request.set_timeout(CALL_TIMEOUT);
-            match client(channel).get_object(request).await {
-                Ok(reply) => Ok(reply.into_inner().content),
+            match channel.get_object(GetObjectRequest { digest: digest.to_string() }).await {
+                Ok(reply) => Ok(reply.content),
                 // Also `NotFound`: a hub that has just restarted does not know yet what it asked for.
                 Err(status) => Err(unavailable(status.message().to_owned())),
             }

@@ -9,10 +9,8 @@ use consilium_proto::clock;
 use consilium_proto::v1::{ReportReply, ReportRequest};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Request;
-use tonic::transport::Channel;
 
-use super::{Backoff, CALL_TIMEOUT, client, connected, gone};
+use super::{Backoff, Connection, connected, gone};
 use crate::Context;
 use crate::policy::speaks;
 
@@ -49,7 +47,7 @@ async fn first_look(ctx: &Context) {
 }
 
 /// Runs until shutdown. Fails when what it follows ends.
-pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) -> anyhow::Result<()> {
+pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Connection>>) -> anyhow::Result<()> {
     let mut facts = ctx.facts.changed();
     let mut desired = ctx.desired.clone();
     let mut backoff = Backoff::default();
@@ -97,7 +95,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
     }
 }
 
-async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
+pub(super) async fn send(ctx: &Context, channel: Connection) -> Result<(), tonic::Status> {
     let (rounds, deployments) = ctx.facts.snapshot();
     ctx.metrics.set_rounds(&rounds);
     let (hub_epoch, revision) = {
@@ -121,11 +119,10 @@ async fn send(ctx: &Context, channel: Channel) -> Result<(), tonic::Status> {
         report = only_no(report);
     }
     let (asked, begun) = (ctx.now(), Instant::now());
-    let mut request = Request::new(ReportRequest { agent_time: asked.to_string(), ..ReportRequest::from(&report) });
-    request.set_timeout(CALL_TIMEOUT);
-    let result = client(channel).report(request).await;
+    let request = ReportRequest { agent_time: asked.to_string(), ..ReportRequest::from(&report) };
+    let result = channel.report(request).await;
     ctx.metrics.reports.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
-    let reply = result?.into_inner();
+    let reply = result?;
     let (answered, took) = (ctx.now(), begun.elapsed());
     ctx.metrics.last_contact.set(answered.as_second() as f64);
     // The hub spoke about halfway; an answer that was long under way says too little of when.

@@ -8,15 +8,15 @@ use consilium_federation::Digest;
 use consilium_secagg::roster::{Governance, SignedRoster};
 use consilium_secagg::wire::Message as _;
 use tokio::sync::watch;
-use tonic::transport::Channel;
 
-use super::{Backoff, ObjectError, gone};
+use super::{Backoff, Connection, ObjectError, gone};
 use crate::{Context, StateError, policy};
 
 /// Longest reason that is kept.
 const TROUBLE: usize = 300;
 
-struct Rosters {
+/// Rosters as they are offered.
+pub(super) struct Rosters {
     ctx: Arc<Context>,
     governance: Option<Governance>,
     /// Objects that were looked at under this governance.
@@ -25,9 +25,9 @@ struct Rosters {
 }
 
 /// Runs until shutdown. Fails when the volume does, or what it follows ends.
-pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Channel>>) -> anyhow::Result<()> {
+pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<Connection>>) -> anyhow::Result<()> {
     let (mut desired, mut pinned) = (ctx.desired.clone(), ctx.policy.clone());
-    let mut rosters = Rosters { ctx: ctx.clone(), governance: None, seen: BTreeSet::new(), trouble: None };
+    let mut rosters = Rosters::new(ctx.clone());
     let mut backoff = Backoff::default();
     loop {
         desired.mark_unchanged();
@@ -58,8 +58,12 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
 }
 
 impl Rosters {
+    pub(super) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, governance: None, seen: BTreeSet::new(), trouble: None }
+    }
+
     /// Looks at everything that is offered once; false when something could not be fetched.
-    async fn turn(&mut self, connected: bool) -> Result<bool, StateError> {
+    pub(super) async fn turn(&mut self, connected: bool) -> Result<bool, StateError> {
         let governance = self.ctx.site_policy().and_then(|p| policy::governance(&p.spec).ok().flatten());
         if governance != self.governance {
             self.seen.clear();

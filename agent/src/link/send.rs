@@ -1,7 +1,6 @@
 //! The bytes of one upload: what the hub lacks, a few chunks at a time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use consilium_proto::CHUNKS_IN_FLIGHT;
@@ -9,16 +8,11 @@ use consilium_proto::v1::{BeginUploadRequest, PutChunkRequest, PutMessageRequest
 use consilium_secagg::ids::Digest;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
-use tonic::transport::Channel;
 
+use super::Connection;
 use super::plan::{TurnKey, is_final};
-use super::{CALL_TIMEOUT, client};
 use crate::Metrics;
 use crate::state::{AttemptKey, State, StateError};
-
-/// A chunk that takes longer has lost its connection. On a slow line, or while the hub takes others' chunks, one takes a while.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What has left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,18 +67,16 @@ pub(super) struct Upload<'a> {
 }
 
 /// Sends a message of the protocol; it is durable at the hub when this returns.
-pub(super) async fn put_message(channel: Channel, key: &TurnKey, content: Bytes) -> Result<(), tonic::Status> {
+pub(super) async fn put_message(channel: &Connection, key: &TurnKey, content: Bytes) -> Result<(), tonic::Status> {
     let (round_uid, attempt) = (key.attempt.round_uid.clone(), key.attempt.attempt);
-    let mut put = Request::new(PutMessageRequest { round_uid, attempt, step: key.step_name(), content });
-    put.set_timeout(CALL_TIMEOUT);
-    client(channel).put_message(put).await.map(|_| ())
+    channel.put_message(PutMessageRequest { round_uid, attempt, step: key.step_name(), content }).await.map(drop)
 }
 
 /// Sends one upload.
 pub(super) struct Sender<'a> {
     pub state: &'a State,
     pub metrics: &'a Metrics,
-    pub channel: Channel,
+    pub channel: Connection,
     pub stop: &'a CancellationToken,
 }
 
@@ -102,14 +94,13 @@ impl Sender<'_> {
     }
 
     async fn missing(&self, upload: &Upload<'_>, count: &(dyn Fn(u64) + Sync)) -> Result<(), SendError> {
-        let mut begin = Request::new(BeginUploadRequest {
+        let begin = BeginUploadRequest {
             round_uid: upload.key.round_uid.clone(),
             attempt: upload.key.attempt,
             chunks: upload.chunks.iter().map(|chunk| Bytes::copy_from_slice(&chunk.0)).collect(),
             manifest: upload.manifest.clone().unwrap_or_default(),
-        });
-        begin.set_timeout(CALL_TIMEOUT);
-        let missing = client(self.channel.clone()).begin_upload(begin).await?.into_inner().missing;
+        };
+        let missing = self.channel.begin_upload(begin).await?.missing;
         if missing.is_empty() {
             return Ok(());
         }
@@ -147,9 +138,7 @@ impl Sender<'_> {
         // Counted before it leaves: the ledger rather says too much than too little.
         count(size);
         let (round_uid, attempt) = (upload.key.round_uid.clone(), upload.key.attempt);
-        let mut put = Request::new(PutChunkRequest { round_uid, attempt, index, content });
-        put.set_timeout(CHUNK_TIMEOUT);
-        if client(self.channel.clone()).put_chunk(put).await?.into_inner().complete {
+        if self.channel.put_chunk(PutChunkRequest { round_uid, attempt, index, content }).await?.complete {
             complete.store(true, Ordering::Relaxed);
         }
         Ok(())

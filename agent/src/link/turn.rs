@@ -9,11 +9,10 @@ use consilium_federation::assignment::RoundWork;
 use consilium_federation::round::ProtocolStep;
 use consilium_federation::task::TaskKind;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::plan::{TurnKey, mismatch, rolled_back};
 use super::send::{Sender, Sent, Upload};
-use super::{Announce, AnnounceError, Recalled};
+use super::{Announce, AnnounceError, Connection, Recalled};
 use crate::facts::UploadFact;
 use crate::policy::{Barrier, Decision};
 use crate::state::{Entry, Refused, StoredUpdate, UploadProgress, UploadRecord, vector_of};
@@ -35,7 +34,7 @@ pub(super) enum Turn {
 pub(super) struct Turner {
     pub ctx: Arc<Context>,
     pub announce: Arc<dyn Announce>,
-    pub channel: Channel,
+    pub channel: Connection,
     pub stop: CancellationToken,
 }
 

@@ -9,17 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use consilium_crds::SitePolicy;
 use consilium_federation::assignment::{ItemState, RoundWork, Work};
 use consilium_federation::task::TaskKind;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::plan::{TurnKey, outdated, unnamed, wanted};
 use super::turn::{Turn, Turner};
-use super::{Announce, Backoff, gone};
+use super::{Announce, Backoff, Connection, gone};
 use crate::facts::UploadFact;
 use crate::state::{AttemptKey, UploadProgress, vector_of};
 use crate::{Context, StateError};
@@ -32,11 +32,12 @@ const UNNAMED: Duration = Duration::from_secs(15 * 60);
 /// How often that is looked at.
 const TIDY: Duration = Duration::from_secs(60);
 
-struct Turns {
+/// The turns of this hospital; what they hear of, they are told by their caller.
+pub(super) struct Turns {
     ctx: Arc<Context>,
     announce: Arc<dyn Announce>,
     running: BTreeMap<TurnKey, Running>,
-    tasks: JoinSet<(TurnKey, Result<Turn, StateError>)>,
+    pub(super) tasks: JoinSet<(TurnKey, Result<Turn, StateError>)>,
     quiet: BTreeSet<TurnKey>,
     waiting: BTreeSet<TurnKey>,
     retries: BTreeMap<TurnKey, (Backoff, Instant)>,
@@ -44,6 +45,8 @@ struct Turns {
     unnamed: BTreeMap<AttemptKey, Instant>,
     /// Grows with every change of what a turn depends on.
     changes: u64,
+    /// The policy that what runs was begun under.
+    allowed: Option<Arc<SitePolicy>>,
 }
 
 struct Running {
@@ -55,15 +58,15 @@ struct Running {
 /// Runs until shutdown. Fails when the volume does, or what it follows ends.
 pub(super) async fn run(
     ctx: Arc<Context>,
-    mut channel: watch::Receiver<Option<Channel>>,
+    mut channel: watch::Receiver<Option<Connection>>,
     announce: Arc<dyn Announce>,
 ) -> anyhow::Result<()> {
     restore(&ctx)?;
     let (mut desired, mut policy, mut facts) = (ctx.desired.clone(), ctx.policy.clone(), ctx.facts.changed());
+    policy.mark_unchanged();
     let mut turns = Turns::new(ctx.clone(), announce);
     turns.tidy()?;
     let mut tidy = tokio::time::interval(TIDY);
-    let mut allowed = policy.borrow_and_update().clone();
     loop {
         let open = channel.borrow_and_update().clone();
         turns.turn(open);
@@ -73,8 +76,7 @@ pub(super) async fn run(
             () = ctx.shutdown.cancelled() => break,
             changed = channel.changed() => {
                 followed = changed;
-                turns.quiet.clear();
-                turns.retries.clear();
+                turns.reconnected();
             }
             changed = desired.changed() => {
                 followed = changed;
@@ -84,12 +86,7 @@ pub(super) async fn run(
             _ = tidy.tick() => turns.tidy()?,
             changed = policy.changed() => {
                 followed = changed;
-                let before = std::mem::replace(&mut allowed, policy.borrow_and_update().clone());
-                if before.as_deref().map(|policy| &policy.spec) != allowed.as_deref().map(|policy| &policy.spec) {
-                    // What may still be done is taken up again by the next look, and what may not is not.
-                    turns.stop();
-                }
-                turns.changed();
+                turns.policy(policy.borrow_and_update().clone());
             }
             changed = facts.changed() => {
                 followed = changed;
@@ -113,7 +110,7 @@ pub(super) async fn run(
 }
 
 /// Shows what is known from before the restart, until the hub has been asked.
-fn restore(ctx: &Context) -> Result<(), StateError> {
+pub(super) fn restore(ctx: &Context) -> Result<(), StateError> {
     let desired = ctx.desired.borrow().clone();
     for item in &desired.items {
         for kind in [TaskKind::Train, TaskKind::Evaluate] {
@@ -130,8 +127,9 @@ fn restore(ctx: &Context) -> Result<(), StateError> {
 }
 
 impl Turns {
-    fn new(ctx: Arc<Context>, announce: Arc<dyn Announce>) -> Self {
+    pub(super) fn new(ctx: Arc<Context>, announce: Arc<dyn Announce>) -> Self {
         Self {
+            allowed: ctx.site_policy(),
             ctx,
             announce,
             running: BTreeMap::new(),
@@ -149,15 +147,31 @@ impl Turns {
         self.running.values().for_each(|running| running.stop.cancel());
     }
 
+    /// There is another connection: what was settled or put off by the last one is asked for anew.
+    pub(super) fn reconnected(&mut self) {
+        self.quiet.clear();
+        self.retries.clear();
+    }
+
+    /// The policy was written.
+    pub(super) fn policy(&mut self, policy: Option<Arc<SitePolicy>>) {
+        let before = std::mem::replace(&mut self.allowed, policy);
+        if before.as_deref().map(|policy| &policy.spec) != self.allowed.as_deref().map(|policy| &policy.spec) {
+            // What may still be done is taken up again by the next look, and what may not is not.
+            self.stop();
+        }
+        self.changed();
+    }
+
     /// Something that a turn depends on is different now.
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         self.changes += 1;
         self.waiting.clear();
     }
 
     /// Gives up attempts that the hub does not hold open any more. What was refused in one of them is no refusal of
     /// the next.
-    fn tidy(&mut self) -> Result<(), StateError> {
+    pub(super) fn tidy(&mut self) -> Result<(), StateError> {
         let (state, desired) = (&self.ctx.state, self.ctx.desired.borrow().clone());
         let open = state.open_attempts()?;
         let now = Instant::now();
@@ -199,7 +213,7 @@ impl Turns {
     }
 
     /// Stops what is no longer asked for and starts what is; one step of a round at a time.
-    fn turn(&mut self, channel: Option<Channel>) {
+    pub(super) fn turn(&mut self, channel: Option<Connection>) {
         let desired = self.ctx.desired.borrow().clone();
         let asked: Vec<(TurnKey, &RoundWork)> = desired.items.iter().filter_map(wanted).collect();
         let keys: BTreeSet<&TurnKey> = asked.iter().map(|(key, _)| key).collect();
@@ -227,7 +241,7 @@ impl Turns {
         }
     }
 
-    fn ended(
+    pub(super) fn ended(
         &mut self,
         ended: Result<(TurnKey, Result<Turn, StateError>), tokio::task::JoinError>,
     ) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ use consilium_proto::v1::{DeliverReply, FetchRequest, FilePart, TrainerStateRepl
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -191,7 +192,26 @@ impl<B: Backend> Port<B> {
         Ok(Files { small, manifest })
     }
 
-    async fn accept(&self, caller: Caller, parts: Streaming<FilePart>) -> Result<(), Status> {
+    /// Takes the result of a task in.
+    ///
+    /// # Errors
+    /// What the courier is told.
+    pub async fn take<S>(&self, metadata: &MetadataMap, parts: S) -> Result<(), Status>
+    where
+        S: Stream<Item = Result<FilePart, Status>> + Send + Unpin,
+    {
+        let caller = self.task(metadata)?;
+        let kind = caller.entry.work.kind;
+        let _one_at_a_time = self.delivering.lock().await;
+        let result = self.accept(caller, parts).await;
+        self.backend.delivered(kind, outcome(&result));
+        result
+    }
+
+    async fn accept<S>(&self, caller: Caller, parts: S) -> Result<(), Status>
+    where
+        S: Stream<Item = Result<FilePart, Status>> + Send + Unpin,
+    {
         let kind = caller.entry.work.kind;
         let manifest = self.manifest(caller.entry.work.model).await?;
         let inbox = Inbox::new(self.inbox.join(&caller.uid))?;
@@ -277,12 +297,8 @@ impl<B: Backend> TaskPort for Port<B> {
     }
 
     async fn deliver(&self, request: Request<Streaming<FilePart>>) -> Result<Response<DeliverReply>, Status> {
-        let caller = self.task(request.metadata())?;
-        let kind = caller.entry.work.kind;
-        let _one_at_a_time = self.delivering.lock().await;
-        let result = self.accept(caller, request.into_inner()).await;
-        self.backend.delivered(kind, outcome(&result));
-        result.map(|()| Response::new(DeliverReply {}))
+        let (metadata, _, parts) = request.into_parts();
+        self.take(&metadata, parts).await.map(|()| Response::new(DeliverReply {}))
     }
 
     async fn trainer_state(

@@ -25,7 +25,8 @@ use crate::policy::{Barrier, Decision, ends};
 use crate::state::AttemptKey;
 use crate::{Context, Enforcement};
 
-pub(super) struct Controller {
+/// What carries this hospital's parts in rounds on.
+pub struct Controller {
     ctx: Arc<Context>,
     runner: Arc<dyn Runner>,
     /// Approved specs in use.
@@ -51,7 +52,8 @@ struct World {
 }
 
 impl Controller {
-    pub(super) fn new(ctx: Arc<Context>, runner: Arc<dyn Runner>) -> Self {
+    /// One that has not looked yet.
+    pub fn new(ctx: Arc<Context>, runner: Arc<dyn Runner>) -> Self {
         let (specs, started, tokens) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {
             ctx,
@@ -67,7 +69,7 @@ impl Controller {
     }
 
     /// Looks at everything once. A part that fails does not keep the others waiting.
-    pub(super) async fn turn(&mut self) {
+    pub async fn turn(&mut self) {
         let begun = Instant::now();
         let (desired, now) = (self.ctx.desired.borrow().clone(), self.ctx.now());
         let sight = self.runner.look();

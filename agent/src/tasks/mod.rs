@@ -45,7 +45,7 @@ pub(crate) use stores::{follow, follow_as};
 
 use crate::Context;
 use cluster::Cluster;
-use controller::Controller;
+pub use controller::Controller;
 
 /// Longest time between two turns: deadlines and progress are noticed by then.
 const TURN: Duration = Duration::from_secs(5);
