@@ -38,11 +38,11 @@ pub enum IdentityError {
 
 /// A caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Caller {
+pub struct Caller {
     /// Which hospital.
-    pub(super) site: SiteName,
+    pub site: SiteName,
     /// When its certificate ends, Unix time in seconds.
-    pub(super) expires: i64,
+    pub expires: i64,
 }
 
 impl Caller {

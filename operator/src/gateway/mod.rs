@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use consilium_federation::SiteName;
 use consilium_proto::v1::hub_server::HubServer;
 use consilium_proto::{CHUNKS_IN_FLIGHT, MAX_MESSAGE_BYTES, REFUSAL, TWO_AGENTS};
@@ -29,7 +30,8 @@ use crate::hub::Hub;
 use crate::metrics::{Metrics, Refusal};
 use door::Bounds;
 
-pub use identity::{IdentityError, SPIFFE_PREFIX};
+pub use identity::{Caller, IdentityError, SPIFFE_PREFIX};
+pub use service::Gateway;
 
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -117,6 +119,17 @@ fn not_accepted(hub: &Hub, metrics: &Metrics, site: &SiteName) -> Status {
     Status::permission_denied(format!(
         "{site} is not accepted at this hub; its administrators set spec.accepted of the TrustSite {site}"
     ))
+}
+
+/// An object that the hospital's work leads to, whole: for callers that hold it in memory anyway.
+///
+/// # Errors
+/// What the hospital is told.
+pub async fn object(hub: &Hub, metrics: &Metrics, site: &SiteName, digest: &str) -> Result<Bytes, Status> {
+    let found = service::find_object(hub, metrics, site, digest).await?;
+    let mut object = service::open_object(hub, found).await?;
+    let failed = |error: std::io::Error| Status::unavailable(error.to_string());
+    object.read(object.length()).map_err(failed)
 }
 
 /// Serves hospitals until `shutdown`; open watches are closed then.

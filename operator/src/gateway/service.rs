@@ -29,8 +29,8 @@ use crate::hub::{Connection, Hub};
 use crate::metrics::{Metrics, Refusal};
 use crate::store::{BlobStore, Object, StoreError, UploadKey};
 
-/// The service; one for all connections.
-pub(super) struct Gateway {
+/// The service; one for all connections. Its calls carry a [`Caller`] in their extensions.
+pub struct Gateway {
     hub: Hub,
     store: BlobStore,
     metrics: Metrics,
@@ -39,7 +39,8 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    pub(super) fn new(hub: Hub, metrics: Metrics, clock: Clock, shutdown: CancellationToken) -> Self {
+    /// The service of a hub.
+    pub fn new(hub: Hub, metrics: Metrics, clock: Clock, shutdown: CancellationToken) -> Self {
         Self { store: hub.store().clone(), hub, metrics, clock, shutdown }
     }
 

@@ -6,10 +6,10 @@ use std::io::{Cursor, Read, Seek as _};
 use bytes::Bytes;
 use consilium_federation::Digest;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
+use super::Files;
 use super::error::StoreError;
 
 /// Bytes of `sha256:<64 hex>` and a line feed, in front of a sealed record.
@@ -57,7 +57,7 @@ fn io(what: &'static str, path: &Path, cause: Error) -> StoreError {
 /// Equal content that is already there is success. Other content is set aside and replaced when `is_whole` says
 /// that it is torn, and a [`StoreError::Conflict`] otherwise.
 pub(super) async fn put(
-    files: &LocalFileSystem,
+    files: &Files,
     path: &Path,
     content: Bytes,
     is_whole: impl Fn(&[u8]) -> bool,
@@ -84,7 +84,7 @@ pub(super) async fn put(
 }
 
 /// Reads an object; `None` when it is not there.
-pub(super) async fn read(files: &LocalFileSystem, path: &Path) -> Result<Option<Bytes>, StoreError> {
+pub(super) async fn read(files: &Files, path: &Path) -> Result<Option<Bytes>, StoreError> {
     match files.get(path).await {
         Ok(found) => found.bytes().await.map(Some).map_err(|cause| io("reading", path, cause)),
         Err(Error::NotFound { .. }) => Ok(None),
@@ -93,7 +93,7 @@ pub(super) async fn read(files: &LocalFileSystem, path: &Path) -> Result<Option<
 }
 
 /// Opens an object as a stream.
-pub(super) async fn open(files: &LocalFileSystem, path: &Path) -> Result<ChunkReader, StoreError> {
+pub(super) async fn open(files: &Files, path: &Path) -> Result<ChunkReader, StoreError> {
     let found = match files.get(path).await {
         Ok(found) => found,
         Err(Error::NotFound { .. }) => return Err(StoreError::Missing { path: path.to_string() }),
@@ -110,7 +110,7 @@ pub(super) async fn open(files: &LocalFileSystem, path: &Path) -> Result<ChunkRe
 }
 
 /// Whether an object is there.
-pub(super) async fn exists(files: &LocalFileSystem, path: &Path) -> Result<bool, StoreError> {
+pub(super) async fn exists(files: &Files, path: &Path) -> Result<bool, StoreError> {
     match files.head(path).await {
         Ok(_) => Ok(true),
         Err(Error::NotFound { .. }) => Ok(false),
@@ -119,19 +119,19 @@ pub(super) async fn exists(files: &LocalFileSystem, path: &Path) -> Result<bool,
 }
 
 /// Names of the objects directly under a prefix.
-pub(super) async fn names(files: &LocalFileSystem, prefix: &Path) -> Result<Vec<String>, StoreError> {
+pub(super) async fn names(files: &Files, prefix: &Path) -> Result<Vec<String>, StoreError> {
     let listed = files.list_with_delimiter(Some(prefix)).await.map_err(|cause| io("listing", prefix, cause))?;
     Ok(listed.objects.iter().filter_map(|o| o.location.filename().map(str::to_owned)).collect())
 }
 
 /// Names of the folders directly under a prefix.
-pub(super) async fn folders(files: &LocalFileSystem, prefix: &Path) -> Result<Vec<String>, StoreError> {
+pub(super) async fn folders(files: &Files, prefix: &Path) -> Result<Vec<String>, StoreError> {
     let listed = files.list_with_delimiter(Some(prefix)).await.map_err(|cause| io("listing", prefix, cause))?;
     Ok(listed.common_prefixes.iter().filter_map(|folder| folder.filename().map(str::to_owned)).collect())
 }
 
 /// Deletes everything under a prefix; what is gone already is no fault.
-pub(super) async fn delete_all(files: &LocalFileSystem, prefix: &Path) -> Result<(), StoreError> {
+pub(super) async fn delete_all(files: &Files, prefix: &Path) -> Result<(), StoreError> {
     let paths: Vec<Path> = files
         .list(Some(prefix))
         .map_ok(|found| found.location)
@@ -148,7 +148,7 @@ pub(super) async fn delete_all(files: &LocalFileSystem, prefix: &Path) -> Result
 }
 
 /// Moves a torn object out of the way and keeps it for a person to look at.
-pub(super) async fn set_aside(files: &LocalFileSystem, path: &Path) -> Result<(), StoreError> {
+pub(super) async fn set_aside(files: &Files, path: &Path) -> Result<(), StoreError> {
     tracing::warn!(path = %path, "an object in the store fails its own digest; it is set aside under torn/");
     for n in 0u32.. {
         let aside = Path::from(format!("torn/{path}.{n}"));
@@ -176,12 +176,12 @@ pub(super) fn unseal(sealed: &Bytes) -> Option<Bytes> {
 }
 
 /// Puts a sealed record.
-pub(super) async fn put_sealed(files: &LocalFileSystem, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(super) async fn put_sealed(files: &Files, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     put(files, path, seal(bytes), |there| unseal(&Bytes::copy_from_slice(there)).is_some()).await
 }
 
 /// Reads a sealed record; `None` when it is not there, an error when it is torn.
-pub(super) async fn read_sealed(files: &LocalFileSystem, path: &Path) -> Result<Option<Bytes>, StoreError> {
+pub(super) async fn read_sealed(files: &Files, path: &Path) -> Result<Option<Bytes>, StoreError> {
     match read(files, path).await? {
         None => Ok(None),
         Some(sealed) => unseal(&sealed).map(Some).ok_or_else(|| StoreError::Torn { path: path.to_string() }),
@@ -189,7 +189,7 @@ pub(super) async fn read_sealed(files: &LocalFileSystem, path: &Path) -> Result<
 }
 
 /// The identity of this store, made from `fresh` if it has none yet.
-pub(super) async fn epoch(files: &LocalFileSystem, fresh: [u8; 16]) -> Result<String, StoreError> {
+pub(super) async fn epoch(files: &Files, fresh: [u8; 16]) -> Result<String, StoreError> {
     let path = Path::from("epoch");
     loop {
         match read_sealed(files, &path).await {
@@ -207,7 +207,7 @@ pub(super) async fn epoch(files: &LocalFileSystem, fresh: [u8; 16]) -> Result<St
 }
 
 /// A number above all that were given out before, from 1.
-pub(super) async fn next_boot(files: &LocalFileSystem) -> Result<u64, StoreError> {
+pub(super) async fn next_boot(files: &Files) -> Result<u64, StoreError> {
     let folder = Path::from("boots");
     loop {
         let known: Vec<u64> = names(files, &folder).await?.iter().filter_map(|n| n.parse().ok()).collect();

@@ -30,6 +30,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
 pub use collect::{Collected, Names};
@@ -45,13 +46,17 @@ pub const RESERVED_BYTES: u64 = 64 << 20;
 /// Says how many bytes are free on the volume.
 pub type FreeSpace = Arc<dyn Fn() -> std::io::Result<u64> + Send + Sync>;
 
+/// Where the objects lie.
+pub type Files = Arc<dyn ObjectStore>;
+
 /// A store on a folder; a clone is the same store.
 #[derive(Clone)]
 pub struct BlobStore(Arc<Inner>);
 
 struct Inner {
-    root: PathBuf,
-    files: LocalFileSystem,
+    /// The folder that the objects lie in, if they lie in one.
+    root: Option<PathBuf>,
+    files: Files,
     epoch: String,
     free_space: FreeSpace,
     uploads: Mutex<uploads::Open>,
@@ -85,9 +90,22 @@ impl BlobStore {
         let files = LocalFileSystem::new_with_prefix(root)
             .map_err(|cause| StoreError::Io { what: "opening", path: root.display().to_string(), cause })?
             .with_fsync(true);
+        Self::on(Arc::new(files), Some(root.to_owned()), free_space).await
+    }
+
+    /// Opens a store whose objects lie elsewhere than in a folder. There they have no time of their own, so that nothing of
+    /// it is ever collected.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_on(files: Files, free_space: FreeSpace) -> Result<Self, StoreError> {
+        Self::on(files, None, free_space).await
+    }
+
+    async fn on(files: Files, root: Option<PathBuf>, free_space: FreeSpace) -> Result<Self, StoreError> {
         let epoch = journal::epoch(&files, rand::random()).await?;
         let (uploads, sets, taking) = Default::default();
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), files, epoch, free_space, uploads, sets, taking })))
+        Ok(Self(Arc::new(Inner { root, files, epoch, free_space, uploads, sets, taking })))
     }
 
     fn sets(&self) -> MutexGuard<'_, HashMap<String, Vec<SignedSet>>> {

@@ -282,11 +282,12 @@ impl BlobStore {
         }
         journal::delete_all(&self.0.files, &Path::from(folder)).await?;
         // Half-written files of a killed hub are invisible to the listing above.
-        let gone = match tokio::fs::remove_dir_all(self.0.root.join(folder)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(StoreError::Folder { folder: self.0.root.join(folder), cause: error })
-            }
-            _ => Ok(()),
+        let gone = match self.0.root.as_ref().map(|root| root.join(folder)) {
+            Some(folder) => match tokio::fs::remove_dir_all(&folder).await {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Folder { folder, cause }),
+                _ => Ok(()),
+            },
+            None => Ok(()),
         };
         let mut open = self.open_uploads();
         // Nobody waits for it: what comes later makes another one.
