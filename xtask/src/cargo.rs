@@ -23,8 +23,9 @@ use crate::{
 /// nothing that the others do not, so that building them as well changes no feature.
 pub(crate) const EVERYTHING: [&str; 3] = ["--workspace", "--exclude", "consilium-tests"];
 
-/// What images are made from: as [`EVERYTHING`], without this program.
-const SHIPPED: [&str; 5] = ["--workspace", "--exclude", "consilium-tests", "--exclude", "xtask"];
+/// What images are made from: as [`EVERYTHING`], without this program and the simulator.
+const SHIPPED: [&str; 7] =
+    ["--workspace", "--exclude", "consilium-tests", "--exclude", "consilium-simulation", "--exclude", "xtask"];
 
 /// How programs are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

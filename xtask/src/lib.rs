@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod packages;
 pub mod plugin;
 pub mod process;
+pub mod simulate;
 pub mod test;
 pub mod tools;
 pub mod verify;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{apiserver, bench, charts, cluster, demo, error::Result, fuzz, generate, images, local, test, verify};
+use xtask::{
+    apiserver, bench, charts, cluster, demo, error::Result, fuzz, generate, images, local, simulate, test, verify,
+};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -19,6 +21,8 @@ enum Task {
     Demo(demo::Arguments),
     /// A study on this machine, without a cluster: builds `consilium local` and the trainer, and runs them.
     Local(local::Arguments),
+    /// Studies on a simulated clock, under trouble that is drawn from a seed.
+    Simulate(simulate::Arguments),
     /// Everything that CI runs.
     Test(test::Arguments),
     /// Figures beside their limits.
@@ -45,6 +49,7 @@ fn run() -> Result<()> {
     match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Local(arguments) => local::run(&arguments),
+        Task::Simulate(arguments) => simulate::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Cluster(command) => cluster::cli::run(command),

@@ -11,7 +11,7 @@ use crate::{
     apiserver::ApiServer,
     cache, cargo, charts, cluster,
     error::{Error, Result},
-    interrupt, libtorch, local, packages, process, verify,
+    interrupt, libtorch, local, packages, process, simulate, verify,
 };
 
 /// What the tests can be told.
@@ -37,6 +37,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("lint", "clippy over everything; what the lint table denies fails", lint),
     ("unit", "unit, property and in-process API tests of every package", unit),
     ("local", "a study on this machine, with the real trainer, votes and gate", |_| local::test()),
+    ("simulate", "studies on a simulated clock, under trouble drawn from a seed", |_| simulate::test()),
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
     ("clients", "the served model, asked by Triton's client and in the form of KServe's", clients),
     ("charts", "lint, render and judge the charts", |_| charts::test()),

@@ -41,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Packages of the project's own tests and tasks, which may use everything.
-const UNBOUND: &[&str] = &["consilium-fuzz", "consilium-tests", "xtask"];
+const UNBOUND: &[&str] = &["consilium-fuzz", "consilium-tests", "xtask", "consilium-simulation"];
 
 /// Pure packages, and what must not be anywhere below them.
 const PURE: &[&str] = &["consilium-federation", "consilium-secagg", "consilium-clinical"];

@@ -1,0 +1,53 @@
+//! Runs schedules by number, and prints the shortest form of the first that fails as a test.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use consilium_simulation::schedule::Schedule;
+use consilium_simulation::{run, shrink};
+
+/// Studies on a simulated clock, under trouble that is drawn from a seed.
+#[derive(Parser)]
+struct Arguments {
+    /// How many.
+    #[arg(long, default_value_t = 2000)]
+    schedules: u64,
+    /// Where their numbers begin: seed S runs the numbers S, S + 1, …
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only this number, with all that happens told.
+    #[arg(long)]
+    replay: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (from, count) = arguments.replay.map_or((arguments.seed, arguments.schedules), |id| (id, 1));
+    let filter = if arguments.replay.is_some() { "debug,hyper=off,h2=off" } else { "off" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| filter.into());
+    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    let (begun, mut sums, mut failed) = (Instant::now(), 0, 0);
+    for id in from..from + count {
+        let schedule = Schedule::draw(id);
+        let violation = match run(&schedule) {
+            Ok(told) => {
+                (sums, failed) = (sums + told.sums, failed + told.failed);
+                continue;
+            }
+            Err(violation) => violation,
+        };
+        println!("schedule {id}: {violation}\n");
+        if arguments.replay.is_none() {
+            let least = shrink::shrink(&schedule, violation.rule, run);
+            println!("{}", least.to_test(id));
+        }
+        println!("again: cargo xtask simulate --replay {id}");
+        return ExitCode::FAILURE;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{count} schedules from {from}: all held; {sums} sums looked at, {failed} rounds without one; {seconds:.1} s"
+    );
+    ExitCode::SUCCESS
+}
