@@ -7,7 +7,11 @@ use clap::Parser;
 
 /// The hospital's agent: one connection out to the hub, and the hospital's own word on what it asks for.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "consilium-agent", version)]
+#[command(
+    name = "consilium-agent",
+    version,
+    after_help = "`consilium-agent audit --help`: the hospital's ledger as a file, and whether such a file holds together."
+)]
 pub struct Config {
     /// Address of the hub's gateway, `https://host:port`.
     #[arg(long, env = "CONSILIUM_GATEWAY")]

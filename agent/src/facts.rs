@@ -16,13 +16,14 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::policy::{Barrier, Decision, ReleaseDecision};
+use crate::words;
 
 /// What became of an upload, by the hub's own answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum UploadFact {
     /// The hub holds all of it, durably.
     Submitted,
-    /// The hub, or this agent before the first byte, refused it. Why.
+    /// The hub, or this agent before the first byte, refused it. Why, for the hospital's people.
     Rejected(String),
 }
 
@@ -33,6 +34,7 @@ struct Inner {
     rosters: Vec<(Digest, bool)>,
     roster_trouble: Option<String>,
     hub_clock: OtherClock,
+    other_hub_key: bool,
     deployments: BTreeMap<String, DeployReport>,
     decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
     release_decisions: BTreeMap<String, ReleaseDecision>,
@@ -129,6 +131,16 @@ impl Facts {
     /// Why an offered roster does not hold here.
     pub fn roster_trouble(&self) -> Option<String> {
         self.lock().roster_trouble.clone()
+    }
+
+    /// Takes note of whether the hub's last signature over the ledger's end is by the key that the policy pins.
+    pub fn set_countersigned_by_key(&self, by_key: bool) {
+        self.change(|inner| std::mem::replace(&mut inner.other_hub_key, !by_key) == by_key);
+    }
+
+    /// Whether the hub signs the ledger's ends by another key than the pinned one.
+    pub fn other_hub_key(&self) -> bool {
+        self.lock().other_hub_key
     }
 
     /// Takes note of what the hub says of its clock; `None` where it says nothing.
@@ -229,9 +241,10 @@ fn effective(report: &RoundReport, uploads: &BTreeMap<(String, TaskKind), Upload
     match uploads.get(&(report.uid.clone(), report.kind)) {
         Some(UploadFact::Submitted) if report.kind == TaskKind::Train => report.reason = SiteReason::Submitted,
         Some(UploadFact::Submitted) => {}
-        Some(UploadFact::Rejected(why)) => {
+        // Why may be the hub's own words, or a parser's; they stay here.
+        Some(UploadFact::Rejected(_)) => {
             report.reason = SiteReason::Rejected;
-            report.message = Some(why.clone());
+            report.message = Some(words::STEP_REFUSED.to_owned());
         }
         None => {}
     }

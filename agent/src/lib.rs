@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod audit;
 pub mod config;
 pub mod courier;
 pub mod deployments;
@@ -28,6 +29,7 @@ pub mod state;
 pub mod taskport;
 pub mod tasks;
 pub mod volume;
+pub mod words;
 
 use std::sync::Arc;
 
@@ -109,6 +111,20 @@ impl Context {
         self.policy.borrow().clone()
     }
 
+    /// The policy in force now, which the ledger says before anything is decided or said by it.
+    pub fn in_force(&self) -> Result<Option<Arc<SitePolicy>>, StateError> {
+        let policy = self.site_policy();
+        let generation = policy.as_deref().and_then(|policy| policy.metadata.generation);
+        if self.state.is_news(generation)? {
+            let (written, now) = (site::in_force(policy.as_deref()), self.now());
+            if let Err(error) = self.state.append(written.clone(), now) {
+                tracing::error!(%error, "an edit of the SitePolicy holds and could not be written down; it is written later");
+                self.unrecorded.push(written, now);
+            }
+        }
+        Ok(policy)
+    }
+
     /// Runs the veto ladder at a barrier with the policy in force now. A decision that differs from the last one for
     /// this item is written to the ledger and counted.
     ///
@@ -121,7 +137,7 @@ impl Context {
         spec: Option<&FederatedStudySpec>,
         barrier: Barrier,
     ) -> Result<Decision, StateError> {
-        let policy = self.site_policy();
+        let policy = self.in_force()?;
         if let Some(policy) = &policy {
             site::check_volume(self, policy)?;
         }
@@ -160,7 +176,7 @@ impl Context {
         work: &RoundWork,
         (running, evaluating): (u32, u32),
     ) -> Result<Decision, StateError> {
-        let Some(policy) = self.site_policy() else { return Ok(Decision::SpecNeeded) };
+        let Some(policy) = self.in_force()? else { return Ok(Decision::SpecNeeded) };
         let (taken, today) = (self.state.taken(work)?, self.state.taken_within_a_day(self.now())?);
         let (rounds, gpu_seconds) = (today.other_rounds(work), tasks::gpus::spent(&self.state, self.now())?);
         let spent = policy::Spent { taken, today: today.tasks, rounds, running, evaluating, gpu_seconds };
@@ -302,7 +318,7 @@ impl Context {
         release: &ModelReleaseSpec,
         in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
-        let policy = self.site_policy();
+        let policy = self.in_force()?;
         let hospital = self.hospital(policy.as_deref());
         let (site, state) = (&self.site, item);
         let decision = policy::release(&policy::ReleaseInputs { work, state, release, site, hospital, in_use });
@@ -322,7 +338,7 @@ impl Context {
         work: &DeployWork,
         in_use: bool,
     ) -> Result<Option<ReleaseDecision>, StateError> {
-        let decision = policy::of_policy(in_use, self.site_policy().as_deref().map(|p| &p.spec));
+        let decision = policy::of_policy(in_use, self.in_force()?.as_deref().map(|p| &p.spec));
         if let Some(decision) = &decision {
             self.record_release(uid, work, decision)?;
         }

@@ -16,8 +16,8 @@ use consilium_agent::site::{self, KubeAnnounce};
 use consilium_agent::state::Unrecorded;
 use consilium_agent::volume::{self, Trouble};
 use consilium_agent::{
-    Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, admin, deployments, taskport,
-    tasks,
+    Clock, Config, Context, Enforcement, Entropy, Facts, Metrics, ObjectCache, State, admin, audit, deployments,
+    taskport, tasks,
 };
 use consilium_crds::SitePolicy;
 use consilium_federation::SiteName;
@@ -39,6 +39,9 @@ const SILENT_CALL: Duration = Duration::from_secs(5);
 type Parts = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 fn main() -> anyhow::Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|word| word == audit::WORD) {
+        return audit::command(audit::Arguments::parse_from(std::env::args_os().skip(1)));
+    }
     let config = Config::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().json().with_env_filter(filter).init();
@@ -241,6 +244,7 @@ fn run(ctx: &Arc<Context>, link: Link, shared: &Shared) -> Parts {
     part(&mut parts, "volume", volume::watch(c(), shared.trouble.clone()));
     part(&mut parts, "status", site::run(c(), link.status(), shared.trouble.subscribe()));
     part(&mut parts, "taskport", taskport::run(c()));
+    part(&mut parts, "audit", audit::run(c()));
     let announce = Arc::new(KubeAnnounce::new(ctx.kube.clone(), &ctx.config.task_namespace));
     // Deciding before the policy is known would report refusals that are none.
     for (name, run) in [("tasks", boxed(tasks::run(c()))), ("deployments", boxed(deployments::run(c())))] {

@@ -41,6 +41,8 @@ pub enum CliError {
     Argument { field: &'static str, value: String, rule: &'static str },
     #[error("{what} {name:?} is not there; {way_out}")]
     Missing { what: &'static str, name: String, way_out: &'static str },
+    #[error("{0}")]
+    Ledger(String),
     #[error("{done} changes are made, and these could not be: {failed}; the same command tries them again")]
     NotAll { done: usize, failed: String },
     #[error(

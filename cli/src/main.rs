@@ -1,6 +1,6 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
-//! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the views `status`, `explain` and `budget`.
+//! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the views `status`, `explain`, `budget` and `audit`.
 //! **Does not belong here:** decisions. Nothing here changes a cluster but `stop`, `start` and `cancel`, which somebody types
 //! when there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ use consilium_cli::{error, local, objects};
 use consilium_federation::ladder::Stage;
 use jiff::Timestamp;
 
+mod audit;
 mod budget;
 mod cluster;
 mod explain;
@@ -66,6 +67,9 @@ enum Command {
     },
     /// In a hospital: what its policy allows of everything that can be counted, and what of it is used.
     Budget,
+    /// In a hospital: what was decided and what left, as its agent has written it down, and proof that nobody changed it.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// In a hospital: stop every training, evaluation and model at once, with or without an agent.
     Stop(stop::Stop),
     /// In a hospital: let run again what `stop --everything` stopped.
@@ -123,6 +127,7 @@ async fn run(command: Command) -> Result<String> {
         Command::Local(_) => Ok(String::new()),
         Command::Status { namespace } => status::run(namespace.as_deref(), Timestamp::now()).await,
         Command::Budget => budget::run().await,
+        Command::Audit(command) => audit::run(&command).await,
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,
         Command::Cancel(arguments) => rounds::cancel(&arguments).await,

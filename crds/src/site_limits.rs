@@ -19,6 +19,16 @@ pub struct Suspend {
     pub models: bool,
 }
 
+/// By what the hub's word on this hospital's ledger is checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Audit {
+    /// The hub's Ed25519 public key, base64 of 32 bytes, from its administrators by a path that you trust. Signatures over
+    /// the ledger's end by another key are not kept, and condition Countersigned says so.
+    #[schemars(length(max = 44), regex(pattern = values::PUBLIC_KEY_PATTERN))]
+    pub hub_key: String,
+}
+
 /// Upper bounds on what runs here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

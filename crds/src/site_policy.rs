@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schema;
-pub use crate::site_limits::{Limits, MODEL_LEASE, Suspend, TASK_DURATION};
+pub use crate::site_limits::{Audit, Limits, MODEL_LEASE, Suspend, TASK_DURATION};
 use crate::values;
 
 /// What this hospital allows. There is one, called `default`, in the agent's namespace.
@@ -62,6 +62,9 @@ pub struct SitePolicySpec {
     /// Upper bounds on what runs here, whatever a study or the hub says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// By what the hub's word on this hospital's ledger is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
     /// The accelerators that tasks may use. Studies that ask for more are answered `IncompatibleGPU`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["product"]))]
@@ -375,7 +378,7 @@ pub struct LedgerHead {
     /// Hash of the last one.
     pub head: Digest,
     /// The hub's Ed25519 signature over this very end, hexadecimal, once it has acknowledged it: proof for others of
-    /// what it was shown, and when.
+    /// what it was shown, and when. Checked if spec.audit names the hub's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub countersignature: Option<String>,

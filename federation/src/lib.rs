@@ -17,6 +17,7 @@ pub mod digest;
 pub mod gate;
 pub mod ids;
 pub mod ladder;
+pub mod ledger;
 pub mod model;
 pub mod output;
 pub mod quorum;

@@ -89,6 +89,9 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
     let key = read_key(&arguments.hub_key)?;
+    // What hospitals pin in spec.audit.hubKey.
+    let public = base64::engine::general_purpose::STANDARD.encode(key.verifying_key().to_bytes());
+    tracing::info!(hub_key = public, "the hub's public key");
     let tls = GatewayTls::read(&arguments.gateway_tls).map_err(failure("--gateway-tls"))?;
     let store = BlobStore::open(&arguments.store).await.map_err(failure("--store"))?;
     let boot = store.next_boot().await.map_err(failure("--store"))?;

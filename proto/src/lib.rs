@@ -17,7 +17,7 @@ mod text;
 
 use jiff::Timestamp;
 
-pub use report::read_report;
+pub use report::{read_report, said};
 pub use text::WireError;
 
 /// Metadata of each call of an agent: a name that its process took at its start, by which two with one certificate are

@@ -7,6 +7,7 @@ use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
+use prost::Message as _;
 
 use crate::text::{WireError, digests, optional, read, spell, uid};
 use crate::v1;
@@ -78,6 +79,11 @@ impl From<&Evaluation> for v1::Evaluation {
             published: e.published.as_ref().map(score),
         }
     }
+}
+
+/// What a report says, as bytes on the wire: all but the ledger's end and the time of day, which differ in each.
+pub fn said(report: &Report) -> Vec<u8> {
+    v1::ReportRequest { ledger: None, ..report.into() }.encode_to_vec()
 }
 
 /// Reads a report; answers with it how many words in it were not understood. An agent may be a version ahead: a reason

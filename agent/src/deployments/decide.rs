@@ -11,6 +11,7 @@ use consilium_federation::report::{DeployReport, RolloutReason};
 use kube::ResourceExt as _;
 
 use crate::policy::{Place, ReleaseDecision, Room};
+use crate::words;
 
 /// Everything that the decision on one model depends on.
 #[derive(Clone, Debug)]
@@ -123,10 +124,6 @@ fn upkeep(seen: &Seen, stage: Stage, approved: &Approved) -> Vec<Act> {
     stage.into_iter().chain(build).collect()
 }
 
-/// What the hub is told where the hospital's API server said no. No refusal owes a justification: the words stay here.
-const NOT_ADMITTED: &str = "the hospital's API server refuses an object that the model needs (schema, quota, rights or \
-                            admission); its ModelDeployment says which";
-
 /// The fact for the hub; `admitted`: the API server took what was made. Every other message stays in the hospital, and so
 /// does why a model stands on no higher stage.
 pub(super) fn report(
@@ -137,7 +134,7 @@ pub(super) fn report(
     admitted: bool,
 ) -> DeployReport {
     let serving = (reason == RolloutReason::Serving).then_some(model);
-    let message = (!admitted).then(|| NOT_ADMITTED.to_owned());
+    let message = (!admitted).then(|| words::MODEL_NOT_ADMITTED.to_owned());
     DeployReport { uid: uid.to_owned(), reason, serving, stage: stage.filter(|_| serving.is_some()), message }
 }
 

@@ -84,6 +84,7 @@ async fn connection(ctx: &Context, link: &Link, backoff: &mut Backoff) -> Result
         Ok(stream) => stream,
         Err(status) => return Ok(explain(link, &status)),
     };
+    ctx.state.dialed(&ctx.config.gateway, identity.version, ctx.now())?;
     opened(ctx, link, channel);
     backoff.reset();
     let mut check = tokio::time::interval(IDENTITY_CHECK);

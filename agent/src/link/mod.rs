@@ -18,6 +18,7 @@ mod plan;
 mod proxy;
 mod report;
 mod rosters;
+mod said;
 mod send;
 mod steps;
 mod stepwise;

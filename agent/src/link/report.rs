@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use consilium_federation::ledger::Countersigned;
 use consilium_federation::report::{DeployReport, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_proto::clock;
@@ -10,9 +11,10 @@ use consilium_proto::v1::{ReportReply, ReportRequest};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::said::Account;
 use super::{Backoff, Connection, connected, gone};
-use crate::Context;
 use crate::policy::speaks;
+use crate::{Context, StateError, words};
 
 /// Changes that come closer together share one report. Short, since a round's next step waits for it.
 const AT_MOST_EVERY: Duration = Duration::from_millis(25);
@@ -51,6 +53,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
     let mut facts = ctx.facts.changed();
     let mut desired = ctx.desired.clone();
     let mut backoff = Backoff::default();
+    let mut account = Account::default();
     first_look(&ctx).await;
     loop {
         let Some(open) = (tokio::select! {
@@ -65,7 +68,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
         let sent = Instant::now();
         let mut pause = AT_MOST_EVERY;
         let mut retry = AT_LEAST_EVERY;
-        match send(&ctx, open).await {
+        match send(&ctx, &mut account, open).await {
             Ok(()) => backoff.reset(),
             Err(status) => {
                 tracing::warn!(code = ?status.code(), message = status.message(), "the report was not taken; it is sent again");
@@ -95,29 +98,8 @@ pub(super) async fn run(ctx: Arc<Context>, mut channel: watch::Receiver<Option<C
     }
 }
 
-pub(super) async fn send(ctx: &Context, channel: Connection) -> Result<(), tonic::Status> {
-    let (rounds, deployments) = ctx.facts.snapshot();
-    ctx.metrics.set_rounds(&rounds);
-    let (hub_epoch, revision) = {
-        let desired = ctx.desired.borrow();
-        (desired.hub_epoch.clone(), desired.revision)
-    };
-    let ledger = match ctx.state.ledger_end() {
-        Ok((entries, head)) => Some(LedgerEnd { entries, head }),
-        Err(error) => return Err(tonic::Status::internal(error.to_string())),
-    };
-    let mut report = Report {
-        hub_epoch,
-        revision,
-        agent_version: crate::VERSION.to_owned(),
-        rosters: ctx.facts.rosters(),
-        ledger,
-        rounds,
-        deployments,
-    };
-    if !speaks(ctx.site_policy().as_deref().map(|policy| &policy.spec)) {
-        report = only_no(report);
-    }
+pub(super) async fn send(ctx: &Context, account: &mut Account, channel: Connection) -> Result<(), tonic::Status> {
+    let report = compose(ctx, account).map_err(failed)?;
     let (asked, begun) = (ctx.now(), Instant::now());
     let request = ReportRequest { agent_time: asked.to_string(), ..ReportRequest::from(&report) };
     let result = channel.report(request).await;
@@ -130,6 +112,43 @@ pub(super) async fn send(ctx: &Context, channel: Connection) -> Result<(), tonic
         ctx.heard_clock(clock(&reply.hub_time), answered.checked_sub(took / 2).unwrap_or(answered));
     }
     acknowledged(ctx, reply)
+}
+
+fn failed(error: StateError) -> tonic::Status {
+    tonic::Status::internal(error.to_string())
+}
+
+/// What the hub is told now, which the ledger says before it leaves.
+fn compose(ctx: &Context, account: &mut Account) -> Result<Report, StateError> {
+    let (rounds, deployments) = ctx.facts.snapshot();
+    ctx.metrics.set_rounds(&rounds);
+    let (hub_epoch, revision) = {
+        let desired = ctx.desired.borrow();
+        (desired.hub_epoch.clone(), desired.revision)
+    };
+    let rosters = ctx.facts.rosters();
+    let agent_version = crate::VERSION.to_owned();
+    let mut report = Report { hub_epoch, revision, agent_version, rosters, ledger: None, rounds, deployments };
+    let says_all = speaks(ctx.in_force()?.as_deref().map(|policy| &policy.spec));
+    if !says_all {
+        report = only_no(report);
+    }
+    let (mut report, others) = words::only_listed(report);
+    if others > 0 {
+        tracing::error!(
+            others,
+            "words that are not on the list of what may leave stay here; this is a fault of the agent"
+        );
+    }
+    let now = ctx.now();
+    if let Some(entry) = account.news(&report, now) {
+        ctx.state.append(entry, now)?;
+        account.written(&report);
+    }
+    if says_all {
+        report.ledger = Some(ctx.state.ledger_end()?);
+    }
+    Ok(report)
 }
 
 /// What a hospital says that takes no part: that it is there, and no to whatever it is asked. Neither how far anything
@@ -162,12 +181,17 @@ fn only_no(report: Report) -> Report {
 fn acknowledged(ctx: &Context, reply: ReportReply) -> Result<(), tonic::Status> {
     let Some(end) = reply.ledger.clone() else { return Ok(()) };
     let end = LedgerEnd::try_from(end)?;
-    let failed = |error: crate::StateError| tonic::Status::internal(error.to_string());
     crate::site::check_hub(ctx, end).map_err(failed)?;
     // Anything else is no Ed25519 signature, and would be shown in a status that takes no more.
-    if reply.signature.len() == SIGNATURE_BYTES {
-        ctx.state.put_countersigned(end, &reply.signature).map_err(failed)?;
+    if reply.signature.len() != SIGNATURE_BYTES {
+        return Ok(());
     }
+    let by_hub = Countersigned { end, signature: hex::encode(&reply.signature), at: ctx.now() };
+    let by_key = crate::site::take_countersigned(ctx, &by_hub).map_err(failed)?;
+    if !by_key {
+        tracing::error!("the hub's signature over the ledger's end is not by the key in SitePolicy spec.audit.hubKey");
+    }
+    ctx.facts.set_countersigned_by_key(by_key);
     Ok(())
 }
 

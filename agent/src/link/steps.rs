@@ -167,9 +167,13 @@ pub(super) fn bind(ask: &Ask, memory: &mut Memory) -> Step<Masking> {
 pub(super) fn finish(ask: &Ask, memory: &mut Memory, masked: &[ChunkDigest]) -> Step<Vec<u8>> {
     let client = ask.client(&mut memory.client)?;
     let manifest = client.finish_upload(masked.to_vec(), &ask.site_key).map_err(|error| ask.refused(error))?;
+    let (manifest, mut begins) = (manifest.to_bytes(), ask.upload_begins.clone());
+    if let Entry::UploadBegins { manifest: left, .. } = &mut begins {
+        *left = Some(Digest::of(&manifest));
+    }
     memory.masked = masked.to_vec();
-    memory.act(ask.upload_begins.clone());
-    Ok(manifest.to_bytes())
+    memory.act(begins);
+    Ok(manifest)
 }
 
 /// Signs a survivor set, in the client and in the history; returns the entry for the ledger.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::rosters::Rosters;
+use super::said::Account;
 use super::turns::{Turns, restore};
 use super::{Announce, Connection, Link, follow, report};
 use crate::{Context, StateError};
@@ -19,6 +20,7 @@ pub struct Stepwise {
     rosters: Rosters,
     turns: Turns,
     facts: watch::Receiver<u64>,
+    account: Account,
 }
 
 impl Stepwise {
@@ -34,7 +36,7 @@ impl Stepwise {
         let (rosters, mut turns) = (Rosters::new(ctx.clone()), Turns::new(ctx.clone(), announce));
         turns.tidy()?;
         let facts = ctx.facts.changed();
-        Ok(Self { ctx, link, rosters, turns, facts })
+        Ok(Self { ctx, link, rosters, turns, facts, account: Account::default() })
     }
 
     /// There is a connection, perhaps another one than before.
@@ -71,9 +73,9 @@ impl Stepwise {
     ///
     /// # Errors
     /// When the hub did not take it.
-    pub async fn report(&self) -> Result<(), Status> {
+    pub async fn report(&mut self) -> Result<(), Status> {
         let Some(hub) = self.link.channel.borrow().clone() else { return Ok(()) };
-        report::send(&self.ctx, hub).await
+        report::send(&self.ctx, &mut self.account, hub).await
     }
 
     /// Takes every turn that is due, one after the other, to its end.

@@ -292,6 +292,7 @@ pub(super) fn upload_begins(key: &TurnKey, update: &StoredUpdate) -> Entry {
         update: update.digest(),
         chunks: update.chunks.len() as u32,
         bytes: update.bytes,
+        manifest: None,
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Standing {
     pub rolled_back: Option<RolledBack>,
     /// What the hub says of its ledger and the volume does not know.
     pub hub_claim: Option<HubClaim>,
+    /// The hub's last signature over the ledger's end is by another key than the pinned one.
+    pub other_hub_key: bool,
     /// What of the limits is used.
     pub used: UsedAmounts,
 }
@@ -85,6 +87,7 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     let enforced = enforced(&mut conditions, inputs.enforcement);
     roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
     rolled_back(&mut conditions, &inputs.policy.spec, inputs.standing);
+    countersigned(&mut conditions, inputs.policy.spec.audit.is_some(), inputs.standing);
     conditions.set(VOLUME, true, "Usable", "the agent's volume takes what is written, and its ledger holds together");
     let policy = &inputs.policy.spec;
     match (closed(policy), connected, enforced) {
@@ -211,6 +214,29 @@ fn roster_accepted(conditions: &mut Conditions, pinned: bool, standing: &Standin
         }
     };
     conditions.set("RosterAccepted", good, reason, message);
+}
+
+fn countersigned(conditions: &mut Conditions, pinned: bool, standing: &Standing) {
+    match (pinned, standing.other_hub_key) {
+        (false, _) => conditions.unknown(
+            "Countersigned",
+            "NoHubKey",
+            "the hub's signatures over the ledger's end are kept and not checked: spec.audit names no key of the hub",
+        ),
+        (true, true) => conditions.set(
+            "Countersigned",
+            false,
+            "OtherKey",
+            "the hub signs the ledger's end by another key than spec.audit.hubKey: such signatures are not kept. Ask the \
+             hub's administrators, by a path that you trust, whether they have changed it",
+        ),
+        (true, false) => conditions.set(
+            "Countersigned",
+            true,
+            "Checked",
+            "what the hub signs of the ledger's end is by the key that spec.audit names",
+        ),
+    };
 }
 
 fn rolled_back(conditions: &mut Conditions, policy: &SitePolicySpec, standing: &Standing) {

@@ -42,6 +42,7 @@ fn standing() -> Standing {
         rosters: vec![AcceptedRoster { version: 3, digest: Digest::of(b"roster"), sites: 4 }],
         listed: true,
         trouble: None,
+        other_hub_key: false,
         ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
         rolled_back: None,
         hub_claim: None,

@@ -2,6 +2,7 @@
 
 mod announce;
 mod decide;
+mod record;
 mod status;
 mod trouble;
 mod unread;
@@ -10,6 +11,7 @@ mod watch;
 
 pub use announce::KubeAnnounce;
 pub use decide::{Standing, StatusInputs, decide};
+pub use record::{in_force, take_countersigned};
 pub use status::run;
 pub use trouble::{Troubled, tell_trouble};
 pub use volume::{check_hub, check_volume, set_back};

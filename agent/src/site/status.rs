@@ -6,7 +6,6 @@ use std::time::Duration;
 use consilium_crds::SitePolicy;
 use consilium_crds::roster::key_text;
 use consilium_crds::site_policy::{AcceptedRoster, LedgerHead, OfferedStudy, SitePolicyStatus, UsedAmounts};
-use consilium_federation::report::LedgerEnd;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _};
@@ -121,7 +120,7 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         digest: hub_digest(roster.digest()),
         sites: roster.roster().entries.len() as u32,
     });
-    let (entries, head) = ctx.state.ledger_end()?;
+    let end = ctx.state.ledger_end()?;
     let (rolled_back, hub_claim) = (ctx.state.rolled_back()?, ctx.state.hub_claim()?);
     let noticed = [rolled_back.as_ref().map(|seen| seen.at), hub_claim.as_ref().map(|claim| claim.at)];
     let latest = noticed.into_iter().flatten().max();
@@ -131,9 +130,10 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         rosters: rosters.collect(),
         listed: seen.iter().any(|roster| roster.lists_us),
         trouble: ctx.facts.roster_trouble(),
-        ledger: LedgerHead { entries, head, countersignature: ctx.state.countersigned(LedgerEnd { entries, head })? },
+        ledger: LedgerHead { entries: end.entries, head: end.head, countersignature: ctx.state.countersigned(end)? },
         rolled_back,
         hub_claim,
+        other_hub_key: ctx.facts.other_hub_key(),
         used: used(ctx)?,
     })
 }

@@ -4,7 +4,7 @@ use consilium_federation::assignment::{Acceptance, Assignment, Work, acceptance,
 use jiff::Timestamp;
 use redb::{ReadableDatabase, TableDefinition, WriteTransaction};
 
-use super::{META, State, StateError, attempts, ledger, to_json};
+use super::{Entry, META, State, StateError, attempts, ledger, to_json};
 
 /// `<round uid>/<attempt>` of attempts that must not be served any more.
 const BURNED: TableDefinition<&str, ()> = TableDefinition::new("burned");
@@ -65,7 +65,7 @@ impl State {
             }
             drop(burned);
             attempts::burn_all_in(&write, "the hub has another store", now)?;
-            let entry = ledger::Entry::NewEpoch { old: old.hub_epoch.clone(), new: epoch };
+            let entry = Entry::NewEpoch { old: old.hub_epoch.clone(), new: epoch };
             ledger::append_in(&write, &entry, now)?;
         }
         let merged = merge(known.as_ref(), offered, hub);

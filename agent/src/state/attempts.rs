@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::assignment::{burn_in, split_key};
-use super::ledger::{self, Entry};
+use super::ledger;
 use super::uploads::{self, UploadProgress, UploadRecord};
-use super::{META, State, StateError, to_json};
+use super::{Entry, META, State, StateError, to_json};
 
 /// `<round uid>/<attempt>` to this hospital's part in it. Holds secrets.
 const CLIENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("clients");

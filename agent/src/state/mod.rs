@@ -7,6 +7,8 @@
 mod assignment;
 mod attempts;
 mod consents;
+mod countersigned;
+mod entry;
 mod error;
 mod grants;
 mod ledger;
@@ -27,9 +29,10 @@ use serde::de::DeserializeOwned;
 
 pub use attempts::{AttemptKey, Done, Memory, Refused};
 pub use consents::{Taken, Today};
+pub use entry::{Entry, Reported, Said};
 pub use error::StateError;
 pub use grants::{Grant, Granted};
-pub use ledger::{Entry, Record};
+pub use ledger::Record;
 pub use rollback::{Closed, HubClaim, RolledBack};
 pub use rosters::hub_digest;
 pub use unrecorded::Unrecorded;
@@ -42,6 +45,8 @@ const UPDATES: TableDefinition<&str, &[u8]> = TableDefinition::new("updates");
 const SCORES: TableDefinition<&str, &[u8]> = TableDefinition::new("scores");
 /// By round UID, which round of which study it is.
 const ROUNDS: TableDefinition<&str, &[u8]> = TableDefinition::new("rounds");
+/// Its file.
+const DATABASE: &str = "state.redb";
 /// Memory for pages of the database; it holds little.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -55,6 +60,8 @@ struct Inner {
     secret: [u8; 32],
     /// Serialises what is more than one transaction.
     staging: Mutex<u64>,
+    /// The policy that the ledger says is in force, or is about to.
+    in_force: Mutex<Option<Option<i64>>>,
     _lock: File,
 }
 
@@ -63,18 +70,30 @@ impl State {
     ///
     /// `fresh_secret` becomes this hospital's secret if the volume holds none yet.
     pub fn open(dir: &Path, fresh_secret: [u8; 32]) -> Result<Self, StateError> {
+        let state = Self::open_as_it_is(dir, fresh_secret)?;
+        state.sweep_staging()?;
+        state.verify()?;
+        Ok(state)
+    }
+
+    /// Opens the volume of a hospital for its ledger alone, which need not hold together: it is evidence as it is.
+    pub fn open_ledger(dir: &Path) -> Result<Self, StateError> {
+        let known = dir.join(DATABASE);
+        std::fs::metadata(&known).map_err(StateError::io(known))?;
+        Self::open_as_it_is(dir, [0; 32])
+    }
+
+    fn open_as_it_is(dir: &Path, fresh_secret: [u8; 32]) -> Result<Self, StateError> {
         std::fs::create_dir_all(dir).map_err(StateError::io(dir))?;
         let lock = lock(dir)?;
-        let path = dir.join("state.redb");
+        let path = dir.join(DATABASE);
         let db = match Database::builder().set_cache_size(CACHE_BYTES).create(&path) {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(StateError::InUse(dir.to_owned())),
             other => other?,
         };
         let secret = prepare(&db, fresh_secret)?;
-        let state = Self(Arc::new(Inner { db, dir: dir.to_owned(), secret, staging: Mutex::new(0), _lock: lock }));
-        state.sweep_staging()?;
-        state.verify()?;
-        Ok(state)
+        let (dir, staging, in_force) = (dir.to_owned(), Mutex::new(0), Mutex::default());
+        Ok(Self(Arc::new(Inner { db, dir, secret, staging, in_force, _lock: lock })))
     }
 
     /// A secret of this hospital, made once: salts what must not be comparable from outside.
@@ -200,6 +219,7 @@ fn prepare(db: &Database, fresh_secret: [u8; 32]) -> Result<[u8; 32], StateError
     assignment::prepare(&write)?;
     attempts::prepare(&write)?;
     consents::prepare(&write)?;
+    countersigned::prepare(&write)?;
     ledger::prepare(&write)?;
     uploads::prepare(&write)?;
     write.commit()?;

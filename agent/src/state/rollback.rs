@@ -7,8 +7,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{self, Entry};
-use super::{META, State, StateError, attempts, to_json};
+use super::ledger;
+use super::{Entry, META, State, StateError, attempts, to_json};
 
 const ROLLED_BACK: &str = "rolled-back";
 const HUB_CLAIM: &str = "hub-claim";
@@ -165,7 +165,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let state = State::open(dir.path(), [7; 32]).unwrap();
         let at = |minutes: i64| Timestamp::from_second(1_800_000_000 + 60 * minutes).unwrap();
-        let entries = || state.ledger_end().unwrap().0;
+        let entries = || state.ledger_end().unwrap().entries;
         for lie in 0..50 {
             assert_eq!(state.hub_claims(Some(&format!("head {lie}")), at(lie)).unwrap(), lie == 0);
             state.hub_claims(None, at(lie)).unwrap();

@@ -8,8 +8,8 @@ use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::ledger::{self, Entry};
-use super::{META, State, StateError, to_json};
+use super::ledger;
+use super::{Entry, META, State, StateError, to_json};
 use crate::Entropy;
 
 const SITE_KEY: &str = "site-key";

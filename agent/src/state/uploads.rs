@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{self, Entry};
-use super::{State, StateError, to_json};
+use super::ledger;
+use super::{Entry, State, StateError, to_json};
 
 const UPLOADS: TableDefinition<&str, &[u8]> = TableDefinition::new("uploads");
 

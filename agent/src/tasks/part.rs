@@ -21,6 +21,7 @@ use super::refusals::PartKey;
 use super::runner::Runner;
 use super::status::{self, StatusInputs, evaluation, report};
 use crate::Context;
+use crate::facts::UploadFact;
 use crate::policy::{Decision, opt_in};
 use crate::state::Entry;
 
@@ -113,7 +114,13 @@ pub(super) async fn say(
     ctx.facts.set_round(report((uid, kind), &part.decision, verdict, vote));
     let Some(task) = part.task else { return Ok(()) };
     let shown = match ctx.facts.round(uid, kind) {
-        Some(fact) if fact.reason != verdict.reason => Verdict { reason: fact.reason, message: fact.message },
+        Some(fact) if fact.reason != verdict.reason => {
+            let message = match ctx.facts.upload(uid, kind) {
+                Some(UploadFact::Rejected(why)) => Some(why),
+                Some(UploadFact::Submitted) | None => fact.message,
+            };
+            Verdict { reason: fact.reason, message }
+        }
         _ => verdict.clone(),
     };
     let newest = part.seen.as_ref().and_then(|s| s.tries.last()).map(|t| (t.number, t.job.clone()));

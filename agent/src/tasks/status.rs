@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use super::decide::Verdict;
 use crate::policy::{Decision, reason_name};
+use crate::words;
 
 /// The hospital's word allows the task.
 pub const APPROVED: &str = "Approved";
@@ -109,20 +110,15 @@ pub fn report(
     verdict: &Verdict,
     evaluation: Option<Evaluation>,
 ) -> RoundReport {
-    let message = match verdict.reason {
-        SiteReason::DeniedByPolicy if *decision == Decision::Allowed => Some(
-            "the hospital's API server refuses an object that the task needs (schema, quota, rights or admission); the \
-             RoundTask or the SitePolicy in the hospital says which"
-                .to_owned(),
-        ),
-        SiteReason::InvalidData => {
-            Some("bad data or config (exit 42); the RoundTask in the hospital says which".to_owned())
-        }
-        SiteReason::Failed => Some("no result; the RoundTask in the hospital says why".to_owned()),
-        SiteReason::OutOfMemory => Some("ran out of memory and is tried again".to_owned()),
-        SiteReason::Rejected => Some("the result was refused; the RoundTask in the hospital says why".to_owned()),
+    let words = match verdict.reason {
+        SiteReason::DeniedByPolicy if *decision == Decision::Allowed => Some(words::TASK_NOT_ADMITTED),
+        SiteReason::InvalidData => Some(words::BAD_DATA),
+        SiteReason::Failed => Some(words::NO_RESULT),
+        SiteReason::OutOfMemory => Some(words::OUT_OF_MEMORY),
+        SiteReason::Rejected => Some(words::RESULT_REFUSED),
         _ => None,
     };
+    let message = words.map(str::to_owned);
     RoundReport { uid: uid.to_owned(), kind, reason: verdict.reason, message, evaluation }
 }
 

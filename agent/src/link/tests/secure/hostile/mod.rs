@@ -49,7 +49,8 @@ impl Attack {
         messages + self.hub.chunks.borrow().keys().filter(|(s, a, _)| s == site && *a == attempt).count()
     }
 
-    /// Waits until a hospital has refused in these words, in its ledger and to the hub. It says nothing after that.
+    /// Waits until a hospital has refused in these words, in its ledger, and in its own to the hub. It says nothing after
+    /// that.
     async fn refuses(&mut self, of: usize, attempt: u32, words: &str) {
         self.refuses_of(TaskKind::Train, of, attempt, words).await;
     }
@@ -58,7 +59,7 @@ impl Attack {
         let site = SITES[of];
         let named = |entry: &Entry| matches!(entry, Entry::AttemptRefused { attempt: a, why, .. } if *a == attempt && why.contains(words));
         until_entry(&self.agents[of], words, named).await;
-        let told = |_: &_| self.hub.told(site).iter().any(|told| told.contains(words));
+        let told = |_: &_| self.hub.told(site).iter().any(|told| told == crate::words::STEP_REFUSED);
         until(&format!("the report of {words:?}"), self.hub.reports.subscribe(), told).await;
         let sent = self.sent(site, attempt);
         self.refusals.push(Refusal { site: site.to_owned(), kind, attempt, sent });
