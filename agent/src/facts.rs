@@ -35,6 +35,7 @@ struct Inner {
     roster_trouble: Option<String>,
     hub_clock: OtherClock,
     other_hub_key: bool,
+    overdue: Option<(usize, String)>,
     deployments: BTreeMap<String, DeployReport>,
     decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
     release_decisions: BTreeMap<String, ReleaseDecision>,
@@ -141,6 +142,20 @@ impl Facts {
     /// Whether the hub signs the ledger's ends by another key than the pinned one.
     pub fn other_hub_key(&self) -> bool {
         self.lock().other_hub_key
+    }
+
+    /// Sets how many folders of tasks are there although nobody needs them, and what is known of it. Never leaves.
+    pub fn set_overdue(&self, overdue: Option<(usize, String)>) {
+        self.change(|inner| {
+            let changed = inner.overdue != overdue;
+            inner.overdue = overdue;
+            changed
+        });
+    }
+
+    /// Folders that nobody needs and that are there too long.
+    pub fn overdue(&self) -> Option<(usize, String)> {
+        self.lock().overdue.clone()
     }
 
     /// Takes note of what the hub says of its clock; `None` where it says nothing.

@@ -69,6 +69,8 @@ pub struct Metrics {
     pub stops: IntCounterVec,
     /// What the ledger does not hold yet.
     pub unrecorded: IntGauge,
+    /// Folders of tasks that should be gone.
+    pub erasures_overdue: IntGauge,
     /// Whether the policy stops all of a kind.
     pub suspended: IntGaugeVec,
     /// 1 while the volume can be used, else 0.
@@ -188,6 +190,12 @@ impl Metrics {
             "Entries that the ledger does not hold yet, since the volume took none.",
             IntGauge::with_opts,
         )?;
+        let erasures_overdue = m.add(
+            "erasures_overdue",
+            &[],
+            "Tasks whose folders are on a work claim for longer than they may be.",
+            IntGauge::with_opts,
+        )?;
         let suspended = m.add(
             "suspended",
             &["kind"],
@@ -228,6 +236,7 @@ impl Metrics {
             rolled_back,
             stops,
             unrecorded,
+            erasures_overdue,
             suspended,
             volume_usable,
             ledger_intact,

@@ -29,6 +29,17 @@ pub struct Audit {
     pub hub_key: String,
 }
 
+/// How long anything is kept that nobody needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// So long after a round is refused, or its time is over, its RoundTask, its folders on the work claim (checkpoints,
+    /// predictions), its unmasked update and its score are gone, whatever the hub says: `24h`, at least `1h`. What is not
+    /// gone in time is told by condition Erased.
+    #[schemars(length(min = 2, max = 18), regex(pattern = values::DURATION_PATTERN))]
+    pub erased_within: String,
+}
+
 /// Upper bounds on what runs here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -71,6 +82,8 @@ pub struct Limits {
 
 /// A task's longest time where the hospital names none.
 pub const TASK_DURATION: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// The shortest time within which everything can be erased.
+const SHORTEST: SignedDuration = SignedDuration::from_hours(1);
 /// A model's lease where the hospital names none.
 pub const MODEL_LEASE: SignedDuration = SignedDuration::from_mins(15);
 
@@ -85,6 +98,13 @@ impl SitePolicySpec {
     pub fn model_lease(&self) -> SignedDuration {
         let said = self.limits.as_ref().and_then(|limits| limits.model_lease.as_deref());
         said.and_then(|text| values::duration("spec.limits.modelLease", text).ok()).unwrap_or(MODEL_LEASE)
+    }
+
+    /// How long anything is kept that nobody needs; none where the hospital does not say.
+    pub fn erased_within(&self) -> Option<SignedDuration> {
+        let said = self.retention.as_ref()?.erased_within.as_str();
+        // One that cannot be read is no licence to keep it.
+        Some(values::duration("spec.retention.erasedWithin", said).unwrap_or(SHORTEST).max(SHORTEST))
     }
 
     /// What is stopped although the hospital takes part.

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schema;
-pub use crate::site_limits::{Audit, Limits, MODEL_LEASE, Suspend, TASK_DURATION};
+pub use crate::site_limits::{Audit, Limits, MODEL_LEASE, Retention, Suspend, TASK_DURATION};
 use crate::values;
 
 /// What this hospital allows. There is one, called `default`, in the agent's namespace.
@@ -41,6 +41,9 @@ use crate::values;
     validation = Rule::new("!has(self.spec.limits) || !has(self.spec.limits.modelLease) || duration(self.spec.limits.modelLease) >= duration('1m')")
         .message(Message::Expression("'spec.limits.modelLease is \"' + self.spec.limits.modelLease + '\" and must be at least 1m: the agent renews it ten times within, and a node shows a pod its new lease only after a while'".into()))
         .field_path(".spec.limits.modelLease"),
+    validation = Rule::new("!has(self.spec.retention) || duration(self.spec.retention.erasedWithin) >= duration('1h')")
+        .message(Message::Expression("'spec.retention.erasedWithin is \"' + self.spec.retention.erasedWithin + '\" and must be at least 1h: pods have to end and a Job has to run within half of it'".into()))
+        .field_path(".spec.retention.erasedWithin"),
     printcolumn(name = "Participation", type_ = "string", json_path = ".spec.participation"),
     printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type==\"Connected\")].status"),
     printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status"),
@@ -62,6 +65,9 @@ pub struct SitePolicySpec {
     /// Upper bounds on what runs here, whatever a study or the hub says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// How long anything is kept that nobody needs. Without it, as long as the hub names the round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// By what the hub's word on this hospital's ledger is checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,

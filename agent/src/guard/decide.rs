@@ -14,7 +14,7 @@ use kube::{Resource, ResourceExt as _};
 use crate::Enforcement;
 use crate::deployments::LABEL as MODEL_LABEL;
 use crate::policy::{self, Place, Room, Told, task_must_stop};
-use crate::tasks::clean::CLEAN;
+use crate::tasks::clean::is_clean;
 use crate::tasks::observe::is_over;
 
 /// Watches lag behind each other: what an object belongs to counts as gone only when the object is older than this.
@@ -128,7 +128,7 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
         tasks.iter().map(judged).collect()
     });
     let of_job = |job: &Job| -> Why {
-        if job.name_any() == CLEAN {
+        if is_clean(job) {
             return None;
         }
         let task = job.owner_references().iter().find_map(|owner| verdicts.as_ref()?.get(&owner.uid));

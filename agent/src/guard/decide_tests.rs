@@ -7,6 +7,8 @@ use super::*;
 use crate::policy::release_tests::{EXPIRY, approved, releases};
 use crate::policy::tests::{policy, spec};
 use crate::policy::{Hospital, places};
+use crate::tasks::clean::CLEAN;
+use crate::tasks::job::TASK_LABEL;
 
 const NOW: &str = "2026-06-01T12:00:00Z";
 const OLD: &str = "2026-06-01T11:00:00Z";
@@ -253,7 +255,9 @@ fn time(text: &str) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
 fn clean_up_goes_on_whatever_is_stopped() {
     let mut cluster = Cluster::running();
     cluster.tasks.clear();
-    cluster.jobs = vec![object(json!({"metadata": {"name": CLEAN, "uid": "clean-uid", "creationTimestamp": OLD}}))];
+    cluster.jobs = vec![object(
+        json!({"metadata": {"name": "consilium-clean-0a1b2c3d", "labels": {TASK_LABEL: CLEAN}, "uid": "clean-uid", "creationTimestamp": OLD}}),
+    )];
     cluster.task_pods = vec![pod("clean-pod", json!({}), owner("Job", "clean-uid"), OLD)];
     let disabled = with(&[("/participation", json!("Disabled"))]);
     assert_eq!(cluster.stops(Some(&disabled)), names(&MODEL));

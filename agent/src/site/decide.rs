@@ -73,6 +73,8 @@ pub struct Standing {
     pub hub_claim: Option<HubClaim>,
     /// The hub's last signature over the ledger's end is by another key than the pinned one.
     pub other_hub_key: bool,
+    /// Folders that nobody needs and that are there too long.
+    pub overdue: Option<(usize, String)>,
     /// What of the limits is used.
     pub used: UsedAmounts,
 }
@@ -88,6 +90,12 @@ pub fn decide(inputs: &StatusInputs<'_>) -> SitePolicyStatus {
     roster_accepted(&mut conditions, inputs.policy.spec.governance.is_some(), inputs.standing);
     rolled_back(&mut conditions, &inputs.policy.spec, inputs.standing);
     countersigned(&mut conditions, inputs.policy.spec.audit.is_some(), inputs.standing);
+    match &inputs.standing.overdue {
+        None => conditions.set("Erased", true, "InTime", "no folder is there longer than it may be"),
+        Some((_, words)) => {
+            conditions.set("Erased", false, "Overdue", format!("{words}; see the runbook ErasureOverdue"))
+        }
+    };
     conditions.set(VOLUME, true, "Usable", "the agent's volume takes what is written, and its ledger holds together");
     let policy = &inputs.policy.spec;
     match (closed(policy), connected, enforced) {

@@ -43,6 +43,7 @@ fn standing() -> Standing {
         listed: true,
         trouble: None,
         other_hub_key: false,
+        overdue: None,
         ledger: LedgerHead { entries: 7, head: Digest::of(b"head"), countersignature: None },
         rolled_back: None,
         hub_claim: None,
@@ -224,4 +225,28 @@ fn a_clock_that_is_off_is_told_with_how_far() {
         let (status, message) = told(ahead(seconds)).unwrap();
         assert!(status == "False" && message.contains(words), "{message}");
     }
+}
+
+/// Whoever answers for patients' data reads in the policy's status that segmentations lie about, and where.
+#[test]
+fn folders_that_should_be_gone_are_told() {
+    let told = |overdue: Option<(usize, String)>| {
+        let mut standing = standing();
+        standing.overdue = overdue;
+        let status = decide(&StatusInputs {
+            policy: &policy("Enabled"),
+            link: &LinkStatus::Connected,
+            clock: OtherClock::Unheard,
+            enforcement: &Enforcement::Enforced,
+            desired: &Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![] },
+            standing: &standing,
+            reason: &|_, _| None,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+        });
+        let found = status.conditions.into_iter().find(|c| c.type_ == "Erased").unwrap();
+        (found.status, found.message)
+    };
+    assert_eq!(told(None).0, "True");
+    let (status, message) = told(Some((3, "the folders of 3 tasks".into())));
+    assert!(status == "False" && message.contains("3 tasks") && message.contains("ErasureOverdue"), "{message}");
 }

@@ -121,6 +121,9 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         sites: roster.roster().entries.len() as u32,
     });
     let end = ctx.state.ledger_end()?;
+    ctx.metrics
+        .erasures_overdue
+        .set(ctx.facts.overdue().map_or(0, |(count, _)| i64::try_from(count).unwrap_or(i64::MAX)));
     let (rolled_back, hub_claim) = (ctx.state.rolled_back()?, ctx.state.hub_claim()?);
     let noticed = [rolled_back.as_ref().map(|seen| seen.at), hub_claim.as_ref().map(|claim| claim.at)];
     let latest = noticed.into_iter().flatten().max();
@@ -133,6 +136,7 @@ fn standing(ctx: &Context, policy: &SitePolicy) -> Result<Standing, StateError> 
         ledger: LedgerHead { entries: end.entries, head: end.head, countersignature: ctx.state.countersigned(end)? },
         rolled_back,
         hub_claim,
+        overdue: ctx.facts.overdue(),
         other_hub_key: ctx.facts.other_hub_key(),
         used: used(ctx)?,
     })

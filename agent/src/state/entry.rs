@@ -218,6 +218,15 @@ pub enum Entry {
         /// Which word, and what it saw.
         why: String,
     },
+    /// What was kept for a round or a task is gone.
+    Erased {
+        /// What.
+        what: String,
+        /// UIDs of the TrainingRounds or RoundTasks.
+        uids: Vec<String>,
+        /// Why.
+        why: String,
+    },
     /// Something that could not be written down when it happened, since the volume took nothing.
     Late {
         /// When it happened.
@@ -321,6 +330,7 @@ impl Entry {
             | Self::RosterAccepted { .. }
             | Self::StateRolledBack { .. }
             | Self::Stopped { .. }
+            | Self::Erased { .. }
             | Self::Refusals { .. }
             | Self::Lost { .. }
             | Self::NewEpoch { .. } => false,

@@ -220,6 +220,20 @@ impl State {
         Ok(updates)
     }
 
+    /// The rounds for which something is stored, and since when.
+    pub fn stored_rounds(&self) -> Result<Vec<(String, Timestamp)>, StateError> {
+        let updates = self.updates()?.into_iter();
+        let round = |name: &str| name.strip_suffix(EVALUATE).unwrap_or(name).to_owned();
+        let mut stored: Vec<_> = updates.map(|update| (round(&update.round_uid), update.meta.delivered)).collect();
+        let read = self.0.db.begin_read()?;
+        for row in read.open_table(SCORES)?.iter()? {
+            let (uid, bytes) = row?;
+            let score: StoredScore = serde_json::from_slice(bytes.value()).map_err(StateError::damaged(uid.value()))?;
+            stored.push((uid.value().to_owned(), score.delivered));
+        }
+        Ok(stored)
+    }
+
     /// One chunk of a stored update, checked against its digest.
     pub fn update_chunk(&self, round_uid: &str, index: u32) -> Result<Bytes, StateError> {
         let missing = || StateError::Missing(format!("chunk {index} of an update for round {round_uid}"));

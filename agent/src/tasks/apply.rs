@@ -12,13 +12,13 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
-use super::clean::{self, CLEAN, Folder};
+use super::clean::{self, Folder};
 use super::error::{ControlError, admitted, gone, made};
 use super::job::{self, JobPlan, Mode};
 use super::pod::labels;
 use crate::Context;
 use crate::policy::{ends, opt_in, reason_name};
-use crate::state::Grant;
+use crate::state::{Entry, Grant};
 
 /// Field manager of everything that the agent writes.
 pub const MANAGER: &str = "consilium-agent";
@@ -112,21 +112,33 @@ impl Writer {
     /// Does what was decided about folders of tasks that are gone.
     pub async fn clean(&self, act: &clean::Act) -> Result<(), ControlError> {
         match act {
-            clean::Act::Start(due) => {
+            clean::Act::Start { folders, without_queue } => {
                 let policy = self.ctx.site_policy();
-                let queue = policy.as_ref().and_then(|p| p.spec.queue_name.as_deref());
-                let job = clean::build(&self.ctx.config.task_namespace, &self.ctx.config.courier_image, queue, due);
+                let queue = policy.as_ref().and_then(|p| p.spec.queue_name.as_deref()).filter(|_| !without_queue);
+                let job = clean::build(&self.ctx.config.task_namespace, &self.ctx.config.courier_image, queue, folders);
                 made(self.jobs.create(&creating(), &job).await)?;
-                tracing::info!(tasks = due.len(), "folders of tasks that are gone are being removed");
+                tracing::info!(tasks = folders.len(), "folders of tasks that are gone are being removed");
                 Ok(())
             }
-            clean::Act::Finish(removed) => {
-                removed.iter().try_for_each(|folder: &Folder| clean::forget(&self.ctx.state, folder))?;
-                gone(self.jobs.delete(CLEAN, &DeleteParams::foreground()).await)
+            clean::Act::Finish { job, folders } => {
+                let uids: Vec<String> = folders.iter().map(|folder| folder.task_uid.clone()).collect();
+                let known = clean::known(&self.ctx.state)?;
+                if folders.iter().any(|folder| known.contains_key(folder)) {
+                    let what = "folders of tasks on the work claim".to_owned();
+                    let erased = Entry::Erased { what, uids, why: "the tasks are gone".into() };
+                    self.ctx.state.append(erased, self.ctx.now())?;
+                }
+                folders.iter().try_for_each(|folder: &Folder| clean::forget(&self.ctx.state, folder))?;
+                gone(self.jobs.delete(job, &DeleteParams::foreground()).await)
             }
-            clean::Act::Again => {
-                tracing::warn!(job = CLEAN, "folders of tasks that are gone could not be removed; it is tried again");
-                gone(self.jobs.delete(CLEAN, &DeleteParams::foreground()).await)
+            clean::Act::Again { job, noted } => {
+                tracing::warn!(
+                    job,
+                    tasks = noted.len(),
+                    "folders of tasks that are gone could not be removed; they are tried again"
+                );
+                noted.iter().try_for_each(|(folder, history)| clean::remember(&self.ctx.state, folder, history))?;
+                gone(self.jobs.delete(job, &DeleteParams::foreground()).await)
             }
         }
     }

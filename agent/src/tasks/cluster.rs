@@ -1,6 +1,7 @@
 //! The hospital's cluster as a runner: RoundTasks at its API server, a Job for each try.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use consilium_crds::{FederatedStudySpec, RoundTask, RoundTaskSpec, RoundTaskStatus};
@@ -11,7 +12,7 @@ use kube::ResourceExt as _;
 
 use super::Stores;
 use super::apply::Writer;
-use super::clean::{self, Folder};
+use super::clean::{self, Folder, History};
 use super::decide::TaskSeen;
 use super::error::ControlError;
 use super::gpus;
@@ -96,19 +97,34 @@ impl Runner for Cluster {
         let Stores { tasks, jobs, pods } = &self.stores;
         let (jobs, pods) = (jobs.state(), pods.state());
         let mut known = clean::known(&self.ctx.state)?;
-        let uids: BTreeSet<String> = tasks.state().iter().filter_map(|t| t.uid()).collect();
-        if let Some(policy) = self.ctx.site_policy() {
+        let tasks = tasks.state();
+        let uids: BTreeSet<String> = tasks.iter().filter_map(|t| t.uid()).collect();
+        let policy = self.ctx.site_policy();
+        if let Some(policy) = &policy {
             for task_uid in &uids {
                 let folder = Folder { task_uid: task_uid.clone(), claim: policy.spec.resources.work_claim.clone() };
-                if known.insert(folder.clone()) {
-                    clean::remember(&self.ctx.state, &folder)?;
+                if let Entry::Vacant(unknown) = known.entry(folder) {
+                    clean::remember(&self.ctx.state, unknown.key(), &History::default())?;
+                    unknown.insert(History::default());
                 }
             }
         }
-        let in_use = |uid: &str| uids.contains(uid) || pods.iter().any(|pod| holds(pod, uid, now));
-        match clean::decide(&known, in_use, clean::see(&jobs).as_ref()) {
-            Some(act) => self.writer.clean(&act).await,
-            None => Ok(()),
+        // One that cannot end (a finalizer, a node that is gone) needs its folder no more, and is told of too.
+        let needs = |t: &Arc<RoundTask>| t.metadata.deletion_timestamp.is_none();
+        let needed: BTreeSet<String> = tasks.iter().filter(|t| needs(t)).filter_map(|t| t.uid()).collect();
+        for (folder, history) in &mut known {
+            let since = if needed.contains(&folder.task_uid) { None } else { history.since.or(Some(now)) };
+            if history.since != since {
+                history.since = since;
+                clean::remember(&self.ctx.state, folder, history)?;
+            }
         }
+        let within = policy.as_ref().and_then(|policy| policy.spec.erased_within());
+        self.ctx.facts.set_overdue(clean::overdue(&known, within.map_or(clean::OVERDUE, |within| within / 2), now));
+        let in_use = |uid: &str| uids.contains(uid) || pods.iter().any(|pod| holds(pod, uid, now));
+        for act in clean::decide(&known, in_use, &clean::see(&jobs), now) {
+            self.writer.clean(&act).await?;
+        }
+        Ok(())
     }
 }

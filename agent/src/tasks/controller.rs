@@ -4,25 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use consilium_crds::site_policy::TASK_DURATION;
 use consilium_crds::{FederatedStudySpec, RoundTask};
 use consilium_federation::Digest;
 use consilium_federation::assignment::{Item, ItemState, RoundWork, Work};
+use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::clean::CLEAN;
-use super::decide::{Act, Plan, TaskSeen, decide};
+use super::decide::{Act, Plan, TaskSeen, Verdict, decide};
+use super::erase::{self, Spent, Why};
 use super::error::ControlError;
 use super::observe::{End, TryState};
 use super::part::{Part, Stored, say, say_left};
 use super::read::{Started, StartedTries, WATCH_LAG, task_name, task_of, tasks_left};
 use super::refusals::{PartKey, Refusals};
 use super::runner::{Runner, Sight, task_spec};
-use super::status::is_open;
+use super::status::{is_open, report};
 use super::{TURN, TaskEntry, in_turn};
 use crate::policy::{Barrier, Decision, ends};
-use crate::state::AttemptKey;
+use crate::state::{AttemptKey, Entry};
 use crate::{Context, Enforcement};
 
 /// What carries this hospital's parts in rounds on.
@@ -115,6 +118,9 @@ impl Controller {
                 self.failed(&error, &task.spec.round_uid);
             }
         }
+        if let Err(error) = self.erase_unnamed(&world, &desired.items).await {
+            self.failed(&error, "retention");
+        }
         self.ctx.desk.set_tasks(entries);
         self.tidy(&world, &desired.items);
         let seconds = begun.elapsed().as_secs_f64();
@@ -136,7 +142,17 @@ impl Controller {
         if item.state == ItemState::Cancelled {
             return self.remove(&item.uid, world).await.map(|()| None);
         }
+        if erase::known(&self.ctx.state, &item.uid)?.is_some_and(|spent| spent.erased) {
+            let message = Some("what was kept for it was erased, as spec.retention of the SitePolicy says".to_owned());
+            let verdict = Verdict { reason: SiteReason::Failed, message };
+            self.ctx.facts.set_round(report((&item.uid, work.kind), &Decision::Allowed, &verdict, None));
+            return Ok(None);
+        }
         let part = self.read(world, item, work).await?;
+        if self.is_spent(&part, world.now)? {
+            self.erase(&item.uid, world).await?;
+            return Ok(None);
+        }
         let rejected = self.ctx.desk.rejected(&part.task_uid);
         let unprobed = *self.ctx.enforcement.borrow() == Enforcement::Unknown;
         let refused = self.refusals.standing(&part.key(), self.policy_generation(), world.now);
@@ -148,6 +164,54 @@ impl Controller {
         let just_started = self.started.get(&part.task_uid).copied();
         say(&self.ctx, &*self.runner, &part, verdict, just_started).await?;
         Ok(part.entry(self.ctx.site_policy().as_deref()))
+    }
+
+    /// Whether the hospital keeps nothing of this part any longer. From when it counts is on the volume.
+    fn is_spent(&self, part: &Part<'_>, now: Timestamp) -> Result<bool, ControlError> {
+        let (state, uid) = (&self.ctx.state, part.item.uid.as_str());
+        let Some(within) = self.ctx.site_policy().and_then(|policy| policy.spec.erased_within()) else {
+            return Ok(false);
+        };
+        let known = erase::known(state, uid)?;
+        let exists = part.task.is_some() || part.stored.is_some() || !part.left.is_empty();
+        let unprobed = *self.ctx.enforcement.borrow() == Enforcement::Unknown;
+        let why = erase::of(&part.decision, unprobed, part.ends, now).filter(|_| exists);
+        let next = erase::next(known, why, now);
+        if next != known {
+            erase::remember(state, uid, next.as_ref())?;
+        }
+        Ok(next.is_some_and(|spent| erase::is_due(&spent, within, now)))
+    }
+
+    /// Erases what is kept for a round. What the hospital refuses may be allowed again; what is over is made no more.
+    async fn erase(&self, uid: &str, world: &World) -> Result<(), ControlError> {
+        let state = &self.ctx.state;
+        let spent = erase::known(state, uid)?.unwrap_or(Spent { since: world.now, why: Why::Over, erased: false });
+        tracing::info!(round = uid, why = spent.why.words(), "what was kept for a round is erased");
+        self.remove(uid, world).await?;
+        let what = "RoundTask, update, masked chunks and score of a round".to_owned();
+        let why = format!("{} since {}", spent.why.words(), spent.since);
+        state.append(Entry::Erased { what, uids: vec![uid.to_owned()], why }, world.now)?;
+        let after = Spent { erased: true, ..spent };
+        Ok(erase::remember(state, uid, Some(&after).filter(|after| after.why == Why::Over))?)
+    }
+
+    /// What no item leads to any more, and has had its time by the hospital's own limit: a hub that falls silent keeps
+    /// nothing here.
+    async fn erase_unnamed(&self, world: &World, items: &[Item]) -> Result<(), ControlError> {
+        let policy = self.ctx.site_policy();
+        let Some(within) = policy.as_ref().and_then(|policy| policy.spec.erased_within()) else { return Ok(()) };
+        let longest = policy.as_ref().map_or(TASK_DURATION, |policy| policy.spec.task_duration());
+        let over = |since: Timestamp| world.now.duration_since(since) >= longest + within / 2;
+        let made = |task: &Arc<RoundTask>| task.creation_timestamp().is_some_and(|at| over(at.0));
+        let going = |task: &Arc<RoundTask>| task.metadata.deletion_timestamp.is_some();
+        let of_tasks = world.tasks.iter().filter(|task| made(task) && !going(task)).map(|t| t.spec.round_uid.clone());
+        let stored = self.ctx.state.stored_rounds()?.into_iter().filter(|(_, since)| over(*since)).map(|(uid, _)| uid);
+        let all: BTreeSet<String> = of_tasks.chain(stored).collect();
+        for uid in all.iter().filter(|uid| !items.iter().any(|item| item.uid == **uid)) {
+            self.erase(uid, world).await?;
+        }
+        Ok(())
     }
 
     async fn read<'a>(
@@ -329,6 +393,9 @@ impl Controller {
         let asked = items.iter().chain(&newest.items).map(|item| item.uid.as_str());
         let known: BTreeSet<&str> = asked.chain(rounds).collect();
         self.ctx.facts.retain_rounds(|uid| known.contains(uid));
+        if let Err(error) = erase::retain(&self.ctx.state, |uid| known.contains(uid)) {
+            self.failed(&error.into(), "retention");
+        }
         self.counted.retain(|job| world.sight.has_try(job));
     }
 }

@@ -32,6 +32,7 @@ fn policy() -> SitePolicySpec {
         participation: Participation::Enabled,
         suspend: None,
         audit: None,
+        retention: None,
         limits: None,
         hardware: vec![v100("16Gi", "Tesla-V100-SXM2-16GB"), v100("32Gi", "Tesla-V100-SXM3-32GB")],
         max_gpus: 8,

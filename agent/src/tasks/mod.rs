@@ -12,6 +12,7 @@ mod controller;
 pub mod decide;
 mod desk;
 pub mod encode;
+mod erase;
 mod error;
 pub mod gpus;
 pub mod job;
@@ -21,6 +22,8 @@ pub mod pod;
 pub mod probe;
 mod read;
 mod refusals;
+#[cfg(test)]
+mod retention_tests;
 mod runner;
 pub mod status;
 mod stores;

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 const KUBECONFIG: &str = "CONSILIUM_APISERVER_KUBECONFIG";
 const NAMESPACE: &str = "consilium-tasks";
-/// The Job that removes folders of tasks that are gone.
+/// How the name of a Job begins that removes folders of tasks that are gone.
 const CLEAN: &str = "consilium-clean";
 
 /// The hub's objects, in memory.
@@ -398,7 +398,7 @@ async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     assert!(agent.ctx.state.updates().unwrap().is_empty());
     // A real cluster's garbage collector takes the Jobs; here they only must be owned.
     let jobs = cluster.api::<Job>().list(&kube::api::ListParams::default()).await.unwrap();
-    assert!(jobs.items.iter().all(|job| job.name_any() == CLEAN || !job.owner_references().is_empty()));
+    assert!(jobs.items.iter().all(|job| job.name_any().starts_with(CLEAN) || !job.owner_references().is_empty()));
     cluster
         .api::<Pod>()
         .delete_collection(&DeleteParams::default().grace_period(0), &kube::api::ListParams::default())
@@ -407,16 +407,21 @@ async fn a_tombstone_leaves_nothing(cluster: &Cluster, agent: &mut Agent) {
     // Segmentations of patients lie in the folders; the last thing that is done is to remove them, in one Job or several.
     let mut removed = BTreeSet::new();
     while removed.len() < 2 * uids.len() {
-        let job: Job = until("the Job that removes folders", || cluster.get(CLEAN)).await;
+        let clean = |jobs: Vec<Job>| jobs.into_iter().find(|job| job.name_any().starts_with(CLEAN));
+        let job: Job = until("the Job that removes folders", || async {
+            clean(cluster.api::<Job>().list(&kube::api::ListParams::default()).await.ok()?.items)
+        })
+        .await;
+        let name = job.name_any();
         let args = job.spec.unwrap().template.spec.unwrap().containers.remove(0).args.unwrap();
         removed.extend(args.into_iter().filter(|arg| uids.iter().any(|uid| arg.starts_with(uid.as_str()))));
-        cluster.complete(CLEAN).await;
+        cluster.complete(&name).await;
         until("the Job is being removed", || async {
-            let job: Job = cluster.get(CLEAN).await.expect("its finalizer is the test's to take");
+            let job: Job = cluster.get(&name).await.expect("its finalizer is the test's to take");
             job.metadata.deletion_timestamp.map(drop)
         })
         .await;
-        cluster.collect(CLEAN).await;
+        cluster.collect(&name).await;
     }
     until("no folder is known any more", || async {
         agent.ctx.state.blobs("tasks/folders/").unwrap().is_empty().then_some(())
