@@ -85,6 +85,8 @@ pub struct Context {
     pub enforcement: watch::Sender<Enforcement>,
     /// What has happened and is not in the ledger yet.
     pub unrecorded: state::Unrecorded,
+    /// The hazards of models that this hospital has seen.
+    pub hazards: policy::SeenHazards,
     /// The time.
     pub clock: Clock,
     /// Randomness.
@@ -318,8 +320,8 @@ impl Context {
         release: &ModelReleaseSpec,
         in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
-        let policy = self.in_force()?;
-        let hospital = self.hospital(policy.as_deref());
+        let (policy, hazards) = (self.in_force()?, self.hazards.known());
+        let hospital = self.hospital(policy.as_deref(), hazards.as_deref());
         let (site, state) = (&self.site, item);
         let decision = policy::release(&policy::ReleaseInputs { work, state, release, site, hospital, in_use });
         self.record_release(uid, work, &decision)?;
@@ -327,8 +329,12 @@ impl Context {
     }
 
     /// What models are held against now.
-    pub(crate) fn hospital<'a>(&'a self, policy: Option<&'a SitePolicy>) -> policy::Hospital<'a> {
-        policy::Hospital { policy: policy.map(|policy| &policy.spec), now: self.now() }
+    pub(crate) fn hospital<'a>(
+        &self,
+        policy: Option<&'a SitePolicy>,
+        hazards: Option<&'a policy::Hazards>,
+    ) -> policy::Hospital<'a> {
+        policy::Hospital { policy: policy.map(|policy| &policy.spec), hazards, now: self.now() }
     }
 
     /// Runs the rungs of the release ladder for which the release need not be at hand; only a refusal is a decision.
@@ -378,6 +384,9 @@ impl Context {
         tracing::info!(release, stage = %after, from, because, "a model stands on another stage");
         let (subject, release, stage) = (uid.to_owned(), release.to_owned(), after.to_string());
         let entry = state::Entry::ReleaseDecision { subject, release, stage, allowed: true, message };
+        if Some(after) < before {
+            self.metrics.stage_falls.inc();
+        }
         match self.state.append(entry.clone(), self.now()) {
             Err(error) if Some(after) < before => {
                 tracing::error!(%error, "a model's fall holds and could not be written down; it is written later");

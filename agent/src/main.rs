@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use consilium_agent::guard::{self, Guard};
 use consilium_agent::link::{Backoff, Dial as _, Dialer, Link};
+use consilium_agent::policy::SeenHazards;
 use consilium_agent::site::{self, KubeAnnounce};
 use consilium_agent::state::Unrecorded;
 use consilium_agent::volume::{self, Trouble};
@@ -73,6 +74,7 @@ struct Shared {
     enforcement: watch::Sender<Enforcement>,
     trouble: watch::Sender<Option<Trouble>>,
     unrecorded: Unrecorded,
+    hazards: SeenHazards,
     shutdown: CancellationToken,
 }
 
@@ -96,6 +98,7 @@ impl Shared {
             enforcement: watch::Sender::new(Enforcement::Unknown),
             trouble: watch::Sender::new(Some(Trouble::starting())),
             unrecorded: Unrecorded::default(),
+            hazards: SeenHazards::default(),
             shutdown: CancellationToken::new(),
         };
         Ok((shared, Safe { policy: policy_in, synced: synced_in }))
@@ -147,10 +150,12 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
         watches: client(&cluster, Some(SILENT_WATCH))?,
         calls: kube,
         namespace: config.task_namespace.clone(),
+        own_namespace: config.namespace.clone(),
         policy: shared.policy.clone(),
         synced: shared.synced.clone(),
         enforcement: shared.enforcement.subscribe(),
         unrecorded: shared.unrecorded.clone(),
+        hazards: shared.hazards.clone(),
         metrics: shared.metrics.clone(),
         clock: shared.clock.clone(),
         shutdown: stop(),
@@ -225,6 +230,7 @@ async fn attempt(shared: &Shared, kube: kube::Client) -> anyhow::Result<()> {
         desk: tasks::Desk::default(),
         enforcement: shared.enforcement.clone(),
         unrecorded: shared.unrecorded.clone(),
+        hazards: shared.hazards.clone(),
         clock: shared.clock.clone(),
         entropy: shared.entropy.clone(),
         shutdown: shared.shutdown.child_token(),

@@ -83,6 +83,10 @@ pub struct Metrics {
     pub volume_free_bytes: Gauge,
     /// Items of the hub that were not understood.
     pub items_left_out: IntCounter,
+    /// Hazards that are open here.
+    pub hazards_open: IntGauge,
+    /// How often a model came to stand on a lower stage.
+    pub stage_falls: IntCounter,
 }
 
 struct Maker {
@@ -183,6 +187,18 @@ impl Metrics {
             "Items of the hub that make no sense to this version: the hub is ahead of the agent, or hostile.",
             IntCounter::with_opts,
         )?;
+        let hazards_open = m.add(
+            "hazards_open",
+            &[],
+            "Hazards of models that are open in this hospital, or cannot be read.",
+            IntGauge::with_opts,
+        )?;
+        let stage_falls = m.add(
+            "stage_falls_total",
+            &[],
+            "How often a model in use came to stand on a lower stage.",
+            IntCounter::with_opts,
+        )?;
         let stops = m.counters("stops_total", &["kind"], "Objects that were stopped by the hospital's own word.")?;
         let unrecorded = m.add(
             "unrecorded_entries",
@@ -243,6 +259,8 @@ impl Metrics {
             volume_bytes,
             volume_free_bytes,
             items_left_out,
+            hazards_open,
+            stage_falls,
         })
     }
 

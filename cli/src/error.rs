@@ -33,6 +33,8 @@ pub enum CliError {
          object, status included: `kubectl get mrelease {name} -o yaml`"
     )]
     NoEvidenceDigest { name: String },
+    #[error(transparent)]
+    Hazard(#[from] consilium_clinical::hazards::HazardError),
     #[error("nothing was signed")]
     NotSigned,
     #[error(transparent)]

@@ -1,8 +1,8 @@
 //! `kubectl consilium`: what people do around the API that `kubectl` alone does not do for them.
 //!
 //! **Belongs here:** offline signing, rosters, digests, ready-made policy entries, and the views `status`, `explain`, `budget` and `audit`.
-//! **Does not belong here:** decisions. Nothing here changes a cluster but `stop`, `start` and `cancel`, which somebody types
-//! when there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
+//! **Does not belong here:** decisions. Nothing here changes a cluster but `stop`, `start`, `cancel` and `hazard`, which somebody
+//! types when there is no time for Git: what else is to be changed is printed, for `kubectl` or for Git.
 #![forbid(unsafe_code)]
 
 use std::{path::PathBuf, process::ExitCode};
@@ -16,6 +16,7 @@ mod audit;
 mod budget;
 mod cluster;
 mod explain;
+mod hazard;
 mod keys;
 mod opt_in;
 mod roster;
@@ -74,6 +75,9 @@ enum Command {
     Stop(stop::Stop),
     /// In a hospital: let run again what `stop --everything` stopped.
     Start(stop::Place),
+    /// In a hospital: open, close and list hazards of its models.
+    #[command(subcommand)]
+    Hazard(hazard::Command),
     /// End a round at the hub, with a reason.
     Cancel(rounds::Cancel),
     /// Print a study that starts from the model of an earlier round, to apply under a new name.
@@ -130,6 +134,7 @@ async fn run(command: Command) -> Result<String> {
         Command::Audit(command) => audit::run(&command).await,
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,
+        Command::Hazard(command) => hazard::run(&command, Timestamp::now()).await,
         Command::Cancel(arguments) => rounds::cancel(&arguments).await,
         Command::Rollback(arguments) => rounds::rollback(&arguments).await,
         Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,

@@ -133,6 +133,11 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What stands where a name could not be read.
+    pub fn unreadable() -> Self {
+        Self("unreadable".into())
+    }
 }
 
 impl FromStr for Name {

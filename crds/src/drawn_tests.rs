@@ -67,6 +67,12 @@ fn what_the_schema_of_a_task_takes_the_type_takes() {
 }
 
 #[test]
+fn what_the_schema_of_a_hazard_takes_the_type_takes() {
+    // One that cannot be read is read as something else, so that it is not passed over.
+    draw::<crate::ModelHazard>(|spec, read| assert_eq!(spec["hazard"], json!(read.spec.hazard)));
+}
+
+#[test]
 fn what_the_schema_of_a_deployment_takes_the_type_takes() {
     draw::<crate::ModelDeployment>(|_, _| {});
 }

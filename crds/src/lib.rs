@@ -1,4 +1,4 @@
-//! The API vocabulary `consilium.health/v1alpha1`: eight kinds, their bounds and
+//! The API vocabulary `consilium.health/v1alpha1`: nine kinds, their bounds and
 //! their CEL rules, and the parsing of what a spec means.
 //!
 //! **Belongs here:** types, schemas, validation rules, printer columns, and the
@@ -10,6 +10,7 @@
 
 pub mod conditions;
 pub mod model_deployment;
+pub mod model_hazard;
 pub mod model_promotion;
 pub mod model_release;
 pub mod roster;
@@ -25,6 +26,7 @@ pub mod values;
 pub mod watched;
 
 pub use model_deployment::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
+pub use model_hazard::{ModelHazard, ModelHazardSpec};
 pub use model_promotion::{ModelPromotion, ModelPromotionSpec, ModelPromotionStatus};
 pub use model_release::{ModelRelease, ModelReleaseSpec, ModelReleaseStatus};
 pub use round_task::{RoundTask, RoundTaskSpec, RoundTaskStatus};

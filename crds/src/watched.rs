@@ -22,7 +22,8 @@ use serde_json::{Map, Number, Value};
 use crate::study::WrittenSpec;
 use crate::unreadable::{Unreadable, unknown};
 use crate::{
-    FederatedStudy, ModelDeployment, ModelPromotion, ModelRelease, RoundTask, SitePolicy, TrainingRound, TrustSite,
+    FederatedStudy, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask, SitePolicy, TrainingRound,
+    TrustSite,
 };
 
 /// Levels of an object that are kept; what lies below is left out, and the object counts as unreadable. No kind of
@@ -57,21 +58,42 @@ impl Kind for FederatedStudy {
     }
 }
 
+/// The object, if each field of its spec is understood.
+macro_rules! whole {
+    ($object:expr) => {{
+        let object: Value = $object;
+        let spec = object["spec"].clone();
+        let read: Self = parse(object)?;
+        let said = to_value(&read.spec);
+        match unknown(&spec, &said, "spec") {
+            None => Ok(read),
+            Some(field) => Err(Unreadable::Unknown { field }),
+        }
+    }};
+}
+
 /// What people write: a rule that is not understood must not be passed over.
 macro_rules! in_full {
     ($($kind:ty),*) => {$(
         impl Kind for $kind {
             fn read(object: Value) -> Result<Self, Unreadable> {
-                let spec = object["spec"].clone();
-                let read: Self = parse(object)?;
-                let said = to_value(&read.spec);
-                match unknown(&spec, &said, "spec") {
-                    None => Ok(read),
-                    Some(field) => Err(Unreadable::Unknown { field }),
-                }
+                whole!(object)
             }
         }
     )*};
+}
+
+impl ModelHazard {
+    fn whole(object: Value) -> Result<Self, Unreadable> {
+        whole!(object)
+    }
+}
+
+impl Kind for ModelHazard {
+    /// A hazard that is not understood is there all the same: it is read as one of every model.
+    fn read(object: Value) -> Result<Self, Unreadable> {
+        Self::whole(object.clone()).or_else(|why| Ok(Self::unread(&object, &why)))
+    }
 }
 
 in_full!(TrustSite, ModelPromotion, SitePolicy);

@@ -1,8 +1,8 @@
 //! What people write: studies in files, and objects as an API server hands them out.
 
 use consilium_crds::{
-    FederatedStudy, Kind, ModelDeployment, ModelPromotion, ModelRelease, RoundTask, SitePolicy, TrainingRound,
-    TrustSite, Watched, WrittenSpec,
+    FederatedStudy, Kind, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask, SitePolicy,
+    TrainingRound, TrustSite, Watched, WrittenSpec,
 };
 use serde_json::Value;
 
@@ -32,6 +32,7 @@ pub(crate) fn object_json(data: &[u8]) -> bool {
         watched::<SitePolicy>(data),
         watched::<RoundTask>(data),
         watched::<ModelDeployment>(data),
+        watched::<ModelHazard>(data),
     ];
     read.contains(&true)
 }

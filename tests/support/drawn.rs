@@ -146,12 +146,13 @@ impl Draw {
     }
 }
 
-/// An object of a kind, named `name`, from the schema of its definition; half of them with a status.
+/// An object of a kind, named `name`, from the schema of its definition; half of them with a status, if it has one.
 pub fn object(draw: &mut Draw, kind: &str, name: &str, shape: &Value) -> Value {
     let mut object = json!({"apiVersion": "consilium.health/v1alpha1", "kind": kind, "metadata": {"name": name}});
     object["spec"] = draw.value(&shape["properties"]["spec"]);
-    if draw.one_in(2) {
-        object["status"] = draw.value(&shape["properties"]["status"]);
+    let status = &shape["properties"]["status"];
+    if status.is_object() && draw.one_in(2) {
+        object["status"] = draw.value(status);
     }
     object
 }

@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "consilium-cli",
         &[
+            "consilium-clinical",
             "consilium-crds",
             "consilium-proto",
             "consilium-federation",

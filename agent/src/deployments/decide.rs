@@ -20,6 +20,8 @@ pub(super) struct Inputs<'a> {
     pub(super) decision: Option<&'a ReleaseDecision>,
     /// The stage that is asked for.
     pub(super) stage: Stage,
+    /// Why it is not served although it is allowed.
+    pub(super) withdrawn: Option<String>,
     /// Its ModelDeployment, if it exists.
     pub(super) seen: Option<Seen>,
 }
@@ -87,6 +89,14 @@ impl Plan {
 
 /// Decides.
 pub(super) fn decide(inputs: &Inputs<'_>) -> Plan {
+    let plan = of_decision(inputs);
+    match (&inputs.withdrawn, inputs.decision) {
+        (Some(why), Some(ReleaseDecision::Allowed(_)) | None) => held(plan, why),
+        _ => plan,
+    }
+}
+
+fn of_decision(inputs: &Inputs<'_>) -> Plan {
     let seen = inputs.seen.as_ref();
     let delete = || seen.filter(|s| !s.deleting).map(|_| Act::Delete).into_iter().collect::<Vec<_>>();
     let plan = |acts, reason| Plan { acts, reason: Some(reason), message: None };
@@ -102,6 +112,13 @@ pub(super) fn decide(inputs: &Inputs<'_>) -> Plan {
         // What runs goes on while the hub cannot be asked: it was allowed by what is known.
         (None, Some(seen)) => standing(seen, vec![]),
     }
+}
+
+/// The same, where a hazard withdraws the model: its object is kept up to date, and nothing of it runs.
+fn held(plan: Plan, why: &str) -> Plan {
+    let object = |act: &Act| matches!(act, Act::Create(_) | Act::Restate(..) | Act::Delete);
+    let acts = plan.acts.into_iter().filter(object).collect();
+    Plan { acts, reason: Some(RolloutReason::DeniedByPolicy), message: Some(why.to_owned()) }
 }
 
 fn standing(seen: &Seen, acts: Vec<Act>) -> Plan {

@@ -18,7 +18,7 @@ fn up() -> Seen {
 }
 
 fn plan(decision: Option<&ReleaseDecision>, seen: Option<Seen>, stage: Stage) -> Plan {
-    decide(&Inputs { decision, stage, seen })
+    decide(&Inputs { decision, stage, withdrawn: None, seen })
 }
 
 #[track_caller]
@@ -99,6 +99,24 @@ fn the_stage_is_reported_of_a_model_that_serves() {
     let told = |reason| report("u", Digest::of(b"m"), reason, Some(Stage::Shadow), true).stage;
     assert_eq!(told(RolloutReason::Serving), Some(Stage::Shadow));
     assert_eq!(told(RolloutReason::DeniedByPolicy), None);
+}
+
+/// The guard ends the pod of a model that a hazard withdraws; a controller that built it again would fight it, and one that
+/// deleted the object would take away why.
+#[test]
+fn a_model_that_a_hazard_withdraws_keeps_its_object_and_runs_nothing() {
+    let bare = Seen { built: false, pod: PodSeen::Starting(None), ..up() };
+    let hazard = || Some("needs the hospital's hazard plane closed".to_owned());
+    let held = |decision, seen, stage| decide(&Inputs { decision, stage, withdrawn: hazard(), seen });
+    let yes = allowed();
+    for decision in [Some(&yes), None] {
+        let plan = held(decision, Some(bare.clone()), Stage::Shadow);
+        expect(&plan, &[], RolloutReason::DeniedByPolicy);
+        assert_eq!(plan.message, hazard());
+    }
+    let restated = held(Some(&yes), Some(bare.clone()), Stage::Triage);
+    expect(&restated, &[Act::Restate(Stage::Triage, on())], RolloutReason::DeniedByPolicy);
+    expect(&held(Some(&ReleaseDecision::Withdrawn), Some(bare), Stage::Shadow), &[Act::Delete], None);
 }
 
 /// A hub that cannot be reached must not take a model away from clinicians.

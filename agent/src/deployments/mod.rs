@@ -6,6 +6,7 @@
 
 mod apply;
 mod decide;
+mod hazards;
 mod objects;
 mod read;
 mod status;
@@ -29,6 +30,7 @@ use crate::policy::{self, Place, ReleaseDecision, Room};
 use crate::tasks::{ControlError, DeployEntry, follow, in_turn};
 use apply::Writer;
 use decide::{Act, Inputs, Plan, decide, own, report, strays, written};
+use hazards::Hazards;
 pub(crate) use objects::{LABEL, LEASE, STAGE};
 pub(crate) use status::rollout_name;
 use status::{Note, Told, news, status};
@@ -45,8 +47,9 @@ pub async fn run(ctx: Arc<Context>) -> anyhow::Result<()> {
     let deployments = follow(Api::namespaced(client.clone(), namespace), objects::LABEL, signal(), shutdown());
     let pods = follow(Api::namespaced(client, namespace), objects::LABEL, signal(), shutdown());
     let writer = Writer::new(Arc::clone(&ctx));
+    let hazards = Hazards::follow(Arc::clone(&ctx), signal());
     let controller =
-        Controller { ctx: Arc::clone(&ctx), models, deployments, pods, writer, turns: AtomicUsize::new(0) };
+        Controller { ctx: Arc::clone(&ctx), models, deployments, pods, writer, hazards, turns: AtomicUsize::new(0) };
     tokio::select! {
         () = ctx.shutdown.cancelled() => return Ok(()),
         ready = controller.ready() => ready?,
@@ -70,6 +73,7 @@ struct Controller {
     deployments: Store<Deployment>,
     pods: Store<Pod>,
     writer: Writer,
+    hazards: Hazards,
     /// How many there have been.
     turns: AtomicUsize,
 }
@@ -79,6 +83,7 @@ impl Controller {
         self.models.wait_until_ready().await?;
         self.deployments.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;
+        self.hazards.begin().await?;
         Ok(())
     }
 
@@ -93,7 +98,9 @@ impl Controller {
             }
         }
         let site_policy = self.ctx.site_policy();
-        let places = policy::places(&models, &self.ctx.hospital(site_policy.as_deref()));
+        self.hazards.turn().await;
+        let hazards = self.ctx.hazards.known();
+        let places = policy::places(&models, &self.ctx.hospital(site_policy.as_deref(), hazards.as_deref()));
         let mut entries = BTreeMap::new();
         let here = |item: &Item| models.iter().any(|model| model.spec.promotion_uid == item.uid);
         let (here, new) = in_turn(&desired.items, here, self.turns.fetch_add(1, Ordering::Relaxed));
@@ -142,7 +149,8 @@ impl Controller {
             Ok::<_, ControlError>(read::see(m, &self.writer.wanted(m)?, &deployments, &pods))
         };
         let seen = model.map(see).transpose()?;
-        let mut plan = decide(&Inputs { decision: decision.as_ref(), stage: work.stage, seen });
+        let withdrawn = place.and_then(policy::withdrawn);
+        let mut plan = decide(&Inputs { decision: decision.as_ref(), stage: work.stage, withdrawn, seen });
         let refused = match self.apply(item, work, model, models, &plan).await {
             Err(error @ ControlError::Refused { .. }) => Some(error),
             other => other.map(|()| None)?,

@@ -31,6 +31,8 @@ fn guard(tasks: Vec<Value>) -> (Stopper, Arc<Mutex<Vec<String>>>) {
         watches: client.clone(),
         calls: client,
         namespace: "consilium-tasks".into(),
+        own_namespace: "consilium-agent".into(),
+        hazards: crate::policy::SeenHazards::default(),
         policy: watch::channel(None).1,
         synced: watch::channel(true).1,
         enforcement: watch::channel(Enforcement::Enforced).1,

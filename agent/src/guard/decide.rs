@@ -13,7 +13,7 @@ use kube::{Resource, ResourceExt as _};
 
 use crate::Enforcement;
 use crate::deployments::LABEL as MODEL_LABEL;
-use crate::policy::{self, Place, Room, Told, task_must_stop};
+use crate::policy::{self, Place, Room, Told, task_must_stop, withdrawn};
 use crate::tasks::clean::is_clean;
 use crate::tasks::observe::is_over;
 
@@ -151,11 +151,13 @@ fn tasks(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
 
 fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let all = closed(seen, policy::models);
-    let refused = |model: &ModelDeployment| match seen.places.get(&model.uid().unwrap_or_default()) {
+    let place = |model: &ModelDeployment| seen.places.get(&model.uid().unwrap_or_default());
+    let refused = |model: &ModelDeployment| match place(model) {
         Some(Place::Refused(why)) => Some(why.clone().into()),
-        Some(Place::Unsaid | Place::Stands(_)) | None => None,
+        Some(Place::Unsaid | Place::Stands(_) | Place::Withdrawn(_)) | None => None,
     };
-    let why = |model: &ModelDeployment| all.clone().or_else(|| refused(model));
+    let goes = |model: &ModelDeployment| all.clone().or_else(|| refused(model));
+    let why = |model: &ModelDeployment| goes(model).or_else(|| place(model).and_then(withdrawn).map(Because::from));
     let found = |fits: &dyn Fn(&ModelDeployment) -> bool, old: bool, behind: Vec<Behind>| -> Why {
         let model = seen.models.and_then(|models| models.iter().find(|model| fits(model)));
         let gone = seen.models.is_some() && old;
@@ -181,7 +183,7 @@ fn models(seen: &Seen<'_>) -> (Vec<Stop>, Vec<Stop>) {
     let live = |meta: &kube::core::ObjectMeta| meta.deletion_timestamp.is_none();
     let mut stops: Vec<Stop> = Vec::new();
     for model in seen.models.unwrap_or_default().iter().filter(|model| live(&model.metadata)) {
-        stops.extend(stop(Kind::ModelDeployment, &**model, why(model)));
+        stops.extend(stop(Kind::ModelDeployment, &**model, goes(model)));
     }
     for deployment in seen.deployments.iter().filter(|deployment| live(&deployment.metadata)) {
         stops.extend(stop(Kind::Deployment, &**deployment, of_deployment(deployment)));

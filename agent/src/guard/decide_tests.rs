@@ -4,6 +4,7 @@ use k8s_openapi::Metadata;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::policy::hazards_tests::{hazard, none as no_hazards};
 use crate::policy::release_tests::{EXPIRY, approved, releases};
 use crate::policy::tests::{policy, spec};
 use crate::policy::{Hospital, places};
@@ -85,12 +86,27 @@ impl Cluster {
 
     /// What the model's pod is told.
     fn told(&self, policy: &SitePolicySpec) -> Option<Told> {
-        let hospital = Hospital { policy: Some(policy), now: NOW.parse().unwrap() };
+        let hospital = Hospital { policy: Some(policy), hazards: Some(no_hazards()), now: NOW.parse().unwrap() };
         super::told(&self.model_pods[0], &self.models, &places(&self.models, &hospital))
     }
 
+    fn decided(&self, policy: Option<&SitePolicySpec>, places: &BTreeMap<String, Place>) -> Vec<(Kind, String)> {
+        let stops = self.find_with(policy, true, Some(&self.jobs), places);
+        stops.into_iter().map(|stop| (stop.kind, stop.name)).collect()
+    }
+
     fn find(&self, policy: Option<&SitePolicySpec>, readable: bool, jobs: Option<&[Arc<Job>]>) -> Vec<Stop> {
-        let places = places(&self.models, &Hospital { policy, now: NOW.parse().unwrap() });
+        let places = places(&self.models, &Hospital { policy, hazards: Some(no_hazards()), now: NOW.parse().unwrap() });
+        self.find_with(policy, readable, jobs, &places)
+    }
+
+    fn find_with(
+        &self,
+        policy: Option<&SitePolicySpec>,
+        readable: bool,
+        jobs: Option<&[Arc<Job>]>,
+        places: &BTreeMap<String, Place>,
+    ) -> Vec<Stop> {
         decide(&Seen {
             policy,
             enforcement: &Enforcement::Enforced,
@@ -98,7 +114,7 @@ impl Cluster {
             jobs,
             task_pods: &self.task_pods,
             models: readable.then_some(&self.models),
-            places: &places,
+            places,
             deployments: &self.deployments,
             model_pods: &self.model_pods,
             now: NOW.parse().unwrap(),
@@ -169,6 +185,22 @@ fn a_model_whose_signers_no_longer_suffice_goes() {
     assert_eq!(told(&withdraw), Some(Told { stage: Stage::Shadow, until: Some(EXPIRY.parse().unwrap()) }));
     assert_eq!(told(&with(&[("/releases/keys", json!([]))])), None);
     assert_eq!(super::told(&cluster.model_pods[0], &[], &BTreeMap::new()), None);
+}
+
+/// A model that a hazard withdraws has no pod from this look on; its object stays, or nobody could read why, and another
+/// model of its line would rise for it.
+#[test]
+fn a_hazard_that_withdraws_ends_the_pod_and_keeps_the_object() {
+    let cluster = Cluster::running();
+    let policy = with(&[]);
+    let mut hazards = crate::policy::Hazards::default();
+    hazards.take(&[hazard("plane", "Withdraw", &[])]);
+    let places = places(
+        &cluster.models,
+        &Hospital { policy: Some(&policy), hazards: Some(&hazards), now: NOW.parse().unwrap() },
+    );
+    let stops = cluster.decided(Some(&policy), &places);
+    assert_eq!(stops, names(&[MODEL[1], MODEL[2]]));
 }
 
 /// The first looks of a new agent, before its controller has told the objects of the old one whose word they stand on: no

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consilium_crds::site_policy::SitePolicySpec;
-use consilium_crds::{ModelDeployment, RoundTask, SitePolicy};
+use consilium_crds::{ModelDeployment, ModelHazard, RoundTask, SitePolicy};
 use futures::FutureExt as _;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
@@ -32,7 +33,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::deployments::LABEL as MODEL_LABEL;
-use crate::policy::{self, Hospital, Room, places};
+use crate::policy::{self, Hospital, Room, SeenHazards, places};
 use crate::site::Synced;
 use crate::state::Unrecorded;
 use crate::tasks::{follow_as, job::TASK_LABEL};
@@ -43,6 +44,9 @@ use lease::{Terms, due};
 
 /// Longest time between two looks: a limit of time is noticed by then, and a call that failed is made again.
 const TURN: Duration = Duration::from_secs(3);
+
+/// How long hazards may be unread before every model counts as if one were open.
+const UNREAD: SignedDuration = SignedDuration::from_secs(30);
 
 /// Seconds after which the API server ends a watch and it is begun anew where it stood. One that is silent for a little
 /// longer is dead, and is noticed by that: otherwise a Job that came meanwhile would go unseen for five minutes.
@@ -56,6 +60,10 @@ pub struct Guard {
     pub calls: Client,
     /// Namespace of tasks and models.
     pub namespace: String,
+    /// The agent's own, where the hospital's people open hazards.
+    pub own_namespace: String,
+    /// The hazards that were seen.
+    pub hazards: SeenHazards,
     /// What the hospital allows.
     pub policy: watch::Receiver<Option<Arc<SitePolicy>>>,
     /// Whether that is known.
@@ -110,7 +118,13 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
     }
     let (tasks, jobs, models) = (seen(&here.tasks), seen(&here.jobs), seen(&here.models));
     let now = guard.clock.now();
-    let hospital = Hospital { policy: policy.as_deref().map(|policy| &policy.spec), now };
+    if let Some(found) = seen(&here.hazards) {
+        guard.hazards.take(&found);
+    }
+    let hazards = guard.hazards.known();
+    guard.metrics.hazards_open.set(hazards.as_ref().map_or(0, |hazards| hazards.open() as i64));
+    let (spec, hazards) = (policy.as_deref().map(|policy| &policy.spec), hazards.as_deref());
+    let hospital = Hospital { policy: spec, hazards, now };
     let places = models.as_deref().map(|models| places(models, &hospital)).unwrap_or_default();
     let stops = decide(&Seen {
         policy: policy.as_deref().map(|policy| &policy.spec),
@@ -127,7 +141,9 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
     // A model that cannot be read is not judged, and what is not judged is not renewed.
     let leases = match (&policy, &models) {
         (Some(policy), Some(models)) => {
-            let told = |pod: &Pod| told(pod, models, &places);
+            // In its first moments it has not read the hazards: then nobody is told anything else than before.
+            let said = hazards.is_some() || now.duration_since(here.since) > UNREAD;
+            let told = |pod: &Pod| said.then(|| told(pod, models, &places)).flatten();
             due(&here.model_pods.state(), &stops, &Terms { length: policy.spec.model_lease(), now, last }, told)
         }
         _ => Vec::new(),
@@ -158,6 +174,9 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
 
 /// What is watched.
 struct Here {
+    /// Since when.
+    since: Timestamp,
+    hazards: Store<ModelHazard>,
     tasks: Store<RoundTask>,
     jobs: Store<Job>,
     task_pods: Store<Pod>,
@@ -169,6 +188,8 @@ struct Here {
 impl Here {
     fn follow(guard: &Guard, news: &Arc<Notify>) -> Self {
         Self {
+            since: guard.clock.now(),
+            hazards: watched_in(guard, &guard.own_namespace, "", news),
             tasks: watched(guard, "", news),
             jobs: watched(guard, TASK_LABEL, news),
             task_pods: watched(guard, TASK_LABEL, news),
@@ -183,7 +204,14 @@ fn watched<K>(guard: &Guard, selector: &str, news: &Arc<Notify>) -> Store<K>
 where
     K: consilium_crds::Kind + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
-    let api = Api::namespaced(guard.watches.clone(), &guard.namespace);
+    watched_in(guard, &guard.namespace, selector, news)
+}
+
+fn watched_in<K>(guard: &Guard, namespace: &str, selector: &str, news: &Arc<Notify>) -> Store<K>
+where
+    K: consilium_crds::Kind + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    let api = Api::namespaced(guard.watches.clone(), namespace);
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
     follow_as(config, api, selector, Arc::clone(news), guard.shutdown.clone())
 }

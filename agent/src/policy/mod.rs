@@ -6,6 +6,7 @@
 //! evaluated whenever an input changes, and again at three barriers.
 
 mod amount;
+mod hazards;
 mod release;
 mod rungs;
 mod secure;
@@ -21,10 +22,11 @@ use consilium_federation::round::SiteReason;
 use crate::Enforcement;
 
 pub use amount::{Spent, amount};
+pub use hazards::{Hazards, SeenHazards};
 pub use release::{ReleaseDecision, ReleaseInputs, of_policy, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
 pub use standing::{Room, ends, models, speaks, task_must_stop, tasks};
-pub use stands::{Hospital, Place, Told, because, places};
+pub use stands::{Hospital, Place, Told, because, places, withdrawn};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -158,6 +160,8 @@ fn climb(inputs: &LadderInputs<'_>) -> Result<(), Decision> {
     if spec.is_masked() { secure::roster(work, policy, inputs.secure) } else { Ok(()) }
 }
 
+#[cfg(test)]
+pub(crate) use hazards::tests as hazards_tests;
 #[cfg(test)]
 pub(crate) use release::tests as release_tests;
 #[cfg(test)]

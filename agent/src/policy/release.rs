@@ -91,7 +91,8 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)
     };
     match stands::place(&model, &hospital, inputs.in_use) {
         Place::Refused(why) => Err(denied(why)),
-        Place::Unsaid | Place::Stands(_) => Ok(approved),
+        // One that a hazard withdraws has its object, which says so, and no pod.
+        Place::Unsaid | Place::Stands(_) | Place::Withdrawn(_) => Ok(approved),
     }
 }
 

@@ -5,6 +5,7 @@ use consilium_federation::ladder::Stage;
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Value, json};
 
+use super::super::hazards_tests::none as no_hazards;
 use super::super::tests::{IMAGE, policy, spec};
 use super::*;
 
@@ -63,7 +64,7 @@ fn ask(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str) 
     // Whether it trains does not matter for a model.
     let policy = policy(&[("/releases", releases(max_stage)), ("/suspend", json!({"tasks": true}))]);
     let release_spec = release_spec();
-    let hospital = Hospital { policy: Some(&policy), now: now.parse().unwrap() };
+    let hospital = Hospital { policy: Some(&policy), hazards: Some(no_hazards()), now: now.parse().unwrap() };
     let site = "alder".parse().unwrap();
     release(&ReleaseInputs { work, state, release: &release_spec, site: &site, hospital, in_use: false })
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use consilium_clinical::approval::Presented;
 use consilium_clinical::evidence::Subject;
-use consilium_clinical::hazards::HazardLog;
+use consilium_clinical::hazards::{HazardLog, Origin};
+use consilium_clinical::plan::{Fall, above};
 use consilium_clinical::standing::{self, Inputs, Lack, Policy, Promoted, Standing, arbitrate};
+use consilium_clinical::values::Name;
 use consilium_clinical::verdict::RosterKeys;
 use consilium_crds::model_deployment::Approved;
 use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
@@ -18,6 +20,7 @@ use consilium_federation::{Digest, SiteName, StudyKey};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
+use super::hazards::Hazards;
 use super::standing::{NO_POLICY, model_room};
 
 /// What every model here is held against.
@@ -25,6 +28,8 @@ use super::standing::{NO_POLICY, model_room};
 pub struct Hospital<'a> {
     /// What it allows; `None` while there is no SitePolicy that can be read.
     pub policy: Option<&'a SitePolicySpec>,
+    /// The hazards that it has seen; `None` before they were read: then nothing stands above Shadow.
+    pub hazards: Option<&'a Hazards>,
     /// The time.
     pub now: Timestamp,
 }
@@ -40,6 +45,9 @@ pub enum Place {
     Unsaid,
     /// It may be here, and stands there.
     Stands(Box<Standing>),
+    /// A hazard is open by which it is not served. Its object stays: it says why, and it goes on being the one of its line
+    /// that acts, or its hazard would raise another.
+    Withdrawn(Box<Standing>),
 }
 
 /// What a model's pod is told.
@@ -55,7 +63,7 @@ impl Place {
     /// The stage, if the model may be here.
     pub fn stage(&self) -> Option<Stage> {
         match self {
-            Self::Refused(_) => None,
+            Self::Refused(_) | Self::Withdrawn(_) => None,
             Self::Unsaid => Some(Stage::Shadow),
             Self::Stands(standing) => standing.effective,
         }
@@ -67,7 +75,7 @@ impl Place {
         let stage = self.stage()?.min(written.unwrap_or(Stage::Shadow));
         let until = match self {
             Self::Stands(standing) => Some(standing.until.unwrap_or(Timestamp::MAX)),
-            Self::Refused(_) | Self::Unsaid => None,
+            Self::Refused(_) | Self::Unsaid | Self::Withdrawn(_) => None,
         };
         Some(Told { stage, until })
     }
@@ -80,7 +88,7 @@ pub fn places(models: &[Arc<ModelDeployment>], hospital: &Hospital<'_>) -> BTree
     for model in models {
         let (uid, spec) = (model.uid().unwrap_or_default(), &model.spec);
         match (place(spec, hospital, true), spec.approved.as_ref().and_then(|approved| approved.line.as_ref())) {
-            (Place::Stands(standing), Some(line)) => {
+            (Place::Stands(standing) | Place::Withdrawn(standing), Some(line)) => {
                 let made = model.creation_timestamp().map_or(Timestamp::MAX, |at| at.0);
                 lines.entry(line).or_default().push((uid, Promoted { model: spec.model, made, standing: *standing }));
             }
@@ -93,7 +101,7 @@ pub fn places(models: &[Arc<ModelDeployment>], hospital: &Hospital<'_>) -> BTree
         let standings = arbitrate(promoted.iter().map(|(_, promoted)| promoted.clone())).models;
         for (uid, Promoted { model, standing, .. }) in promoted {
             let standing = standings.get(&model).cloned().unwrap_or(standing);
-            places.insert(uid, Place::Stands(Box::new(standing)));
+            places.insert(uid, of(standing));
         }
     }
     places
@@ -110,11 +118,37 @@ pub(super) fn place(model: &ModelDeploymentSpec, hospital: &Hospital<'_>, in_use
         return Place::Unsaid;
     };
     let subject = subject(&site, model.model);
-    let standing = stand(model.stage.min(approved.stage), approved, (&subject, &line), policy, hospital.now);
-    match standing.effective {
-        Some(_) => Place::Stands(Box::new(standing)),
-        None => Place::Refused(refusal(&standing)),
+    let asked = model.stage.min(approved.stage);
+    let stand = |hazards: &HazardLog| stand(asked, approved, (&subject, &line), policy, hazards, hospital.now);
+    let none = HazardLog::default();
+    let standing = fallen(stand(hospital.hazards.map_or(&none, Hazards::log)), hospital.hazards);
+    if standing.effective.is_some() {
+        return of(standing);
     }
+    // Whether it is a hazard that takes it away, or policy and signatures.
+    let without = stand(&none);
+    if without.effective.is_some() { of(standing) } else { Place::Refused(refusal(&without)) }
+}
+
+/// The place of a model that policy and signatures allow.
+fn of(standing: Standing) -> Place {
+    let standing = Box::new(standing);
+    if standing.effective.is_some() { Place::Stands(standing) } else { Place::Withdrawn(standing) }
+}
+
+/// Where a model stands that what cannot be read lowers: hazards that are not understood, or not known.
+fn fallen(mut standing: Standing, hazards: Option<&Hazards>) -> Standing {
+    let unread = hazards.into_iter().flat_map(Hazards::unread);
+    let unknown = hazards.is_none().then_some(("", Fall::Shadow));
+    for (name, fall) in unread.chain(unknown) {
+        let effective = fall.from(standing.effective).min(standing.effective);
+        if effective < standing.effective {
+            (standing.effective, standing.next) = (effective, above(effective));
+            let lack = Lack::Hazard(Origin::Hospital, name.parse().unwrap_or_else(|_| Name::unreadable()));
+            (standing.because, standing.missing) = (vec![lack.clone()], vec![lack]);
+        }
+    }
+    standing
 }
 
 /// The hospital's ceiling, which no signature lifts.
@@ -131,10 +165,10 @@ fn stand(
     approved: &Approved,
     (subject, line): (&Subject, &StudyKey),
     policy: &SitePolicySpec,
+    hazards: &HazardLog,
     now: Timestamp,
 ) -> Standing {
-    let releases = &policy.releases;
-    let (hazards, roster) = (HazardLog::default(), RosterKeys::default());
+    let (releases, roster) = (&policy.releases, RosterKeys::default());
     standing::standing(&Inputs {
         asked,
         subject,
@@ -146,7 +180,7 @@ fn stand(
         verdicts: &[],
         roster: &roster,
         global: None,
-        hazards: &hazards,
+        hazards,
         drift: None,
         lease: now.checked_add(policy.model_lease()).ok(),
         now,
@@ -209,6 +243,12 @@ fn refusal(standing: &Standing) -> String {
     cut(text)
 }
 
+/// Why a model that policy and signatures allow is not served.
+pub fn withdrawn(place: &Place) -> Option<String> {
+    let Place::Withdrawn(standing) = place else { return None };
+    Some(cut(format!("it is not served, for which it needs {}", listed(&standing.missing))))
+}
+
 /// Why a model stands on a stage below the one that is asked for.
 pub fn because(place: &Place, asked: Stage, stands: Stage) -> Option<String> {
     if stands >= asked {
@@ -216,6 +256,7 @@ pub fn because(place: &Place, asked: Stage, stands: Stage) -> Option<String> {
     }
     let text = match place {
         Place::Refused(why) => why.clone(),
+        Place::Withdrawn(standing) => listed(&standing.missing),
         Place::Unsaid => "on whose word it stands is not written down yet".to_owned(),
         Place::Stands(standing) if standing.effective > Some(stands) => {
             "it may rise, and does as soon as the ledger has it and SitePolicy spec.participation is Enabled".to_owned()

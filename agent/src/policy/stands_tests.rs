@@ -1,6 +1,7 @@
 use consilium_crds::ModelDeployment;
 use serde_json::{Value, json};
 
+use super::super::hazards_tests::{closed, hazard, none as no_hazards, seen};
 use super::super::release_tests::{EXPIRY, approved, releases};
 use super::super::standing::tests::{model, with};
 use super::*;
@@ -8,14 +9,18 @@ use super::*;
 const NOW: &str = "2026-06-01T12:00:00Z";
 
 fn judged(model: &ModelDeploymentSpec, changes: &[(&str, Value)], at: &str) -> Place {
-    place(model, &Hospital { policy: Some(&with(changes)), now: at.parse().unwrap() }, true)
+    place(
+        model,
+        &Hospital { policy: Some(&with(changes)), hazards: Some(no_hazards()), now: at.parse().unwrap() },
+        true,
+    )
 }
 
 /// Stage and end, or why not.
 fn stands(model: &ModelDeploymentSpec, changes: &[(&str, Value)], at: &str) -> Result<(Stage, Option<String>), String> {
     match judged(model, changes, at) {
         Place::Refused(why) => Err(why),
-        Place::Unsaid => panic!("unsaid"),
+        Place::Unsaid | Place::Withdrawn(_) => panic!("neither refused nor standing"),
         Place::Stands(standing) => Ok((standing.effective.unwrap(), standing.until.map(|at| at.to_string()))),
     }
 }
@@ -56,7 +61,7 @@ fn a_model_is_judged_from_its_own_object() {
         let said = stands(&model, &changes, NOW);
         assert!(said.as_ref().is_err_and(|why| why.contains(word)), "{word:?}: {said:?}");
     }
-    let nothing = Hospital { policy: None, now: NOW.parse().unwrap() };
+    let nothing = Hospital { policy: None, hazards: Some(no_hazards()), now: NOW.parse().unwrap() };
     assert!(matches!(place(&model(), &nothing, true), Place::Refused(_)));
 }
 
@@ -136,7 +141,8 @@ fn of_two_promotions_of_a_model_the_lower_counts_and_a_refused_one_is_none() {
     let models =
         [object("a", early, asked(Stage::SafetyNet)), object("b", early, model()), object("c", early, unsigned)];
     let policy = with(&[("/releases", releases(Some("SafetyNet")))]);
-    let all = places(&models, &Hospital { policy: Some(&policy), now: NOW.parse().unwrap() });
+    let all =
+        places(&models, &Hospital { policy: Some(&policy), hazards: Some(no_hazards()), now: NOW.parse().unwrap() });
     let asked = |uid: &str| match &all[uid] {
         Place::Stands(standing) => Some((standing.asked, standing.effective)),
         _ => None,
@@ -156,4 +162,57 @@ fn why_it_stands_no_higher_is_said_in_words() {
     assert_eq!(because(&place, Stage::Shadow, Stage::Shadow), None);
     let long = Place::Refused("é".repeat(9000));
     assert_eq!(because(&long, Stage::SafetyNet, Stage::Shadow).unwrap().chars().count(), 500);
+}
+
+fn under(hazards: Option<&Hazards>, model: &ModelDeploymentSpec) -> Place {
+    place(model, &Hospital { policy: Some(&with(&[])), hazards, now: NOW.parse().unwrap() }, true)
+}
+
+/// A safety officer who opens a hazard that withdraws must see the model go, read why, and see it come back when, and only
+/// when, the hazard is closed. Hazards of other models and lines change nothing.
+#[test]
+fn a_hazard_withdraws_its_model_until_it_is_closed() {
+    let line = |name: &str| ("of", json!({"line": format!("research/{name}")}));
+    for of in [("of", json!({"model": Digest::of(b"model")})), line("hippocampus")] {
+        let mut hazards = seen(&[hazard("plane", "Withdraw", std::slice::from_ref(&of))]);
+        let place = under(Some(&hazards), &model());
+        assert_eq!((place.stage(), place.told(Some(Stage::Shadow))), (None, None));
+        let why = withdrawn(&place).unwrap();
+        assert!(why.contains("the hospital's hazard plane closed"), "{why}");
+        hazards.take(&[]);
+        assert!(matches!(under(Some(&hazards), &model()), Place::Withdrawn(_)), "deleted is not closed");
+        hazards.take(&[hazard("plane", "Withdraw", &[of.clone(), ("closed", json!(closed("x").spec.closed))])]);
+        assert!(matches!(under(Some(&hazards), &model()), Place::Withdrawn(_)), "closed without proof is not closed");
+        let mut proven = closed("plane");
+        proven.spec.of = hazard("plane", "Withdraw", &[of]).spec.of;
+        hazards.take(&[proven]);
+        assert_eq!(under(Some(&hazards), &model()).stage(), Some(Stage::Shadow));
+    }
+    let others = seen(&[
+        hazard("a", "Withdraw", &[("of", json!({"model": Digest::of(b"other")}))]),
+        hazard("b", "Withdraw", &[line("liver")]),
+    ]);
+    assert_eq!(under(Some(&others), &model()).stage(), Some(Stage::Shadow));
+    // One that the policy refuses is refused, whatever hazards there are: its object goes.
+    let mut unsigned = model();
+    unsigned.approved.as_mut().unwrap().approvals.clear();
+    let hazards = seen(&[hazard("plane", "Withdraw", &[])]);
+    assert!(matches!(under(Some(&hazards), &unsigned), Place::Refused(why) if why.contains("signature")));
+}
+
+/// Hazards that cannot be read must not be passed over, nor those that were not read yet.
+#[test]
+fn what_is_not_known_of_hazards_lowers() {
+    let high = |stage| {
+        let Place::Stands(standing) = standing(stage) else { panic!() };
+        *standing
+    };
+    let fall = |hazards: Option<&Hazards>| fallen(high(Stage::Triage), hazards).effective;
+    assert_eq!(fall(Some(no_hazards())), Some(Stage::Triage));
+    assert_eq!(fall(None), Some(Stage::Shadow));
+    assert_eq!(fall(Some(&seen(&[hazard("odd", "Gently", &[])]))), Some(Stage::Shadow));
+    let far = fallen(high(Stage::Triage), Some(&seen(&[hazard("odd", "Withdraw", &[("novel", json!(1))])])));
+    assert_eq!(far.effective, None);
+    assert_eq!(far.because[0].to_string(), "the hospital's hazard odd closed");
+    assert_eq!(far.next, Some(Stage::Shadow));
 }

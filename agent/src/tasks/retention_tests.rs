@@ -127,6 +127,7 @@ impl World {
             desk: super::Desk::default(),
             enforcement: watch::Sender::new(Enforcement::Enforced),
             unrecorded: Unrecorded::default(),
+            hazards: crate::policy::SeenHazards::default(),
             clock: Clock::from_fn(move || Timestamp::from_second(START + 3600 * shown.load(Ordering::SeqCst)).unwrap()),
             entropy: Entropy::from_fn(|bytes| bytes.fill(0)),
             shutdown: CancellationToken::new(),

@@ -145,6 +145,7 @@ impl Agent {
             desk: tasks::Desk::default(),
             enforcement: watch::Sender::new(Enforcement::Unknown),
             unrecorded: consilium_agent::state::Unrecorded::default(),
+            hazards: consilium_agent::policy::SeenHazards::default(),
             clock: Clock::system(),
             entropy: Entropy::system(),
             shutdown: CancellationToken::new(),
@@ -198,6 +199,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
     models::what_the_api_server_refuses_stands_on_the_model_and_at_the_hub(&cluster, &mut agent).await;
     models::a_model_that_is_asked_too_high_stands_where_the_hospital_says(&cluster, &mut agent).await;
+    models::a_hazard_withdraws_a_model_until_it_is_closed(&cluster, &mut agent).await;
     models::a_definition_that_goes_first_takes_all_along(&cluster, &mut agent).await;
 
     agent.ctx.shutdown.cancel();

@@ -1,15 +1,15 @@
 //! Models in use beside a real API server: what it refuses is said, and what goes in the wrong order goes.
 
 use consilium_crds::conditions::status_of;
-use consilium_crds::{ModelDeployment, ModelReleaseSpec, RoundTask};
+use consilium_crds::{ModelDeployment, ModelHazard, ModelReleaseSpec, RoundTask};
 use consilium_federation::Digest;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::RolloutReason;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
@@ -117,6 +117,65 @@ pub(crate) async fn a_model_that_is_asked_too_high_stands_where_the_hospital_say
         (model.spec.stage == Stage::Shadow && model.status?.because.is_none()).then_some(())
     })
     .await;
+}
+
+/// A safety officer opens a hazard that withdraws the model: its object stays and says why, the hub reads that the hospital
+/// says no. Somebody deletes the hazard: it is there again. It ends by being closed with proof, and stays in the log.
+pub(crate) async fn a_hazard_withdraws_a_model_until_it_is_closed(cluster: &Cluster, agent: &mut Agent) {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let own = json!({"metadata": {"name": agent.ctx.config.namespace}});
+    namespaces.create(&PostParams::default(), &serde_json::from_value(own).unwrap()).await.unwrap();
+    let hazards: Api<ModelHazard> = Api::namespaced(cluster.client.clone(), &agent.ctx.config.namespace);
+    let hazard: ModelHazard = serde_json::from_value(json!({
+        "apiVersion": "consilium.health/v1alpha1", "kind": "ModelHazard", "metadata": {"name": "wrong-plane"},
+        "spec": {
+            "of": {"line": release().study}, "hazard": "a scan of another plane is read", "causes": ["too wide a rule"],
+            "effect": "a finding is missed", "harm": "late treatment", "initial": {"severity": 4, "likelihood": 2},
+            "owner": "clinical-safety-officer", "lowers": "Withdraw", "opened": "2026-06-01T00:00:00Z",
+        },
+    }))
+    .unwrap();
+    hazards.create(&PostParams::default(), &hazard).await.unwrap();
+    let held = || async {
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        let status = model.status?;
+        let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready")?;
+        (ready.reason == "DeniedByPolicy").then_some((ready.message, status.stage))
+    };
+    let (why, stage) = until("the model is withdrawn", held).await;
+    assert!(why.contains("the hospital's hazard wrong-plane closed") && stage.is_none(), "{why} {stage:?}");
+    let told = || agent.ctx.facts.snapshot().1.into_iter().find(|fact| fact.uid == UID);
+    until("the hub reads it", || async { (told()?.reason == RolloutReason::DeniedByPolicy).then_some(()) }).await;
+    assert_eq!((told().unwrap().message, told().unwrap().serving), (None, None), "why stays in the hospital");
+
+    hazards.delete("wrong-plane", &DeleteParams::default()).await.unwrap();
+    let again = until("an open hazard that was deleted is there again", || async {
+        hazards.get_opt("wrong-plane").await.unwrap()
+    })
+    .await;
+    assert_eq!(again.spec, hazard.spec);
+    assert!(held().await.is_some());
+
+    let close = |proof: serde_json::Value| {
+        json!({"spec": {
+            "controls": [{"control": "the rule names the plane", "proof": proof}],
+            "residual": {"severity": 4, "likelihood": 1},
+            "closed": {"at": "2026-06-02T00:00:00Z", "by": "clinical-safety-officer", "why": "it cannot happen any more"},
+        }})
+    };
+    let patch = |change: serde_json::Value| async {
+        hazards.patch("wrong-plane", &PatchParams::default(), &Patch::Merge(change)).await
+    };
+    let refused = patch(close(serde_json::Value::Null)).await.unwrap_err().to_string();
+    assert!(refused.contains("each with its proof"), "{refused}");
+    patch(close("test 12 passes".into())).await.unwrap();
+    until("the model comes back when it is closed", || async {
+        let model: ModelDeployment = cluster.get(MODEL).await?;
+        (model.status?.stage == Some(Stage::Shadow)).then_some(())
+    })
+    .await;
+    let reopened = patch(json!({"spec": {"closed": null}})).await.unwrap_err().to_string();
+    assert!(reopened.contains("a closed hazard cannot be changed"), "{reopened}");
 }
 
 /// Someone removes the definitions before the agent, or the agent before them: nothing of ours may hold them up, and what

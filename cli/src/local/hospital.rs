@@ -77,6 +77,7 @@ async fn serve(folder: &Path) -> Result<()> {
         // There is no network to keep a process of this machine from, which the first lines of the output say.
         enforcement: watch::Sender::new(Enforcement::Enforced),
         unrecorded: Unrecorded::default(),
+        hazards: consilium_agent::policy::SeenHazards::default(),
         clock: Clock::system(),
         entropy,
         shutdown: CancellationToken::new(),

@@ -74,6 +74,7 @@ async fn serve(folder: &Path, setup: Setup) {
         desk: tasks::Desk::default(),
         enforcement: watch::Sender::new(Enforcement::Enforced),
         unrecorded: consilium_agent::state::Unrecorded::default(),
+        hazards: consilium_agent::policy::SeenHazards::default(),
         clock: Clock::system(),
         entropy: Entropy::system(),
         shutdown: CancellationToken::new(),

@@ -156,6 +156,7 @@ impl Hospital {
             desk: Desk::default(),
             enforcement: watch::Sender::new(Enforcement::Enforced),
             unrecorded: Unrecorded::default(),
+            hazards: consilium_agent::policy::SeenHazards::default(),
             clock: consilium_agent::Clock::from_fn(move || clock.now()),
             entropy: self.dice.entropy(),
             shutdown: CancellationToken::new(),

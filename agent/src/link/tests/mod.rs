@@ -195,6 +195,7 @@ fn start(
         desk: crate::tasks::Desk::default(),
         enforcement: watch::Sender::new(Enforcement::Enforced),
         unrecorded: crate::state::Unrecorded::default(),
+        hazards: crate::policy::SeenHazards::default(),
         clock: Clock::from_fn(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         entropy,
         shutdown: CancellationToken::new(),
