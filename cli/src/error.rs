@@ -35,6 +35,11 @@ pub enum CliError {
     NoEvidenceDigest { name: String },
     #[error(transparent)]
     Hazard(#[from] consilium_clinical::hazards::HazardError),
+    #[error(
+        "nothing was signed: there is no terminal at which somebody could be asked; run it where you can read what is \
+         signed, or say --yes"
+    )]
+    NobodyToAsk,
     #[error("nothing was signed")]
     NotSigned,
     #[error(transparent)]

@@ -1,7 +1,7 @@
-//! `sign`: an approval, made offline over the model, the stage, the evidence and an expiry.
+//! `sign`: an approval, made offline over the model, the stage, the evidence and an expiry. Nobody signs unasked.
 
 use std::{
-    io::{IsTerminal as _, stdin},
+    io::{BufRead, IsTerminal as _, stdin},
     path::PathBuf,
 };
 
@@ -42,6 +42,9 @@ pub struct Arguments {
     /// How long the approval holds, for example 2160h.
     #[arg(long)]
     expires_in: String,
+    /// Sign without being asked. Without a terminal, where nobody can be asked, nothing is signed unless this is given.
+    #[arg(long)]
+    yes: bool,
     /// How it is printed.
     #[arg(short, long, default_value = "yaml")]
     output: Output,
@@ -56,12 +59,12 @@ enum Output {
     Json,
 }
 
-/// Shows on standard error what is to be signed, asks where somebody can answer, signs, and returns the entry.
+/// Shows on standard error what is to be signed, asks, signs, and returns the entry.
 pub fn run(arguments: &Arguments, now: Timestamp) -> Result<String> {
     let release = objects::release(&arguments.release)?;
     let expiry = check(arguments, &release, now)?;
     eprint!("{}", shown(arguments, &release, expiry));
-    confirm()?;
+    confirm(arguments.yes, stdin().is_terminal(), &mut stdin().lock())?;
     let approval = approve(arguments, &release, expiry, &keys::read(&arguments.key)?);
     Ok(match arguments.output {
         Output::Json => format!("{}\n", serde_json::json!(approval)),
@@ -69,14 +72,17 @@ pub fn run(arguments: &Arguments, now: Timestamp) -> Result<String> {
     })
 }
 
-/// In a pipeline nobody can answer; there the text on standard error is all.
-fn confirm() -> Result<()> {
-    if !stdin().is_terminal() {
+/// A signature is somebody's word: it is given by typing yes, or by having written so on the command line.
+fn confirm(yes: bool, terminal: bool, answers: &mut impl BufRead) -> Result<()> {
+    if yes {
         return Ok(());
+    }
+    if !terminal {
+        return Err(CliError::NobodyToAsk);
     }
     eprint!("Sign this? Type yes: ");
     let mut answer = String::new();
-    stdin().read_line(&mut answer).map_err(|source| CliError::Io { path: "standard input".into(), source })?;
+    answers.read_line(&mut answer).map_err(|source| CliError::Io { path: "standard input".into(), source })?;
     if answer.trim() == "yes" { Ok(()) } else { Err(CliError::NotSigned) }
 }
 
@@ -194,6 +200,7 @@ mod tests {
             key_id: "mary".into(),
             role: "clinical-safety-officer".into(),
             expires_in: expires_in.into(),
+            yes: false,
             output: Output::Yaml,
         }
     }
@@ -221,6 +228,19 @@ mod tests {
         assert_eq!(judge(Stage::Shadow, NOW).map(|enough| enough.until), Ok(expiry));
         assert!(judge(Stage::Triage, NOW).is_err());
         assert!(judge(Stage::Shadow, "2026-08-31T12:00:01Z").is_err());
+    }
+
+    /// A script that has the key would sign whatever it is given, with nobody looking; and a key at a terminal signs what
+    /// somebody has read.
+    #[test]
+    fn nothing_is_signed_without_a_word() {
+        let ask = |yes, terminal, answer: &str| confirm(yes, terminal, &mut answer.as_bytes());
+        assert!(ask(false, true, "yes\n").is_ok() && ask(true, false, "").is_ok());
+        for answer in ["", "y\n", "no\n", "yes please\n"] {
+            assert!(matches!(ask(false, true, answer), Err(CliError::NotSigned)), "{answer:?}");
+        }
+        let refused = ask(false, false, "yes\n").unwrap_err();
+        assert!(refused.to_string().contains("--yes"), "what is piped in is no word: {refused}");
     }
 
     /// Evidence that was edited in a file, or that nobody says is the hub's, must not get a signature.

@@ -70,6 +70,7 @@ impl Signer {
             "720h",
             "--output",
             "json",
+            "--yes",
         ]);
         let text = process::output(&mut sign)?;
         serde_json::from_str(&text)
