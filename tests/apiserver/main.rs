@@ -17,6 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 
 mod api;
+mod drawn;
 #[path = "../../crds/testdata/table.rs"]
 mod table;
 mod wrong;
@@ -99,6 +100,8 @@ async fn main() -> ExitCode {
     }
     println!("\nstatus");
     full_status(&api, &table, &places["TrainingRound"], &mut findings).await;
+    println!("\ndrawn");
+    drawn::all(&api, &places, &mut findings).await;
     report(&findings)
 }
 

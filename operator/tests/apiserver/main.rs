@@ -3,7 +3,9 @@
 //! Needs a server: `cargo xtask apiserver -- cargo test -p consilium-operator --test apiserver`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod crowd;
 mod hospital;
+mod leaving;
 mod pod;
 #[path = "../../../tests/support/progress.rs"]
 mod progress;
@@ -53,6 +55,7 @@ async fn a_federation_runs_beside_a_real_api_server() {
     rustls::crypto::ring::default_provider().install_default().ok();
     let (admin, operator) = world::clients(&kubeconfig).await;
     install(&admin).await;
+    crowd::gather(&admin).await;
     let folder = tempfile::tempdir().unwrap();
     let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
     let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
@@ -113,13 +116,17 @@ async fn a_federation_runs_beside_a_real_api_server() {
     .await;
 
     take_away(&running, folder.path()).await;
+    crowd::the_one_that_cannot_be_read_says_so_and_goes(&admin).await;
+    leaving::finished_rounds_hold_nothing(&admin).await;
     promoted(&admin, "hippocampus-r3").await;
     demote(&admin).await;
     delete_study(&admin).await;
     // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
     leave(people).await;
     delete_mid_round(&admin, &running).await;
+    leaving::a_quota_at_the_hub_stands_at_the_study(&admin).await;
     running.stop().await;
+    leaving::in_the_wrong_order(&admin, operator, folder.path()).await;
 }
 
 /// What no object names leaves the store, and nothing else does: the release is promoted after it.
