@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use axum::http::Response;
+use consilium_agent::edge::ServerTime;
 use consilium_agent::guard::{self, Guard};
 use consilium_agent::link::{Backoff, Dial as _, Dialer, Link};
 use consilium_agent::policy::SeenHazards;
@@ -22,10 +24,13 @@ use consilium_agent::{
 };
 use consilium_crds::SitePolicy;
 use consilium_federation::SiteName;
+use jiff::Timestamp;
+use kube::client::{ClientBuilder, DynBody};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 
 /// How long the parts have to finish after SIGTERM; within the usual grace period of 30 s.
 const GRACE: Duration = Duration::from_secs(20);
@@ -67,6 +72,7 @@ fn main() -> anyhow::Result<()> {
 struct Shared {
     config: Config,
     metrics: Metrics,
+    server_time: ServerTime,
     clock: Clock,
     entropy: Entropy,
     policy: watch::Receiver<Option<Arc<SitePolicy>>>,
@@ -88,10 +94,12 @@ impl Shared {
     fn new(config: Config) -> anyhow::Result<(Self, Safe)> {
         let (policy_in, policy) = watch::channel(None);
         let (synced_in, synced) = watch::channel(false);
+        let server_time = ServerTime::default();
         let shared = Self {
             config,
             metrics: Metrics::new()?,
-            clock: Clock::system(),
+            clock: Clock::of_server(server_time.clone()),
+            server_time,
             entropy: Entropy::system(),
             policy,
             synced,
@@ -102,6 +110,10 @@ impl Shared {
             shutdown: CancellationToken::new(),
         };
         Ok((shared, Safe { policy: policy_in, synced: synced_in }))
+    }
+
+    fn heard(&self) -> Heard {
+        (self.server_time.clone(), self.metrics.clone())
     }
 }
 
@@ -118,21 +130,33 @@ fn start(shared: Shared, safe: Safe) -> anyhow::Result<oneshot::Receiver<anyhow:
     Ok(ended)
 }
 
-/// A client that gives up on a connection over which nothing has come for so long, if it is told how long.
-fn client(cluster: &kube::Config, silent: Option<Duration>) -> Result<kube::Client, kube::Error> {
+/// A client that gives up on a connection over which nothing has come for so long, if it is told how long. What the
+/// server's answers say of its clock is heard.
+fn client(cluster: &kube::Config, silent: Option<Duration>, heard: &Heard) -> Result<kube::Client, kube::Error> {
     let mut cluster = cluster.clone();
     (cluster.connect_timeout, cluster.read_timeout) = (Some(SILENT_CALL), silent);
-    kube::Client::try_from(cluster)
+    let (time, metrics) = heard.clone();
+    let hear = MapResponseLayer::new(move |answer: Response<Box<DynBody>>| {
+        if let Some(ahead) = time.hear(answer.headers(), Timestamp::now()) {
+            metrics.server_clock_ahead.set(ahead.as_secs_f64());
+        }
+        answer
+    });
+    Ok(ClientBuilder::try_from(cluster)?.with_layer(&hear).build())
 }
+
+/// Where a server's clock is noted.
+type Heard = (ServerTime, Metrics);
 
 async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
     let cluster = kube::Config::infer().await.context(NO_CLUSTER)?;
-    let kube = client(&cluster, Some(SILENT_CALL))?;
+    let (heard, kube) = (shared.heard(), client(&cluster, Some(SILENT_CALL), &shared.heard())?);
     let (config, stop) = (&shared.config, || shared.shutdown.clone());
     let mut parts = Parts::new();
     part(&mut parts, "policy", {
         let (cluster, namespace, stop) = (cluster.clone(), config.namespace.clone(), stop());
-        let (connect, clock) = (move || client(&cluster, None), shared.clock.clone());
+        let (heard, clock) = (heard.clone(), shared.clock.clone());
+        let connect = move || client(&cluster, None, &heard);
         async move { site::watch((connect, site::Pace::default(), clock), &namespace, safe.policy, safe.synced, stop).await }
     });
     let (synced, trouble) = (shared.synced.clone(), shared.trouble.subscribe());
@@ -147,7 +171,7 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
     };
     part(&mut parts, "trouble", site::tell_trouble(of_trouble));
     let guard = Guard {
-        watches: client(&cluster, Some(SILENT_WATCH))?,
+        watches: client(&cluster, Some(SILENT_WATCH), &heard)?,
         calls: kube,
         namespace: config.task_namespace.clone(),
         own_namespace: config.namespace.clone(),

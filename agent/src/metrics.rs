@@ -33,6 +33,8 @@ pub struct Metrics {
     pub last_contact: Gauge,
     /// By how much the hub's clock is ahead of ours.
     pub hub_clock_ahead: Gauge,
+    /// The same of the hospital's API server, whose clock is taken where they are apart.
+    pub server_clock_ahead: Gauge,
     /// Connection attempts by result.
     pub connects: IntCounterVec,
     /// Reports sent by result.
@@ -142,6 +144,12 @@ impl Metrics {
             "By how much the hub's clock is ahead of this agent's; below 0 it is behind.",
             Gauge::with_opts,
         )?;
+        let server_clock_ahead = m.add(
+            "server_clock_ahead_seconds",
+            &[],
+            "By how much the clock of the hospital's API server is ahead of the one of the agent's node; below 0 it is behind.",
+            Gauge::with_opts,
+        )?;
         let connects = m.counters("connects_total", &["result"], "Connection attempts to the hub.")?;
         let reports = m.counters("reports_total", &["result"], "Reports sent to the hub.")?;
         let assignments = m.counters("assignments_total", &["verdict"], "Desired states received from the hub.")?;
@@ -234,6 +242,7 @@ impl Metrics {
             connected,
             last_contact,
             hub_clock_ahead,
+            server_clock_ahead,
             connects,
             reports,
             assignments,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
 use consilium_federation::assignment::Item;
 use consilium_federation::round::RoundState;
 use consilium_federation::{SiteName, StudyKey};
@@ -266,10 +266,11 @@ impl Context {
         if let Some(known) = self.caches.studies.get(&key) {
             return Ok(known.uid().as_deref() != Some(uid));
         }
-        let api: Api<FederatedStudy> = Api::namespaced(self.client.clone(), &study.namespace);
-        let found = api.get_metadata_opt(&study.name).await;
+        // Not its metadata alone: who wrote a field nests as deep as the field, and nothing would bound that.
+        let api: Api<Watched<FederatedStudy>> = Api::namespaced(self.client.clone(), &study.namespace);
+        let found = api.get_opt(&study.name).await;
         let found = found.map_err(Error::kube(format!("looking whether the study {study} is gone")))?;
-        Ok(found.is_none_or(|meta| meta.uid().as_deref() != Some(uid)))
+        Ok(found.is_none_or(|found| found.meta().uid.as_deref() != Some(uid)))
     }
 
     /// Keeps tombstones that their hospitals have not acknowledged, durably, because their object goes.
