@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use axum::http::{HeaderMap, header::DATE};
 use consilium_federation::clock::OtherClock;
@@ -12,12 +13,15 @@ use rand::{TryCryptoRng, TryRng};
 
 /// A clock. Tests give their own.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+pub struct Clock {
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    steady: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
 
 impl Clock {
     /// The clock of this machine.
     pub fn system() -> Self {
-        Self(Arc::new(Timestamp::now))
+        Self { now: Arc::new(Timestamp::now), steady: Arc::new(steady) }
     }
 
     /// The clock of the hospital's API server where that and this machine's are apart.
@@ -25,18 +29,31 @@ impl Clock {
     /// How old an object is, when an approval ends and how long a lease lasts are judged against times that the server
     /// and the nodes write. An agent on a machine that is hours ahead would end every training by its own limit.
     pub fn of_server(server: ServerTime) -> Self {
-        Self(Arc::new(move || server.on(Timestamp::now())))
+        Self { now: Arc::new(move || server.on(Timestamp::now(), steady())), ..Self::system() }
     }
 
     /// A clock that a test moves.
     pub fn from_fn(clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(clock))
+        let now: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(clock);
+        Self { steady: Arc::clone(&now), now }
     }
 
     /// The time.
     pub fn now(&self) -> Timestamp {
-        (self.0)()
+        (self.now)()
     }
+
+    /// A time that nobody sets: what others' clocks are measured by, so that setting this machine's moves none of them.
+    pub fn steady(&self) -> Timestamp {
+        (self.steady)()
+    }
+}
+
+/// The time at which this process first asked, and what has gone by since.
+pub fn steady() -> Timestamp {
+    static START: OnceLock<(Timestamp, Instant)> = OnceLock::new();
+    let (start, since) = START.get_or_init(|| (Timestamp::now(), Instant::now()));
+    start.checked_add(since.elapsed()).unwrap_or(Timestamp::MAX)
 }
 
 /// What the answers of the hospital's API server say of its clock.
@@ -44,12 +61,13 @@ impl Clock {
 pub struct ServerTime(Arc<Mutex<OtherClock>>);
 
 impl ServerTime {
-    /// Takes the time that an answer carries (RFC 9110 section 6.6.1), and returns by how much it is ahead of ours.
-    pub fn hear(&self, answer: &HeaderMap, ours: Timestamp) -> Option<SignedDuration> {
+    /// Takes the time that an answer carries (RFC 9110 section 6.6.1), and returns by how much it is ahead of the steady
+    /// clock.
+    pub fn hear(&self, answer: &HeaderMap, steady: Timestamp) -> Option<SignedDuration> {
         let said = answer.get(DATE)?.to_str().ok()?;
         let theirs = rfc2822::DateTimeParser::new().parse_timestamp(said).ok()?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = known.after(Some(theirs), ours);
+        *known = known.after(Some(theirs), steady);
         match *known {
             OtherClock::Ahead(by) => Some(by),
             OtherClock::Unheard | OtherClock::Unsaid => None,
@@ -57,9 +75,10 @@ impl ServerTime {
     }
 
     /// Ours while both show one time.
-    fn on(&self, ours: Timestamp) -> Timestamp {
+    fn on(&self, ours: Timestamp, steady: Timestamp) -> Timestamp {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.in_sync() == Some(false) { known.now(ours) } else { ours }
+        let apart = known.beside(steady.duration_since(ours)).in_sync() == Some(false);
+        if apart { known.now(steady) } else { ours }
     }
 }
 
@@ -141,18 +160,21 @@ mod tests {
     fn an_agent_goes_by_the_clock_that_dates_its_objects() {
         let server = ServerTime::default();
         let ours: Timestamp = "2026-01-01T15:00:00Z".parse().unwrap();
-        assert_eq!(server.on(ours), ours, "nothing was heard");
+        assert_eq!(server.on(ours, ours), ours, "nothing was heard");
         let answer = |date: &str| HeaderMap::from_iter([(DATE, date.parse().unwrap())]);
         let ahead = server.hear(&answer("Thu, 01 Jan 2026 10:00:00 GMT"), ours);
         assert_eq!(ahead, Some(SignedDuration::from_hours(-5)));
-        assert_eq!(server.on(ours), "2026-01-01T10:00:00Z".parse().unwrap());
+        assert_eq!(server.on(ours, ours), "2026-01-01T10:00:00Z".parse().unwrap());
         // What says no time changes nothing.
         for odd in ["yesterday", ""] {
             assert_eq!(server.hear(&answer(odd), ours), None);
         }
-        assert_eq!(server.on(ours), "2026-01-01T10:00:00Z".parse().unwrap());
+        assert_eq!(server.on(ours, ours), "2026-01-01T10:00:00Z".parse().unwrap());
         // Whole seconds and the way of an answer move no clock.
         server.hear(&answer("Thu, 01 Jan 2026 14:59:57 GMT"), ours);
-        assert_eq!(server.on(ours), ours);
+        assert_eq!(server.on(ours, ours), ours);
+        // Someone sets this machine's clock, rightly or wrongly: until the server is heard again nothing grows older by it.
+        let set = ours.checked_add(SignedDuration::from_hours(5)).unwrap();
+        assert_eq!(server.on(set, ours), ours.checked_add(SignedDuration::from_secs(-3)).unwrap());
     }
 }

@@ -158,17 +158,17 @@ impl Facts {
         self.lock().overdue.clone()
     }
 
-    /// Takes note of what the hub says of its clock; `None` where it says nothing.
-    pub fn hear_clock(&self, hub: Option<Timestamp>, ours: Timestamp) -> OtherClock {
+    /// Takes note of what the hub says of its clock, by the steady one; `None` where it says nothing.
+    pub fn hear_clock(&self, hub: Option<Timestamp>, steady: Timestamp) -> OtherClock {
         self.change(|inner| {
             let known = std::mem::take(&mut inner.hub_clock);
-            inner.hub_clock = known.after(hub, ours);
+            inner.hub_clock = known.after(hub, steady);
             inner.hub_clock != known
         });
         self.hub_clock()
     }
 
-    /// The hub's clock. Its deadlines are read by it.
+    /// The hub's clock by the steady one; see [`crate::Context::hub_clock`].
     pub fn hub_clock(&self) -> OtherClock {
         self.lock().hub_clock
     }

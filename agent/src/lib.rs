@@ -101,11 +101,19 @@ impl Context {
         self.clock.now()
     }
 
-    /// Takes note of what the hub says of its clock at a time of ours.
-    pub fn heard_clock(&self, hub: Option<Timestamp>, ours: Timestamp) {
-        if let OtherClock::Ahead(by) = self.facts.hear_clock(hub, ours) {
+    /// Takes note of what the hub says of its clock at a time of the steady one.
+    pub fn heard_clock(&self, hub: Option<Timestamp>, steady: Timestamp) {
+        self.facts.hear_clock(hub, steady);
+        if let OtherClock::Ahead(by) = self.hub_clock() {
             self.metrics.hub_clock_ahead.set(by.as_secs_f64());
         }
+    }
+
+    /// The hub's clock beside ours as it shows now. The hub's deadlines are read by it: setting our clock, which is what
+    /// people do when the two are apart, brings none of them nearer.
+    pub fn hub_clock(&self) -> OtherClock {
+        let behind = self.clock.steady().duration_since(self.now());
+        self.facts.hub_clock().beside(behind)
     }
 
     /// The policy in force now.

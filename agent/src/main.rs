@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use axum::http::Response;
-use consilium_agent::edge::ServerTime;
+use clap::Parser as _;
+use consilium_agent::edge::{ServerTime, steady};
 use consilium_agent::guard::{self, Guard};
 use consilium_agent::link::{Backoff, Dial as _, Dialer, Link};
 use consilium_agent::policy::SeenHazards;
@@ -24,7 +24,6 @@ use consilium_agent::{
 };
 use consilium_crds::SitePolicy;
 use consilium_federation::SiteName;
-use jiff::Timestamp;
 use kube::client::{ClientBuilder, DynBody};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -137,7 +136,7 @@ fn client(cluster: &kube::Config, silent: Option<Duration>, heard: &Heard) -> Re
     (cluster.connect_timeout, cluster.read_timeout) = (Some(SILENT_CALL), silent);
     let (time, metrics) = heard.clone();
     let hear = MapResponseLayer::new(move |answer: Response<Box<DynBody>>| {
-        if let Some(ahead) = time.hear(answer.headers(), Timestamp::now()) {
+        if let Some(ahead) = time.hear(answer.headers(), steady()) {
             metrics.server_clock_ahead.set(ahead.as_secs_f64());
         }
         answer

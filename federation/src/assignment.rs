@@ -63,6 +63,20 @@ pub struct Item {
 }
 
 impl Item {
+    /// That something of which nothing but the UID is known is over. A tombstone counts by its UID; the work in it is
+    /// none that anybody does.
+    pub fn tombstone(uid: impl Into<String>) -> Self {
+        let none = Digest::of(b"");
+        let work = DeployWork {
+            release: "unreadable".into(),
+            release_digest: none,
+            model: none,
+            stage: Stage::Shadow,
+            approvals: Vec::new(),
+        };
+        Self { uid: uid.into(), state: ItemState::Cancelled, work: Work::Deploy(work) }
+    }
+
     /// About how many bytes it takes, in memory or written down.
     pub fn size(&self) -> usize {
         // UID, digests, numbers and times.

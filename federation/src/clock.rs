@@ -38,6 +38,14 @@ impl OtherClock {
         }
     }
 
+    /// The same beside a clock that is so much behind the one that it was measured by.
+    pub fn beside(self, behind: SignedDuration) -> Self {
+        match self {
+            Self::Ahead(by) => Self::Ahead(by.saturating_add(behind)),
+            other => other,
+        }
+    }
+
     /// Whether both show one time; `None` while nobody knows.
     pub fn in_sync(self) -> Option<bool> {
         match self {

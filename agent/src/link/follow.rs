@@ -160,8 +160,8 @@ pub(super) fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Resul
     touch(ctx);
     let (hub_time, ours) = (clock(&message.hub_time), ctx.now());
     // A message may have waited on its way, an answer to a report has not: its word on the hub's clock goes before.
-    if !matches!(ctx.facts.hub_clock(), OtherClock::Ahead(_)) {
-        ctx.heard_clock(hub_time, ours);
+    if !matches!(ctx.hub_clock(), OtherClock::Ahead(_)) {
+        ctx.heard_clock(hub_time, ctx.clock.steady());
     }
     let Some((offered, left_out)) = read(message, &link.desired.borrow()) else {
         ctx.metrics.assignments.with_label_values(&["unreadable"]).inc();
@@ -169,7 +169,7 @@ pub(super) fn take(ctx: &Context, link: &Link, message: v1::Assignment) -> Resul
     };
     ctx.metrics.items_left_out.inc_by(left_out as u64);
     let revision = offered.revision;
-    let verdict = ctx.state.accept(offered, ours, ctx.facts.hub_clock().now(ours))?;
+    let verdict = ctx.state.accept(offered, ours, ctx.hub_clock().now(ours))?;
     let label = match verdict {
         Acceptance::Take => "taken",
         Acceptance::TakeNewEpoch => "new_epoch",
@@ -198,7 +198,7 @@ fn is_tombstone(item: &v1::Item) -> bool {
 }
 
 /// Parses what came. An item that makes no sense here is left out, the others count: to this hospital it is an orphan,
-/// never a cancellation. A tombstone makes sense by its UID alone: `known` has what it takes back.
+/// never a cancellation. A tombstone counts by its UID alone, whatever else it says: `known` has what it takes back.
 fn read(message: v1::Assignment, known: &Assignment) -> Option<(Assignment, usize)> {
     let v1::Assignment { hub_epoch, revision, items, rosters, hub_time: _ } = message;
     if hub_epoch.is_empty() || hub_epoch.len() > EPOCH_LIMIT {
@@ -220,7 +220,7 @@ fn read(message: v1::Assignment, known: &Assignment) -> Option<(Assignment, usiz
     for item in items {
         let here = known.items.iter().find(|here| here.uid == item.uid && is_tombstone(&item));
         let taken_back = here.map(|here| Item { state: ItemState::Cancelled, ..here.clone() });
-        match Item::try_from(item).or_else(|error| taken_back.ok_or(error)) {
+        match taken_back.map_or_else(|| Item::try_from(item), Ok) {
             Ok(item) if parsed.iter().any(|known| known.uid == item.uid) => {
                 tracing::error!(uid = item.uid, "the hub names an item twice; the first counts");
             }
@@ -271,6 +271,11 @@ mod tests {
         assert_eq!((taken, left_out), (served(ItemState::Cancelled), 0));
         let (raised, left_out) = read(sent(ItemState::Active), &known).unwrap();
         assert_eq!((raised.items.len(), left_out), (0, 1), "left out: to this hospital an orphan");
+        // A hub that could not read its own record any more knows the UID alone.
+        let mut bare = v1::Assignment::from(&Assignment { items: vec![Item::tombstone("promo-1")], ..known.clone() });
+        assert_eq!(read(bare.clone(), &known).unwrap(), (served(ItemState::Cancelled), 0));
+        bare.items[0].uid = "another".into();
+        assert_eq!(read(bare, &known).unwrap().1, 0);
         let nothing = Assignment { items: vec![], ..known };
         assert_eq!(read(sent(ItemState::Cancelled), &nothing).unwrap().1, 1);
     }

@@ -109,7 +109,8 @@ pub(super) async fn send(ctx: &Context, account: &mut Account, channel: Connecti
     ctx.metrics.last_contact.set(answered.as_second() as f64);
     // The hub spoke about halfway; an answer that was long under way says too little of when.
     if took < PROMPT {
-        ctx.heard_clock(clock(&reply.hub_time), answered.checked_sub(took / 2).unwrap_or(answered));
+        let heard = ctx.clock.steady();
+        ctx.heard_clock(clock(&reply.hub_time), heard.checked_sub(took / 2).unwrap_or(heard));
     }
     acknowledged(ctx, reply)
 }

@@ -82,7 +82,7 @@ async fn turn(ctx: &Context, api: &Api<SitePolicy>, recorder: &Recorder, link: &
     let status = decide(&StatusInputs {
         policy: &policy,
         link,
-        clock: ctx.facts.hub_clock(),
+        clock: ctx.hub_clock(),
         enforcement: &enforcement,
         desired: &desired,
         standing: &standing,

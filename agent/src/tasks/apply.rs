@@ -76,7 +76,7 @@ impl Writer {
         let config = &self.ctx.config;
         // The Job ends by itself then, also where no agent is there to end it.
         let since = task.creation_timestamp().map(|at| at.0);
-        let ends = ends(self.ctx.facts.hub_clock().on_ours(task.spec.deadline), since, Some(&policy.spec));
+        let ends = ends(self.ctx.hub_clock().on_ours(task.spec.deadline), since, Some(&policy.spec));
         let plan = JobPlan {
             task: &name,
             task_uid: &uid,

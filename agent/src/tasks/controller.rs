@@ -109,7 +109,7 @@ impl Controller {
         let of = |keys: &Vec<AttemptKey>, t: &RoundTask| keys.iter().any(|key| key.round_uid == t.spec.round_uid);
         // A volume that cannot be read says nothing of it, so nothing is removed.
         let in_attempt = |t: &RoundTask| open.as_ref().map_or(true, |keys| of(keys, t));
-        let hub_time = self.ctx.facts.hub_clock();
+        let hub_time = self.ctx.hub_clock();
         let stray = |t: &&Arc<RoundTask>| {
             is_stray(t, &desired.items, assigned) && hub_time.on_ours(t.spec.deadline) <= now && !in_attempt(t)
         };
@@ -234,7 +234,7 @@ impl Controller {
             decision = self.ctx.judge_amount(&item.uid, work, running)?;
         }
         let since = task.and_then(|t| t.creation_timestamp()).map(|at| at.0);
-        let deadline = self.ctx.facts.hub_clock().on_ours(work.deadline);
+        let deadline = self.ctx.hub_clock().on_ours(work.deadline);
         let ends = ends(deadline, since, self.ctx.site_policy().as_deref().map(|p| &p.spec));
         Ok(Part { item, work, task, task_uid, seen, left, others, stored, decision, spec, ends })
     }

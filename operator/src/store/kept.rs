@@ -40,7 +40,8 @@ impl BlobStore {
         }
     }
 
-    /// The tombstones that are kept. One that cannot be read is left out, and said so.
+    /// The tombstones that are kept. One that cannot be read, or is of a later version, counts by its name, the UID:
+    /// otherwise its hospital would never be told to stop.
     ///
     /// # Errors
     /// When the volume fails.
@@ -57,12 +58,11 @@ impl BlobStore {
                     Err(StoreError::Torn { .. }) => None,
                     Err(error) => return Err(error),
                 };
-                match record {
-                    Some(item) => kept.push((site.clone(), item)),
-                    None => {
-                        tracing::error!(path = %path, "a tombstone cannot be read; its hospital is not told to stop")
-                    }
-                }
+                let item = record.unwrap_or_else(|| {
+                    tracing::warn!(path = %path, "a tombstone cannot be read; its hospital is told to stop by its name");
+                    Item::tombstone(name)
+                });
+                kept.push((site.clone(), item));
             }
         }
         Ok(kept)
@@ -184,6 +184,11 @@ mod tests {
         kept.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = [site("alder"), site("birch")].map(|site| (site, tombstone("u-1", Stage::Shadow)));
         assert_eq!(kept, expected);
+        // One of a later version, or damaged, still tells its hospital to stop: by its name.
+        tokio::fs::write(folder.path().join("tombstones/birch/u-2"), b"later").await.unwrap();
+        let kept = again.tombstones().await.unwrap();
+        assert!(kept.contains(&(site("birch"), Item::tombstone("u-2"))), "{kept:?}");
+        again.forget_tombstone(&site("birch"), "u-2").await.unwrap();
         again.forget_tombstone(&site("alder"), "u-1").await.unwrap();
         again.forget_tombstone(&site("alder"), "u-1").await.unwrap();
         assert_eq!(again.tombstones().await.unwrap().len(), 1);
