@@ -37,6 +37,11 @@ pub struct TrustSiteSpec {
     pub display_name: Option<String>,
     /// Whether the gateway lets this hospital in. Checked on every call; false revokes at once.
     pub accepted: bool,
+    /// Only certificates whose validity begins at this time or later let this hospital in: what was issued before is in
+    /// the wrong hands. Set it, with a certificate of a new key in the hospital, before `accepted` is true again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
+    pub certificates_issued_since: Option<Timestamp>,
     /// Namespaces whose studies may name this hospital. Empty: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), inner(length(min = 1, max = 63), regex(pattern = values::NAMESPACE_PATTERN)), extend("x-kubernetes-list-type" = "set"))]

@@ -47,6 +47,8 @@ struct Inner {
     key: SigningKey,
     /// Who may call by the TrustSites, and of those the ones for whom one agent speaks.
     admitted: Mutex<BTreeSet<SiteName>>,
+    /// From when on certificates of a hospital count, where its TrustSite says so.
+    issued_since: Mutex<BTreeMap<SiteName, Timestamp>>,
     accepted: watch::Sender<Arc<BTreeSet<SiteName>>>,
     knows_accepted: AtomicBool,
     changes: broadcast::Sender<(SiteName, News)>,
@@ -104,6 +106,7 @@ impl Hub {
             ledgers: Mutex::default(),
             key,
             admitted: Mutex::default(),
+            issued_since: Mutex::default(),
             accepted: watch::Sender::new(Arc::default()),
             knows_accepted: AtomicBool::new(false),
             changes: broadcast::Sender::new(CHANGES),

@@ -1,6 +1,6 @@
 //! Which hospitals may call: those that their TrustSites let in and for which one agent speaks. And what their clocks show.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -31,6 +31,13 @@ impl Hub {
         };
         accepted.retain(|name| !two.contains(name));
         let revoked: Vec<SiteName> = self.0.accepted.borrow().difference(&accepted).cloned().collect();
+        // What the series say follows from what is known now, not from what has just changed.
+        for site in self.sites().keys().filter(|site| !admitted.contains(*site)) {
+            self.0.metrics.forget_site(site);
+        }
+        for site in admitted.iter() {
+            self.0.metrics.two_agents(site, two.contains(site));
+        }
         let changed = self.0.accepted.send_if_modified(|known| {
             let differs = **known != accepted;
             if differs {
@@ -38,9 +45,6 @@ impl Hub {
             }
             differs
         });
-        for name in &two {
-            self.0.metrics.two_agents(name, true);
-        }
         if !changed {
             return;
         }
@@ -53,8 +57,13 @@ impl Hub {
             if let Some(entry) = self.sites().get_mut(&site) {
                 entry.report = None;
                 entry.last_contact = None;
+                // It is measured anew when it is let in again.
+                entry.clock = OtherClock::Unheard;
             }
             self.0.metrics.forget_site(&site);
+            if two.contains(&site) {
+                self.0.metrics.two_agents(&site, true);
+            }
             self.changed(&site);
         }
     }
@@ -67,18 +76,40 @@ impl Hub {
             let instances = &mut sites.entry(site.clone()).or_default().instances;
             (instances.hear(instance, now), instances.trouble())
         };
+        self.judged(site, changed, trouble.as_deref());
+    }
+
+    /// Looks whether two agents that spoke for a hospital are both gone: nobody's call says so.
+    pub fn settle_instances(&self, site: &SiteName, now: Timestamp) {
+        let (changed, trouble) = {
+            let mut sites = self.sites();
+            let Some(known) = sites.get_mut(site) else { return };
+            (known.instances.settle(now), known.instances.trouble())
+        };
+        self.judged(site, changed, trouble.as_deref());
+    }
+
+    fn judged(&self, site: &SiteName, changed: bool, trouble: Option<&str>) {
         if !changed {
             return;
         }
-        match &trouble {
+        match trouble {
             Some(words) => tracing::error!(%site, words, "a hospital has two agents"),
             None => tracing::warn!(%site, "a hospital has one agent again"),
         }
         self.admit();
-        if lock(&self.0.admitted).contains(site) {
-            self.0.metrics.two_agents(site, trouble.is_some());
-        }
         self.changed(site);
+    }
+
+    /// Since when certificates of a hospital must have been issued, for hospitals that say so: what was issued before is
+    /// in the wrong hands.
+    pub fn set_issued_since(&self, since: BTreeMap<SiteName, Timestamp>) {
+        *lock(&self.0.issued_since) = since;
+    }
+
+    /// The same of one hospital.
+    pub fn issued_since(&self, site: &SiteName) -> Option<Timestamp> {
+        lock(&self.0.issued_since).get(site).copied()
     }
 
     /// Why a hospital may not call although its TrustSite lets it in: two agents speak for it.

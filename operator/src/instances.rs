@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How long two must have been heard beside each other: what an agent that was stopped sent may come in late.
+/// How long after a second one's first word the first must have been heard: what an agent that was stopped sent may come in
+/// late. The second need not live on, or take the same name twice: one that was replaced is never heard again.
 const BESIDE: SignedDuration = SignedDuration::from_secs(10);
 /// Who has not been heard for so long is gone. An agent calls every half minute, also while it is refused.
 pub const GONE: SignedDuration = SignedDuration::from_mins(3);
@@ -16,6 +17,8 @@ pub const GONE: SignedDuration = SignedDuration::from_mins(3);
 const REMEMBERED: usize = 8;
 /// Longest name of one.
 const NAME: usize = 40;
+/// Who says no name: a version that does not, or someone who leaves it out. It is one as any other.
+const UNNAMED: &str = "unnamed";
 
 #[derive(Clone, Copy, Debug)]
 struct Heard {
@@ -34,10 +37,7 @@ impl Instances {
     /// Takes note of a call; whether that changes how many there are.
     pub fn hear(&mut self, instance: &str, now: Timestamp) -> bool {
         let name: String = instance.chars().filter(char::is_ascii_alphanumeric).take(NAME).collect();
-        if name.is_empty() {
-            // A version that does not say its name.
-            return false;
-        }
+        let name = if name.is_empty() { UNNAMED.to_owned() } else { name };
         self.heard.retain(|known, heard| *known == name || now.duration_since(heard.last) < GONE);
         for heard in self.heard.values_mut() {
             // The hub's own clock was set back: nobody was heard in a time to come.
@@ -46,9 +46,20 @@ impl Instances {
         let heard = self.heard.entry(name).or_insert(Heard { first: now, last: now });
         heard.last = heard.last.max(now);
         while self.heard.len() > REMEMBERED {
-            let oldest = self.heard.iter().min_by_key(|(_, heard)| heard.last).map(|(name, _)| name.clone());
-            oldest.map(|name| self.heard.remove(&name));
+            // The newest: names without end must not push out the one that was there before them.
+            let newest = self.heard.iter().max_by_key(|(_, heard)| heard.first).map(|(name, _)| name.clone());
+            newest.map(|name| self.heard.remove(&name));
         }
+        self.judge()
+    }
+
+    /// Forgets who has not been heard for long; whether that changes how many there are.
+    pub fn settle(&mut self, now: Timestamp) -> bool {
+        self.heard.retain(|_, heard| now.duration_since(heard.last) < GONE);
+        self.judge()
+    }
+
+    fn judge(&mut self) -> bool {
         let before = self.two.take();
         // Two that were seen are two until one is gone.
         let still = before.as_ref().filter(|two| two.iter().all(|name| self.heard.contains_key(name)));
@@ -57,10 +68,10 @@ impl Instances {
     }
 
     fn beside(&self) -> Option<[String; 2]> {
-        let all: Vec<(&String, &Heard)> = self.heard.iter().collect();
+        let mut all: Vec<(&String, &Heard)> = self.heard.iter().collect();
+        all.sort_by_key(|(_, heard)| heard.first);
         let pairs = all.iter().enumerate().flat_map(|(n, a)| all[n + 1..].iter().map(move |b| (a, b)));
-        let mut found =
-            pairs.filter(|((_, a), (_, b))| a.last.min(b.last).duration_since(a.first.max(b.first)) > BESIDE);
+        let mut found = pairs.filter(|((_, a), (_, b))| a.last.duration_since(b.first) > BESIDE);
         found.next().map(|((a, _), (b, _))| [(*a).clone(), (*b).clone()])
     }
 
@@ -94,8 +105,30 @@ mod tests {
         assert!(instances.trouble().is_none() && changes.iter().all(|changed| !changed));
         // Nor when the hub's clock was set back an hour in between.
         assert!(heard(&[("a", 0), ("a", 4000), ("b", 500), ("b", 600), ("b", 630)]).0.trouble().is_none());
-        // Nor are versions that do not say their name.
-        assert!(heard(&[("", 0), ("a", 20), ("", 40), ("a", 60)]).0.trouble().is_none());
+        // Nor is an agent of before that is brought up to date.
+        assert!(heard(&[("", 0), ("", 30), ("a", 35), ("a", 60), ("a", 90)]).0.trouble().is_none());
+    }
+
+    /// A thief with the certificate would be as polite as it must: no name, a new one for each call, or many between two
+    /// calls of the hospital's own agent; and a copy that falls over again and again lives for seconds.
+    #[test]
+    fn whoever_came_before_and_is_still_heard_shows_that_there_is_another() {
+        assert!(heard(&[("a", 0), ("", 20), ("a", 30), ("a", 60)]).0.trouble().is_some(), "without a name");
+        assert!(heard(&[("a", 0), ("x1", 20), ("a", 30), ("x2", 50), ("a", 60)]).0.trouble().is_some(), "ever another");
+        let mut calls = vec![("a", 0)];
+        let names = ["b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"];
+        calls.extend(names.map(|name| (name, 5)));
+        calls.push(("a", 30));
+        assert!(heard(&calls).0.trouble().is_some(), "many");
+    }
+
+    /// Both were stopped, and nobody calls any more: the alert must not stand for ever.
+    #[test]
+    fn two_that_have_both_gone_are_none() {
+        let (mut instances, _) = heard(&[("a", 0), ("b", 5), ("a", 30), ("b", 31)]);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(instances.trouble().is_some());
+        assert!(!instances.settle(at(60)) && instances.settle(at(300)) && instances.trouble().is_none());
     }
 
     /// Two on two copies of one volume would answer one step in two ways.
@@ -103,7 +136,7 @@ mod tests {
     fn two_that_are_heard_beside_each_other_are_noticed_and_named_until_one_is_gone() {
         let calls = [("a", 0), ("b", 5), ("a", 10), ("b", 15), ("a", 30), ("b", 31), ("a", 60)];
         let (mut instances, changes) = heard(&calls);
-        assert_eq!(changes, [false, false, false, false, false, true, false]);
+        assert_eq!(changes, [false, false, false, false, true, false, false]);
         let words = instances.trouble().unwrap();
         assert!(
             words.contains("instances a and b") && words.contains("stop one") && words.contains("3 minutes"),

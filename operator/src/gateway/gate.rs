@@ -103,10 +103,14 @@ impl Shared {
         if !self.hub.knows_accepted() {
             return Err(Status::unavailable("the hub is starting and does not know its hospitals yet; try again soon"));
         }
-        // Heard also while it is refused: it is there.
-        if let Some(instance) = request.headers().get(INSTANCE).and_then(|name| name.to_str().ok()) {
-            self.hub.hear_instance(&caller.site, instance, now);
+        // A certificate in the wrong hands is nobody's: it is not heard as an agent of its hospital.
+        if let Some(error) = self.hub.issued_since(&caller.site).and_then(|since| caller.superseded(since)) {
+            self.metrics.refused(Refusal::NoIdentity);
+            return Err(Status::unauthenticated(error.to_string()));
         }
+        // Heard also while it is refused: it is there.
+        let instance = request.headers().get(INSTANCE).and_then(|name| name.to_str().ok()).unwrap_or_default();
+        self.hub.hear_instance(&caller.site, instance, now);
         if !self.hub.is_accepted(&caller.site) {
             return Err(super::not_accepted(&self.hub, &self.metrics, &caller.site));
         }

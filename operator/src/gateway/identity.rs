@@ -34,6 +34,16 @@ pub enum IdentityError {
         /// When.
         ended: Timestamp,
     },
+    /// It was replaced because it is in the wrong hands.
+    #[error(
+        "the client certificate holds from {issued}, and the TrustSite's spec.certificatesIssuedSince is {since}: issue one of a new key"
+    )]
+    Superseded {
+        /// From when it holds.
+        issued: Timestamp,
+        /// From when certificates count.
+        since: Timestamp,
+    },
 }
 
 /// A caller.
@@ -41,6 +51,8 @@ pub enum IdentityError {
 pub struct Caller {
     /// Which hospital.
     pub site: SiteName,
+    /// From when its certificate holds, Unix time in seconds.
+    pub issued: i64,
     /// When its certificate ends, Unix time in seconds.
     pub expires: i64,
 }
@@ -52,6 +64,12 @@ impl Caller {
             return Ok(self);
         }
         Err(IdentityError::Ended { ended: Timestamp::from_second(self.expires).unwrap_or(Timestamp::MIN) })
+    }
+
+    /// Why it is none of those that count, if its hospital's certificates count from a time on.
+    pub(super) fn superseded(&self, since: Timestamp) -> Option<IdentityError> {
+        let issued = Timestamp::from_second(self.issued).unwrap_or(Timestamp::MIN);
+        (issued < since).then_some(IdentityError::Superseded { issued, since })
     }
 }
 
@@ -72,7 +90,11 @@ pub(super) fn caller(certificate: &[u8]) -> Result<Caller, IdentityError> {
     let [uri] = uris[..] else { return Err(IdentityError::Uris { found: uris.len() }) };
     let site = uri.strip_prefix(SPIFFE_PREFIX).and_then(|name| name.parse().ok());
     let site = site.ok_or_else(|| IdentityError::NotASite { uri: uri.chars().take(100).collect() })?;
-    Ok(Caller { site, expires: parsed.validity().not_after.timestamp() })
+    Ok(Caller {
+        site,
+        issued: parsed.validity().not_before.timestamp(),
+        expires: parsed.validity().not_after.timestamp(),
+    })
 }
 
 #[cfg(test)]
@@ -101,10 +123,20 @@ mod tests {
         assert_eq!(caller(b"junk"), Err(IdentityError::Unreadable));
     }
 
+    /// A certificate that was stolen must be worth nothing once its hospital has another.
+    #[test]
+    fn what_was_issued_before_can_be_shut_out() {
+        let stolen = Caller { site: "alder".parse().unwrap(), issued: 1_600_000_000, expires: 1_700_000_000 };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(stolen.superseded(at(1_600_000_000)), None);
+        let words = stolen.superseded(at(1_600_000_001)).unwrap().to_string();
+        assert!(words.contains("certificatesIssuedSince"), "{words}");
+    }
+
     /// A hospital that keeps its connection open must not be let in for ever by a certificate of a week.
     #[test]
     fn a_certificate_that_has_ended_is_no_identity_any_more() {
-        let alder = Caller { site: "alder".parse().unwrap(), expires: 1_700_000_000 };
+        let alder = Caller { site: "alder".parse().unwrap(), issued: 1_600_000_000, expires: 1_700_000_000 };
         let at = |second| alder.clone().at(Timestamp::from_second(second).unwrap());
         assert_eq!(at(1_700_000_000), Ok(alder.clone()));
         let error = at(1_700_000_001).unwrap_err().to_string();

@@ -225,7 +225,7 @@ impl HubService for Gateway {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.observe("Watch", async {
-            let Caller { site, expires } = self.caller(&request)?;
+            let Caller { site, expires, .. } = self.caller(&request)?;
             let left = u64::try_from(expires.saturating_sub((self.clock)().as_second())).unwrap_or(0);
             tracing::info!(%site, agent = %request.get_ref().agent_version.escape_debug(), "a hospital watches");
             let watch = Watch {

@@ -189,7 +189,7 @@ impl HubProcess {
 
     /// Whoever calls, by its certificate.
     pub fn caller(&self, site: &SiteName) -> Caller {
-        Caller { site: site.clone(), expires: i64::MAX / 4 }
+        Caller { site: site.clone(), issued: 0, expires: i64::MAX / 4 }
     }
 
     /// Takes note of what a hospital said.

@@ -72,7 +72,9 @@ pub fn decide(site: &TrustSite, facts: &Facts, now: Timestamp) -> (TrustSiteStat
             Note::warning("Disconnected", "the hospital's agent is no longer connected")
         });
     }
-    if let (Some(words), false) = (&facts.two_agents, status_of(&known.conditions, STALLED) == Some("True")) {
+    if let (Some(words), false) =
+        (facts.two_agents.as_ref().filter(|_| accepted), status_of(&known.conditions, STALLED) == Some("True"))
+    {
         notes.push(Note::warning(TWO_AGENTS, words.clone()));
     }
     let due = match (known.last_contact_time, facts.last_contact) {

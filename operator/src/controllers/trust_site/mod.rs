@@ -27,6 +27,8 @@ pub fn admit(context: &Context) {
         .filter(|site| site.spec.accepted && site.metadata.deletion_timestamp.is_none())
         .filter_map(|site| site.site_name())
         .collect();
+    let since = |site: &Arc<TrustSite>| Some((site.site_name()?, site.spec.certificates_issued_since?));
+    context.hub.set_issued_since(context.caches.sites.state().iter().filter_map(since).collect());
     context.hub.set_accepted(accepted);
     for site in context.caches.sites.state().iter().filter(|site| site.spec.accepted) {
         let last = site.status.as_ref().and_then(|status| status.last_contact_time);
@@ -44,6 +46,7 @@ pub async fn reconcile(site: Arc<TrustSite>, context: Arc<Context>) -> Result<Ac
     let Some(name) = site.site_name() else { return Ok(Action::await_change()) };
     // A hospital that is new has nothing to do, and must hear just that.
     context.publish_one(&name);
+    context.hub.settle_instances(&name, context.now());
     let facts = Facts {
         connected: context.hub.connected(&name),
         last_contact: context.hub.last_contact(&name),
@@ -59,5 +62,11 @@ pub async fn reconcile(site: Arc<TrustSite>, context: Arc<Context>) -> Result<Ac
     }
     // Contacts announce nothing by themselves; this is what keeps the last one current.
     let refresh = Duration::try_from(REFRESH).unwrap_or(Duration::from_secs(300));
-    Ok(if facts.connected { Action::requeue(refresh) } else { Action::await_change() })
+    Ok(if facts.two_agents.is_some() {
+        Action::requeue(Duration::from_secs(60))
+    } else if facts.connected {
+        Action::requeue(refresh)
+    } else {
+        Action::await_change()
+    })
 }

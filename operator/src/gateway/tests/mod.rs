@@ -380,7 +380,8 @@ async fn neither_of_two_agents_with_one_certificate_takes_part() {
     let step = |seconds| rig.set_clock(rig::now() + jiff::SignedDuration::from_secs(seconds));
     other.report(as_instance(report(), "bb22")).await.unwrap();
     step(20);
-    one.report(as_instance(report(), "aa11")).await.unwrap();
+    // The first is heard 20 s after the second's first word.
+    assert!(one.report(as_instance(report(), "aa11")).await.is_err());
     let refused = other.report(as_instance(report(), "bb22")).await.err().unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert_eq!(refused.metadata().get(consilium_proto::REFUSAL).unwrap(), consilium_proto::TWO_AGENTS);
