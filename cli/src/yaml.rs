@@ -4,9 +4,11 @@
 //! otherwise. The digest of a study hangs on every one of them. So what both read alike is taken, and the rest is
 //! refused with its line: it is always better written plainly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// Most levels of a document.
@@ -20,6 +22,8 @@ const VALUES: usize = 100_000;
 /// In words that begin with the line, or for JSON name the field.
 pub fn as_sent(text: &str) -> Result<Value, String> {
     if let Ok(mut value) = serde_json::from_str::<Value>(text) {
+        // kubectl refuses a field that is there twice, other ways take one of the two.
+        serde_json::from_str::<Once>(text).map_err(|error| error.to_string())?;
         if let Some(spec) = value.get_mut("spec") {
             send(spec, "spec")?;
         }
@@ -35,6 +39,64 @@ pub fn as_sent(text: &str) -> Result<Value, String> {
     }
     second_opinion(text, &value)?;
     Ok(value)
+}
+
+/// JSON in which no object has a field twice.
+struct Once;
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Once {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut seen = BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if seen.contains(&key) {
+                return Err(A::Error::custom(format!("{key} stands there twice; take one of the two out")));
+            }
+            map.next_value::<Self>()?;
+            seen.insert(key);
+        }
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
 }
 
 /// Another reader, of the family of go-yaml's, must find the same: what the two do not read alike is read by nobody.
@@ -388,6 +450,8 @@ mod tests {
         );
         assert!(read(r#"{"spec": {"a": [null]}}"#).unwrap_err().contains("spec.a[0]"));
         assert!(read(r#"{"spec": {"a": 9223372036854775808}}"#).unwrap_err().contains("2^63"));
+        let twice = read("{\"spec\": {\"a\":\n [{\"x\": 1, \"x\": 1}]}}").unwrap_err();
+        assert!(twice.contains("x stands there twice") && twice.contains("line 2"), "{twice}");
     }
 
     /// A file of two documents, a bomb of aliases and a tower of lists end in words.

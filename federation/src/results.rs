@@ -39,18 +39,26 @@ pub fn metrics(bytes: &[u8]) -> Result<Reported, String> {
     Ok(Reported { examples: number, dropped })
 }
 
-/// Replaces bare `NaN`, `Infinity` and `-Infinity` by `null`; also the keys before them.
+/// Replaces what writers of many languages write of a number that is none (`NaN`, `-nan`, `inf`, `+Infinity`) by `null`;
+/// also the keys before them. A byte-order mark goes.
 fn without_non_numbers(bytes: &[u8]) -> (Vec<u8>, Vec<String>) {
-    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    // The longer first, where one begins with the other.
+    const WORDS: [&[u8]; 3] = [b"infinity", b"inf", b"nan"];
+    fn word_at(bytes: &[u8]) -> Option<usize> {
+        let sign = usize::from(matches!(bytes.first(), Some(b'+' | b'-')));
+        let word =
+            |word: &&[u8]| bytes.get(sign..sign + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word));
+        WORDS.iter().find(|known| word(known)).map(|word| sign + word.len())
+    }
     const MOST: usize = 20;
     let (mut json, mut dropped) = (Vec::with_capacity(bytes.len()), Vec::new());
-    let (mut rest, mut last): (&[u8], &[u8]) = (bytes, b"");
+    let (mut rest, mut last): (&[u8], &[u8]) = (bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes), b"");
     let mut key: &[u8] = b"";
     while let Some(&byte) = rest.first() {
-        let word = WORDS.into_iter().find(|word| rest.starts_with(word));
+        let word = word_at(rest);
         let taken = match (byte, word) {
             (b'"', _) => string(rest),
-            (_, Some(word)) => word.len(),
+            (_, Some(length)) => length,
             _ => 1,
         };
         let (part, after) = rest.split_at(taken);
@@ -95,6 +103,9 @@ mod tests {
     fn a_metric_that_is_no_number_is_dropped_and_named() {
         let text = br#"{"metrics": {"loss": NaN, "best": [1, -Infinity, Infinity], "say \\\"NaN": "NaN: \"Infinity"}, "examples": 52}"#;
         assert_eq!(metrics(text), Ok(Reported { examples: 52, dropped: vec!["loss".into(), "best".into()] }));
+        // As C, Java and Windows write them.
+        let text = b"\xef\xbb\xbf{\"metrics\": {\"a\": -nan, \"b\": [inf, -Inf], \"c\": +NaN, \"d\": \"info\"}, \"examples\": 5}";
+        assert_eq!(metrics(text), Ok(Reported { examples: 5, dropped: vec!["a".into(), "b".into(), "c".into()] }));
         let deep = format!("{{\"examples\": 7.0, \"metrics\": {}1{}}}", "[".repeat(10_000), "]".repeat(10_000));
         assert_eq!(metrics(deep.as_bytes()), Ok(Reported { examples: 7, dropped: vec![] }));
         assert_eq!(metrics(br#"{"examples": 3}"#), Ok(Reported { examples: 3, dropped: vec![] }));

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ScanError;
 use crate::msd::case_id;
-use crate::table::read_bounded;
+use crate::table::{file_named, read_bounded};
 
 /// Bytes of the longest such file that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -30,10 +30,7 @@ pub struct Dataset {
 impl Dataset {
     /// Reads a folder's `dataset.json`, if there is one.
     pub fn of_folder(folder: &Path) -> Result<Option<Self>, ScanError> {
-        let file = folder.join("dataset.json");
-        if !file.exists() {
-            return Ok(None);
-        }
+        let Some(file) = file_named(folder, "dataset.json")? else { return Ok(None) };
         Self::parse(&file, &read_bounded(&file, MAX_BYTES)?).map(Some)
     }
 
@@ -136,10 +133,7 @@ pub struct Split {
 impl Split {
     /// Reads a folder's `splits_final.json`, if there is one.
     pub fn of_folder(folder: &Path) -> Result<Option<Self>, ScanError> {
-        let file = folder.join("splits_final.json");
-        if !file.exists() {
-            return Ok(None);
-        }
+        let Some(file) = file_named(folder, "splits_final.json")? else { return Ok(None) };
         let reason = "not a list of folds such as [{\"train\": [\"case\", …], \"val\": [\"case\", …]}, …]".to_owned();
         let value = json(&file, &read_bounded(&file, MAX_BYTES)?)?;
         let names = |name: &str| -> Option<BTreeSet<String>> {
@@ -190,7 +184,8 @@ fn labels(fields: &Map<String, Value>) -> Result<BTreeMap<u64, String>, String> 
     };
     let mut labels = BTreeMap::new();
     for (key, value) in entries {
-        if key.eq_ignore_ascii_case("ignore") {
+        if key.eq_ignore_ascii_case("ignore") || value.as_str().is_some_and(|name| name.eq_ignore_ascii_case("ignore"))
+        {
             return Err("labels has an ignore label: every voxel is trained on here; give those voxels a class".into());
         }
         if value.is_array() {

@@ -76,15 +76,17 @@ pub enum ScanError {
         scaling: Option<(f64, f64)>,
     },
     /// An image all of whose voxels are equal.
-    #[error("{}: empty: all voxels are {value}; a scan must show something; export it again or take the case out", file.display())]
+    #[error("{}: empty: all voxels are {value}{}; a scan must show something; export it again or take the case out", file.display(), by(scaling))]
     Empty {
         /// The file.
         file: PathBuf,
         /// The only value.
         value: f32,
+        /// The header's slope and intercept, where it has them.
+        scaling: Option<(f64, f64)>,
     },
     /// A label that is no class of the study.
-    #[error("{}: label {found} at x={} y={} z={}: labels must be whole numbers from 0 to {} (the study has {classes} classes, background included); map the labels to the study's classes", file.display(), at[0], at[1], at[2], classes - 1)]
+    #[error("{}: label {found} at x={} y={} z={}{}: labels must be whole numbers from 0 to {} (the study has {classes} classes, background included); map the labels to the study's classes", file.display(), at[0], at[1], at[2], by(scaling), classes - 1)]
     LabelOutsideClasses {
         /// The mask.
         file: PathBuf,
@@ -92,6 +94,8 @@ pub enum ScanError {
         found: f32,
         /// Position of the first such voxel, x, y, z.
         at: [usize; 3],
+        /// The header's slope and intercept, where it has them: a mask needs none.
+        scaling: Option<(f64, f64)>,
         /// Number of classes, background included.
         classes: u8,
     },

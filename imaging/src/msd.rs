@@ -132,7 +132,8 @@ fn scans_in(folder: &Path) -> Result<Scans, ScanError> {
                     bad.push(ScanError::TwoFiles { case: id.to_owned(), first, second });
                 }
             }
-            None if name.starts_with('.') => {}
+            // Resource forks and views of a Mac's finder. What else is hidden may be half of a scan.
+            None if name.starts_with("._") || name == ".DS_Store" => {}
             None => others.push(name),
         }
     }

@@ -44,7 +44,7 @@ pub fn read_volume(file: &Path) -> Result<Volume, ScanError> {
     }
     let first = voxels[0];
     if voxels.iter().all(|&v| v == first) {
-        return Err(ScanError::Empty { file: file.to_owned(), value: first });
+        return Err(ScanError::Empty { file: file.to_owned(), value: first, scaling });
     }
     Ok(Volume { grid, voxels })
 }
@@ -185,13 +185,14 @@ impl Scan {
     }
 
     fn mask(self, classes: u8) -> Result<Mask, ScanError> {
-        let (file, grid) = (self.file.clone(), self.head.grid.clone());
+        let (file, grid, scaling) = (self.file.clone(), self.head.grid.clone(), self.head.scaling);
         let labels = self.voxels(|offset, voxel| {
             if voxel >= 0.0 && voxel < f32::from(classes) && voxel.fract() == 0.0 {
                 // Safety of the cast: a whole number below 256.
                 return Ok(voxel as u8);
             }
-            Err(ScanError::LabelOutsideClasses { file: file.clone(), found: voxel, at: grid.position(offset), classes })
+            let at = grid.position(offset);
+            Err(ScanError::LabelOutsideClasses { file: file.clone(), found: voxel, at, scaling, classes })
         })?;
         Ok(Mask { grid, labels })
     }

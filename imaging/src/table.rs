@@ -31,7 +31,11 @@ pub struct CaseTable {
 impl CaseTable {
     /// Reads `subjects.csv`, else `cases.csv`, else gives a table that knows no persons.
     pub fn of_folder(folder: &Path) -> Result<Self, ScanError> {
-        let mut found = NAMES.map(|name| folder.join(name)).into_iter().filter(|file| file.exists());
+        let mut found = Vec::new();
+        for name in NAMES {
+            found.extend(file_named(folder, name)?);
+        }
+        let mut found = found.into_iter();
         let Some(file) = found.next() else { return Ok(Self::default()) };
         Ok(Self { unread: found.next(), ..Self::parse(&file, &read_bounded(&file, MAX_BYTES)?)? })
     }
@@ -105,6 +109,35 @@ pub fn write_table(file: &Path, cases: &[Case]) -> Result<(), ScanError> {
     writer.flush().map_err(|e| unwritable(&e))
 }
 
+/// The file of this name in a folder, in upper or lower case; a link that leads nowhere is one too, since whoever put it
+/// there believes that it is read.
+///
+/// # Errors
+/// When there are two of them, or the folder cannot be listed.
+pub(crate) fn file_named(folder: &Path, name: &str) -> Result<Option<PathBuf>, ScanError> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    let entries = match std::fs::read_dir(folder) {
+        // Whoever looks for the scans in it says so.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(|e| ScanError::unreadable(folder, &e))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| ScanError::unreadable(folder, &e))?;
+        if entry.file_name().to_str().is_some_and(|known| known.eq_ignore_ascii_case(name)) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    let Some((last, others)) = found.split_last() else { return Ok(None) };
+    match others.first() {
+        None => Ok(Some(last.clone())),
+        Some(first) => Err(ScanError::BadFolder {
+            folder: folder.to_owned(),
+            reason: format!("there are both {} and {}; keep one of them", first.display(), last.display()),
+        }),
+    }
+}
+
 /// A file's bytes, when there are not more than `most`.
 pub(crate) fn read_bounded(file: &Path, most: u64) -> Result<Vec<u8>, ScanError> {
     let mut bytes = Vec::new();
@@ -130,6 +163,9 @@ fn text_of(bytes: &[u8]) -> Result<(&str, u64), (u64, String)> {
         let line = 1 + bytes[..e.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64;
         (line, format!("byte 0x{:02x} is not UTF-8; save the table as CSV in UTF-8", bytes[e.valid_up_to()]))
     })?;
+    if text.contains('\0') {
+        return Err((1, "the file is UTF-16 without a mark, or no text; save it as CSV in UTF-8".into()));
+    }
     // A spreadsheet's own word on its separator, which is found out without it.
     match text.split_once('\n') {
         Some((first, rest)) if first.trim_end().to_ascii_lowercase().starts_with("sep=") => Ok((rest, 1)),

@@ -120,7 +120,7 @@ fn scans() {
         ),
         ("two spacings", floats(80, &[2.0]), "BadGeometry", &["pixdim", "same spacing", "srow_x"]),
         ("a huge slope", floats(112, &[3e38, 1.0]), "NotFinite", &["scl_slope", "x=2 y=0 z=0"]),
-        ("nothing in it", floats(112, &[1e-45, 3.0]), "Empty", &["all voxels are 3"]),
+        ("nothing in it", floats(112, &[1e-45, 3.0]), "Empty", &["all voxels are 3", "scl_slope"]),
     ];
     let dir = TempDir::new().unwrap();
     for (name, bytes, reason, parts) in cases {
@@ -129,6 +129,15 @@ fn scans() {
         let parts = [&["odd.nii"], parts].concat();
         assert_says(name, read_volume(&file).map(drop), reason, &parts);
     }
+}
+
+/// A mask that some tool has scaled: "map the labels" would send people to the labels.
+#[test]
+fn a_mask_that_is_scaled_says_so() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("odd.nii");
+    fs::write(&file, floats(112, &[0.5, 0.0])).unwrap();
+    assert_says("half", read_mask(&file, 200).map(drop), "LabelOutsideClasses", &["odd.nii", "scl_slope 0.5"]);
 }
 
 /// As NIfTI's C library reads it: a slope that is 0 or no number says that there is no scaling. A sound scan was refused
@@ -186,7 +195,7 @@ fn tables_as_spreadsheets_write_them_are_read() {
 
 #[test]
 fn tables() {
-    let cases: [(&str, &[u8], &[&str]); 11] = [
+    let cases: [(&str, &[u8], &[&str]); 12] = [
         ("nothing", b"", &["line 1", "empty"]),
         ("no case", b"id,subject\na,1\n", &["line 1", "no column case", "id | subject"]),
         ("no subject", b"case;person\na;1\n", &["no column subject", "case | person"]),
@@ -197,6 +206,7 @@ fn tables() {
         ("nobody", b"case,subject\na,\n", &["line 2", "must not be empty"]),
         ("Latin-1", b"case,subject\na,J\xfcrgen\n", &["line 2", "0xfc", "UTF-8"]),
         ("UTF-16", b"\xff\xfec\0a\0s\0e\0", &["UTF-16", "UTF-8"]),
+        ("UTF-16 without a mark", b"c\0a\0s\0e\0,\0", &["UTF-16", "UTF-8"]),
         ("a workbook", b"PK\x03\x04....", &["spreadsheet", "CSV"]),
     ];
     for (name, bytes, parts) in cases {
@@ -309,6 +319,28 @@ fn folders_leave_nothing_out() {
     for (name, images, masks, reason, parts) in refused {
         assert_says(name, labelled_cases(folder(images, masks).path()).map(drop), reason, parts);
     }
+}
+
+/// A table or a list that visibly stands there and is not read: each scan becomes a person of its own, and one patient
+/// stands on both sides of the split.
+#[test]
+fn tables_and_lists_are_found_by_any_name_that_people_see_as_theirs() {
+    let dir = folder(&["a.nii"], &["a.nii"]);
+    fs::write(dir.path().join("Subjects.CSV"), "case,subject\na,Jane\n").unwrap();
+    assert_eq!(labelled_cases(dir.path()).unwrap().cases[0].subject, "Jane");
+    fs::write(dir.path().join("subjects.csv"), "case,subject\na,Jane\n").unwrap();
+    let both = labelled_cases(dir.path()).map(drop);
+    assert_says("two tables", both, "BadFolder", &["Subjects.CSV", "subjects.csv", "keep one"]);
+    let dir = folder(&["a.nii"], &["a.nii"]);
+    fs::write(dir.path().join("DATASET.json"), "{}").unwrap();
+    assert_says("a list", labelled_cases(dir.path()).map(drop), "BadDataset", &["DATASET.json", "modality"]);
+    // As git-annex and datalad leave what was not fetched.
+    let dir = folder(&["a.nii"], &["a.nii"]);
+    std::os::unix::fs::symlink("../annex/objects/x", dir.path().join("subjects.csv")).unwrap();
+    assert_says("a link that leads nowhere", labelled_cases(dir.path()).map(drop), "Unreadable", &["subjects.csv"]);
+    // Half of a scan that a copy was cut in.
+    let dir = folder(&["a.nii", ".b.nii.gz.aB3x"], &["a.nii"]);
+    assert!(labelled_cases(dir.path()).unwrap().notices[0].contains(".b.nii.gz.aB3x"));
 }
 
 #[test]

@@ -54,26 +54,41 @@ impl Encoding {
     /// The bytes that were compressed, `most` at most. Before there is more of them, `room` is asked for as many bytes as
     /// there may then be: a kilobyte may hold a megabyte.
     pub fn inflate(self, body: &[u8], most: u64, room: &mut dyn FnMut(u64) -> bool) -> Result<Vec<u8>, EncodingError> {
-        let (name, mut from): (_, Box<dyn Read + '_>) = match self {
-            Self::Identity => return Ok(body.to_vec()),
-            Self::Gzip => ("gzip", Box::new(MultiGzDecoder::new(body))),
-            Self::Deflate => ("deflate", Box::new(ZlibDecoder::new(body))),
-        };
-        let mut all = Vec::new();
-        loop {
-            if !room((all.len() + STEP) as u64) {
-                return Err(EncodingError::NoRoom);
-            }
-            let before = all.len();
-            match from.by_ref().take(STEP as u64).read_to_end(&mut all) {
-                Ok(_) if all.len() as u64 > most => return Err(EncodingError::TooLong(most)),
-                Ok(_) if all.len() == before => return Ok(all),
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                    return Err(EncodingError::Broken(name, "it ends too early".into()));
+        match self {
+            Self::Identity => Ok(body.to_vec()),
+            Self::Gzip => inflate("gzip", &mut MultiGzDecoder::new(body), most, room),
+            Self::Deflate => {
+                let mut from = ZlibDecoder::new(body);
+                let all = inflate("deflate", &mut from, most, room)?;
+                match body.len() as u64 - from.total_in() {
+                    0 => Ok(all),
+                    more => Err(EncodingError::Broken("deflate", format!("{more} bytes stand after its end"))),
                 }
-                Err(e) => return Err(EncodingError::Broken(name, e.to_string())),
             }
+        }
+    }
+}
+
+fn inflate(
+    name: &'static str,
+    from: &mut dyn Read,
+    most: u64,
+    room: &mut dyn FnMut(u64) -> bool,
+) -> Result<Vec<u8>, EncodingError> {
+    let mut all = Vec::new();
+    loop {
+        if !room((all.len() + STEP) as u64) {
+            return Err(EncodingError::NoRoom);
+        }
+        let before = all.len();
+        match Read::take(&mut *from, STEP as u64).read_to_end(&mut all) {
+            Ok(_) if all.len() as u64 > most => return Err(EncodingError::TooLong(most)),
+            Ok(_) if all.len() == before => return Ok(all),
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                return Err(EncodingError::Broken(name, "it ends too early".into()));
+            }
+            Err(e) => return Err(EncodingError::Broken(name, e.to_string())),
         }
     }
 }
@@ -124,6 +139,8 @@ mod tests {
         assert_eq!(inflate(Encoding::Deflate, &deflate(&bytes)).unwrap(), bytes);
         let short = &gzip(&bytes)[..1000];
         assert!(inflate(Encoding::Gzip, short).unwrap_err().to_string().contains("too early"));
+        let more = [deflate(&bytes), b"more".to_vec()].concat();
+        assert!(inflate(Encoding::Deflate, &more).unwrap_err().to_string().contains("4 bytes stand after its end"));
         assert!(inflate(Encoding::Deflate, &gzip(b"x")).unwrap_err().to_string().contains("is no deflate"));
     }
 

@@ -22,7 +22,7 @@ const HEADER_BYTES: u64 = 16 << 20;
 /// Room for tensors of an update that are no parameters.
 const LOCAL_BYTES: u64 = 64 << 20;
 /// Most bytes of `metrics.json`.
-const METRICS_BYTES: u64 = 1 << 20;
+const METRICS_BYTES: u64 = 16 << 20;
 /// Most bytes of `score.json`.
 const SCORE_BYTES: u64 = 64 << 10;
 
