@@ -93,6 +93,21 @@ const fn first() -> u32 {
     1
 }
 
+impl TaskFile {
+    /// The lowest version of the contract that says all of it: an image that a study pinned for months is refused no task
+    /// that asks nothing new of it. Whoever adds a field that a trainer must not pass over raises the number here, where
+    /// that field is used, and [`CONTRACT`].
+    pub fn contract(&self) -> u32 {
+        first()
+    }
+
+    /// As it is written, with the contract that it needs.
+    pub fn written(mut self) -> Self {
+        self.contract = self.contract();
+        self
+    }
+}
+
 /// A `task.json` that a trainer cannot work from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {

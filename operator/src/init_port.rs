@@ -244,6 +244,7 @@ pub fn init_task(study: &StudyKey, spec: &FederatedStudySpec) -> TaskFile {
         base: None,
         output: spec.output.clone(),
     }
+    .written()
 }
 
 type Parts = Pin<Box<dyn Stream<Item = Result<FilePart, Status>> + Send>>;

@@ -82,8 +82,13 @@ impl Plan {
     /// The same, where the hospital's API server refuses an object that the model needs: a word of the hospital, as its
     /// policy is. What serves already goes on as it is.
     pub(super) fn refused(self, why: String) -> Self {
-        let reason = self.reason.filter(|reason| *reason == RolloutReason::Serving);
-        Self { reason: reason.or(Some(RolloutReason::DeniedByPolicy)), message: Some(why), ..self }
+        // Nor does it hide that a model is not what it says it is.
+        let weighs =
+            |reason: &RolloutReason| matches!(reason, RolloutReason::Serving | RolloutReason::VerificationFailed);
+        let message = self.message.filter(|_| self.reason.as_ref().is_some_and(weighs));
+        let message = message.map_or_else(|| why.clone(), |first| format!("{first}; and {why}"));
+        let reason = self.reason.filter(weighs).or(Some(RolloutReason::DeniedByPolicy));
+        Self { reason, message: Some(message), ..self }
     }
 }
 

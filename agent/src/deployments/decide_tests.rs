@@ -235,6 +235,11 @@ fn what_the_api_server_refuses_is_said_here_and_at_the_hub() {
     assert_eq!(refused.message.as_deref(), Some(words));
     let serving = plan(Some(&allowed()), Some(Seen { built: false, ..up() }), Stage::Shadow).refused(words.into());
     expect(&serving, &[Act::Build], RolloutReason::Serving);
+    // That the model is not what it says it is weighs more than that a rule keeps its Deployment from being stopped.
+    let odd = Seen { pod: PodSeen::Refused("no network".into()), ..up() };
+    let odd = plan(Some(&allowed()), Some(odd), Stage::Shadow).refused(words.into());
+    assert_eq!(odd.reason, Some(RolloutReason::VerificationFailed));
+    assert_eq!(odd.message.as_deref(), Some(format!("no network; and {words}").as_str()));
     let told = report("u", Digest::of(b"m"), RolloutReason::DeniedByPolicy, None, false).message.unwrap();
     assert!(told.contains("API server refuses") && !told.contains("exceeded quota"), "{told}");
 }

@@ -24,6 +24,10 @@ pub(super) async fn tell(client: Client, unread: Unread, now: Timestamp) {
     tracing::error!(error = %unread.why, "SitePolicy default cannot be read, so nothing is allowed");
     for _ in 0..TRIES {
         let Err(error) = turn(&client, &unread, now).await else { return };
+        // It has been written anew or is gone: this version has nothing to say any more.
+        if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409)) {
+            return;
+        }
         tracing::warn!(%error, "that the SitePolicy cannot be read was not told; it is tried again");
         tokio::time::sleep(AGAIN).await;
     }
@@ -39,7 +43,8 @@ async fn turn(client: &Client, unread: &Unread, now: Timestamp) -> Result<(), ku
     }
     let ready: Vec<_> = wanted.into_iter().filter(|condition| condition.type_ == READY).collect();
     let patch = json!({
-        "apiVersion": SitePolicy::api_version(&()), "kind": SitePolicy::kind(&()), "status": {"conditions": ready},
+        "apiVersion": SitePolicy::api_version(&()), "kind": SitePolicy::kind(&()),
+        "metadata": {"resourceVersion": unread.metadata.resource_version}, "status": {"conditions": ready},
     });
     let name = unread.metadata.name.as_deref().unwrap_or_default();
     let request = Request::new(SitePolicy::url_path(&(), unread.metadata.namespace.as_deref()));

@@ -92,7 +92,8 @@ impl State {
         let write = self.0.db.begin_write()?;
         write.open_table(TOKENS)?.retain(|_, bytes| {
             let grant: Option<Grant> = serde_json::from_slice(bytes).ok();
-            grant.is_some_and(|grant| grant.owner() != owner_uid)
+            // One of a kind that a later agent wrote is another's.
+            grant.is_none_or(|grant| grant.owner() != owner_uid)
         })?;
         write.open_table(TRIES)?.remove(owner_uid)?;
         Ok(write.commit()?)

@@ -32,6 +32,7 @@ pub(super) fn task_file(round_uid: &str, work: &RoundWork, spec: &FederatedStudy
         base: Some(work.model),
         output: spec.output.clone(),
     }
+    .written()
 }
 
 /// Equal for every try of a round here, and not to be guessed from outside.

@@ -77,6 +77,10 @@ pub async fn reconcile(cached: Arc<TrainingRound>, context: Arc<Context>) -> Res
         Ok(policy) => policy,
         // The clean-up needs no rules: an unreadable spec must not keep an object from going.
         Err(_) if round.deleting => return apply::clean_up(&context, &object, &round, now).await,
+        // Nor from being over: what has ended needs no rules either.
+        Err(error) if error.is_final() && round.state.as_ref().is_some_and(|state| state.is_over()) => {
+            return apply::rest(&context, &object, &round).await;
+        }
         Err(error) if !error.is_final() => return Err(error.into()),
         Err(error) => return stall(&context, &object, &error.to_string(), now).await,
     };

@@ -334,8 +334,8 @@ impl Planner<'_> {
 
     /// The study waits for people.
     fn stall(&mut self, reason: &'static str, message: &str) {
-        let known = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, STALLED));
-        if known != Some("True") {
+        let known = self.facts.study.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == STALLED);
+        if known.is_none_or(|known| known.status != "True" || known.reason != reason) {
             self.notes.push(Note::warning(reason, message.to_owned()));
         }
         self.conditions.set(READY, false, reason, message).set(STALLED, true, reason, message).clear(RECONCILING);
@@ -421,8 +421,7 @@ impl Planner<'_> {
         if self.facts.unread {
             let message = "a round of this study cannot be read by this version of the operator, so that none begins beside \
                            it; see the conditions of its TrainingRounds, and update the operator or delete that round";
-            self.running().set(RECONCILING, true, "UnreadableRound", message);
-            return;
+            return self.stall("UnreadableRound", message);
         }
         self.running().clear(RECONCILING);
         let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
@@ -442,7 +441,8 @@ impl Planner<'_> {
 
     fn succeeded(&mut self, number: u32, carry: &Carry) {
         let max = self.facts.study.spec.rounds.max;
-        let running = self.facts.rounds.iter().any(|r| !is_over(r));
+        // One that cannot be read may be under way.
+        let running = self.facts.unread || self.facts.rounds.iter().any(|r| !is_over(r));
         let counted = format!("{} of {number} rounds ended with a new model", carry.succeeded);
         if number < max || running {
             self.conditions.unknown(SUCCEEDED, "Running", format!("{number} of {max} rounds begun; {counted}"));
