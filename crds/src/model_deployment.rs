@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{schema, values};
 
 /// One model in use. Made by the agent; owns the Deployment and the Service.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -39,7 +39,7 @@ use crate::schema;
 #[serde(rename_all = "camelCase")]
 pub struct ModelDeploymentSpec {
     /// Name of the release at the hub.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
     pub release: String,
     /// Digest of the release.
     pub release_digest: Digest,

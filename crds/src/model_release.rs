@@ -40,7 +40,7 @@ pub struct ModelReleaseSpec {
     /// The study, `namespace/name`.
     pub study: StudyKey,
     /// Its UID.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     #[serde(rename = "studyUID")]
     pub study_uid: String,
     /// The round that made the model.

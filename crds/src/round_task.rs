@@ -40,13 +40,13 @@ pub struct RoundTaskSpec {
     /// The study.
     pub study: StudyKey,
     /// Its UID.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     #[serde(rename = "studyUID")]
     pub study_uid: String,
     /// Digest of its spec, as approved.
     pub spec_digest: Digest,
     /// UID of the TrainingRound at the hub.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     #[serde(rename = "roundUID")]
     pub round_uid: String,
     /// Its number.

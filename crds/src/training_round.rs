@@ -46,10 +46,10 @@ pub const CANCEL: &str = "consilium.health/cancel";
 #[serde(rename_all = "camelCase")]
 pub struct TrainingRoundSpec {
     /// Name of the FederatedStudy in the same namespace.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::NAMESPACE_PATTERN))]
     pub study: String,
     /// Its UID.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = values::UID_PATTERN))]
     #[serde(rename = "studyUID")]
     pub study_uid: String,
     /// Digest of the study's spec; the spec itself lies in the store under it.

@@ -71,7 +71,7 @@ pub async fn in_the_wrong_order(admin: &Client, operator: Client, folder: &Path)
     let all = hospitals([Manner::Willing; 4]);
     let people = start(&running, &all);
     apply(admin, study("leaving", 1, &SITES)).await;
-    pod::play_init(admin, running.port).await;
+    pod::play_init(admin, running.port, "leaving").await;
     let studies: Api<FederatedStudy> = Api::namespaced(admin.clone(), "research");
     until("the study is finished", async || {
         let status = studies.get("leaving").await.ok()?.status?;

@@ -78,7 +78,7 @@ async fn a_federation_runs_beside_a_real_api_server() {
     })
     .await;
     apply(&admin, world::roster(1, &SITES)).await;
-    pod::play_init(&admin, running.port).await;
+    pod::play_init(&admin, running.port, "hippocampus").await;
     let all = hospitals([Manner::Willing, Manner::Willing, Manner::Willing, Manner::Refusing]);
     let mut people = start(&running, &all);
     until("a hospital is connected", async || {
@@ -194,7 +194,7 @@ async fn delete_mid_round(admin: &kube::Client, running: &Running) {
     let rounds: Api<TrainingRound> = Api::namespaced(admin.clone(), "research");
     let slow = start(running, &hospitals([Manner::Slow; 4]));
     apply(admin, study("hippocampus", 3, &SITES)).await;
-    pod::play_init(admin, running.port).await;
+    pod::play_init(admin, running.port, "hippocampus").await;
     until("the new study's first round is offered", async || {
         let state = rounds.get("hippocampus-1").await.ok()?.status?.round?;
         (state.step == RoundStep::Training).then_some(())

@@ -3,6 +3,7 @@
 use consilium_federation::Digest;
 use consilium_federation::model::{ModelManifest, Tensor, TensorSchema};
 use consilium_federation::task::TaskFile;
+use consilium_operator::controllers::context::STUDY_LABEL;
 use consilium_operator::hub::Hub;
 use consilium_proto::v1::file_part::Part;
 use consilium_proto::v1::task_port_client::TaskPortClient;
@@ -18,12 +19,14 @@ use crate::progress::until;
 use crate::world::TASKS;
 
 /// Waits for the Job and its credential, fetches, delivers zeros.
-pub async fn play_init(admin: &Client, port: u16) {
+pub async fn play_init(admin: &Client, port: u16, study: &str) {
     let jobs: Api<Job> = Api::namespaced(admin.clone(), TASKS);
     let secrets: Api<Secret> = Api::namespaced(admin.clone(), TASKS);
     let (job, secret) = until("the Init Job and its credential", async || {
         let all = jobs.list(&Default::default()).await.ok()?.items;
-        let job = all.into_iter().find(|j| j.metadata.deletion_timestamp.is_none())?;
+        let job = all.into_iter().find(|j| {
+            j.metadata.deletion_timestamp.is_none() && j.labels().get(STUDY_LABEL).is_some_and(|of| of == study)
+        })?;
         let secret = secrets.get_opt(&job.name_any()).await.ok()??;
         Some((job, secret))
     })
@@ -46,7 +49,7 @@ pub async fn play_init(admin: &Client, port: u16) {
         }
     }
     let task: TaskFile = serde_json::from_slice(&fetched).unwrap();
-    assert_eq!((task.study.as_str(), task.seed), ("research/hippocampus", 7));
+    assert_eq!((task.study.as_str(), task.seed), (format!("research/{study}").as_str(), 7));
     let state = client.trainer_state(with_token(&token, TrainerStateRequest::default())).await.unwrap();
     assert!(!state.into_inner().failed);
     client.deliver(with_token(&token, tokio_stream::iter(model()))).await.unwrap();
