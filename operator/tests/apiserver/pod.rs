@@ -3,7 +3,6 @@
 use consilium_federation::Digest;
 use consilium_federation::model::{ModelManifest, Tensor, TensorSchema};
 use consilium_federation::task::TaskFile;
-use consilium_operator::controllers::context::STUDY_LABEL;
 use consilium_operator::hub::Hub;
 use consilium_proto::v1::file_part::Part;
 use consilium_proto::v1::task_port_client::TaskPortClient;
@@ -24,9 +23,8 @@ pub async fn play_init(admin: &Client, port: u16, study: &str) {
     let secrets: Api<Secret> = Api::namespaced(admin.clone(), TASKS);
     let (job, secret) = until("the Init Job and its credential", async || {
         let all = jobs.list(&Default::default()).await.ok()?.items;
-        let job = all.into_iter().find(|j| {
-            j.metadata.deletion_timestamp.is_none() && j.labels().get(STUDY_LABEL).is_some_and(|of| of == study)
-        })?;
+        let of = |job: &Job| job.annotations().get("consilium.health/study") == Some(&format!("research/{study}"));
+        let job = all.into_iter().find(|job| job.metadata.deletion_timestamp.is_none() && of(job))?;
         let secret = secrets.get_opt(&job.name_any()).await.ok()??;
         Some((job, secret))
     })
