@@ -329,7 +329,7 @@ impl Context {
         in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
         let (policy, hazards) = (self.in_force()?, self.hazards.known());
-        let hospital = self.hospital(policy.as_deref(), hazards.as_deref());
+        let hospital = self.hospital(policy.as_deref(), Some(&*hazards));
         let (site, state) = (&self.site, item);
         let decision = policy::release(&policy::ReleaseInputs { work, state, release, site, hospital, in_use });
         self.record_release(uid, work, &decision)?;

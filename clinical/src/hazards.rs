@@ -12,7 +12,7 @@ use crate::evidence::Subject;
 use crate::plan::Fall;
 use crate::values::Name;
 
-/// Hazards of one origin. A hub that names ever more cannot fill a hospital's volume, nor keep the hospital's own people
+/// Hazards of the hub, and open ones of the hospital, whose closed ones stand in its own objects. A hub that names ever more cannot fill a hospital's volume, nor keep the hospital's own people
 /// from opening one; what is beyond is refused, and said.
 pub const MAX_HAZARDS: usize = 1000;
 /// Characters of a text.
@@ -220,7 +220,7 @@ impl HazardLog {
         hazard.check(id)?;
         let key = (origin, id.clone());
         match self.0.get(&key) {
-            None if self.0.keys().filter(|(from, _)| *from == origin).count() >= MAX_HAZARDS => {
+            None if self.counted(origin) >= MAX_HAZARDS && (origin == Origin::Hub || hazard.closed.is_none()) => {
                 return fault(
                     "name",
                     "the log has its bound of hazards: ask for a lower stage in the promotion instead",
@@ -239,6 +239,11 @@ impl HazardLog {
         }
         self.0.insert(key, hazard);
         Ok(())
+    }
+
+    fn counted(&self, origin: Origin) -> usize {
+        let counts = |hazard: &Hazard| origin == Origin::Hub || hazard.closed.is_none();
+        self.0.iter().filter(|((from, _), hazard)| *from == origin && counts(hazard)).count()
     }
 
     /// The open hazards of this model in this hospital, with how far each lowers: its own word or the plan's, whichever

@@ -72,6 +72,18 @@ fn each_origin_has_a_bound_of_its_own() {
     assert_eq!(log.take(Origin::Hospital, &name("ours"), hazard(Fall::Shadow)), Ok(()));
 }
 
+/// A hospital that has closed a thousand hazards in ten years must be able to open the next.
+#[test]
+fn closed_hazards_of_the_hospital_take_no_room_from_open_ones() {
+    let mut log = HazardLog::default();
+    for n in 0..MAX_HAZARDS {
+        log.take(Origin::Hospital, &name(&format!("h{n}")), hazard(Fall::Watch)).unwrap();
+    }
+    assert!(log.take(Origin::Hospital, &name("one-more"), hazard(Fall::Watch)).is_err());
+    log.take(Origin::Hospital, &name("h1"), closed(hazard(Fall::Watch))).unwrap();
+    assert_eq!(log.take(Origin::Hospital, &name("one-more"), hazard(Fall::Watch)), Ok(()));
+}
+
 #[test]
 fn a_hazard_lowers_what_it_is_about_and_the_plan_may_say_more() {
     let (line, other) = ("research/hippocampus".parse().unwrap(), "research/spleen".parse().unwrap());

@@ -59,7 +59,7 @@ impl Hazards {
         }
         let objects = self.store.state();
         self.ctx.hazards.take(&objects);
-        let Some(hazards) = self.ctx.hazards.known() else { return };
+        let hazards = self.ctx.hazards.known();
         if let Err(error) = self.keep(hazards.to_bytes()) {
             tracing::error!(%error, "the open hazards could not be written to the volume; it is tried again");
         }

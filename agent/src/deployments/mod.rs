@@ -100,7 +100,7 @@ impl Controller {
         let site_policy = self.ctx.site_policy();
         self.hazards.turn().await;
         let hazards = self.ctx.hazards.known();
-        let places = policy::places(&models, &self.ctx.hospital(site_policy.as_deref(), hazards.as_deref()));
+        let places = policy::places(&models, &self.ctx.hospital(site_policy.as_deref(), Some(&*hazards)));
         let mut entries = BTreeMap::new();
         let here = |item: &Item| models.iter().any(|model| model.spec.promotion_uid == item.uid);
         let (here, new) = in_turn(&desired.items, here, self.turns.fetch_add(1, Ordering::Relaxed));

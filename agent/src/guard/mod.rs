@@ -122,9 +122,9 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
         guard.hazards.take(&found);
     }
     let hazards = guard.hazards.known();
-    guard.metrics.hazards_open.set(hazards.as_ref().map_or(0, |hazards| hazards.open() as i64));
-    let (spec, hazards) = (policy.as_deref().map(|policy| &policy.spec), hazards.as_deref());
-    let hospital = Hospital { policy: spec, hazards, now };
+    guard.metrics.hazards_open.set(hazards.open() as i64);
+    let spec = policy.as_deref().map(|policy| &policy.spec);
+    let hospital = Hospital { policy: spec, hazards: Some(&hazards), now };
     let places = models.as_deref().map(|models| places(models, &hospital)).unwrap_or_default();
     let stops = decide(&Seen {
         policy: policy.as_deref().map(|policy| &policy.spec),
@@ -142,7 +142,7 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
     let leases = match (&policy, &models) {
         (Some(policy), Some(models)) => {
             // In its first moments it has not read the hazards: then nobody is told anything else than before.
-            let said = hazards.is_some() || now.duration_since(here.since) > UNREAD;
+            let said = hazards.whole() || now.duration_since(here.since) > UNREAD;
             let told = |pod: &Pod| said.then(|| told(pod, models, &places)).flatten();
             due(&here.model_pods.state(), &stops, &Terms { length: policy.spec.model_lease(), now, last }, told)
         }

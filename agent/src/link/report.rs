@@ -143,7 +143,15 @@ fn compose(ctx: &Context, account: &mut Account) -> Result<Report, StateError> {
     }
     let now = ctx.now();
     if let Some(entry) = account.news(&report, now) {
-        ctx.state.append(entry, now)?;
+        let numbers = report.rounds.iter().any(|round| round.evaluation.is_some());
+        match ctx.state.append(entry.clone(), now) {
+            // A volume that takes no entry must not keep the hospital's no from the hub: it is written down later.
+            Err(error) if !numbers => {
+                tracing::error!(%error, "what the hub is told could not be written down; it is written later");
+                ctx.unrecorded.push(entry, now);
+            }
+            written => drop(written?),
+        }
         account.written(&report);
     }
     if says_all {

@@ -19,6 +19,8 @@ const MAX_BYTES: usize = 4 << 20;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Hazards {
     log: HazardLog,
+    /// The objects were read; before that only what the volume kept is known.
+    whole: bool,
     /// What each of the log says, to make its object again.
     specs: BTreeMap<String, ModelHazardSpec>,
     /// Objects that cannot be read or break the rules of the log: each lowers every model, how far.
@@ -31,6 +33,11 @@ impl Hazards {
         &self.log
     }
 
+    /// Whether the objects were read.
+    pub fn whole(&self) -> bool {
+        self.whole
+    }
+
     /// How far what cannot be read lowers every model, and which objects that are.
     pub fn unread(&self) -> impl Iterator<Item = (&str, Fall)> {
         self.unread.iter().map(|(name, fall)| (name.as_str(), *fall))
@@ -38,19 +45,26 @@ impl Hazards {
 
     /// How many are open.
     pub fn open(&self) -> usize {
-        self.log.all().filter(|(_, _, hazard)| hazard.closed.is_none()).count() + self.unread.len()
+        self.log.all().filter(|(_, _, hazard)| hazard.closed.is_none()).count()
+            + self.unread.len()
+            + usize::from(!self.whole)
     }
 
     /// Takes what the objects say; answers what is refused of it, in words. What was refused before and is now well is
     /// forgotten; what is no longer there stays.
     pub fn take<'a>(&mut self, objects: impl IntoIterator<Item = &'a ModelHazard>) -> Vec<String> {
+        self.whole = true;
         let mut refused = Vec::new();
         for object in objects {
             let name = object.name_any();
             if let Err(why) = self.take_one(&name, &object.spec) {
                 refused.push(format!("ModelHazard {name}: {why}"));
-                // What the log has of it goes on as it was; what it has nothing of counts for every model.
-                if !self.specs.contains_key(&name) {
+                // What the log has of it goes on as it was. What it has nothing of, or what is another one of an old name,
+                // counts for every model while it is open.
+                let goes_on =
+                    self.specs.get(&name).is_some_and(|known| known.closed.is_none() && known.of == object.spec.of);
+                let over = self.specs.contains_key(&name) && object.spec.closed.is_some();
+                if !goes_on && !over {
                     self.unread.insert(name, object.spec.lowers.max(Fall::Shadow));
                 }
             }
@@ -60,6 +74,7 @@ impl Hazards {
 
     fn take_one(&mut self, name: &str, spec: &ModelHazardSpec) -> Result<(), String> {
         if self.specs.get(name) == Some(spec) {
+            self.unread.remove(name);
             return Ok(());
         }
         let id: Name = name.parse().map_err(|e| format!("metadata.name: {e}"))?;
@@ -104,13 +119,12 @@ impl Hazards {
     }
 }
 
-/// The hazards, shared by the guard and the controller of models; none before the objects were read.
+/// The hazards, shared by the guard and the controller of models.
 #[derive(Clone, Debug, Default)]
 pub struct SeenHazards(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    known: bool,
     refused: Vec<String>,
     hazards: Arc<Hazards>,
 }
@@ -119,7 +133,6 @@ impl SeenHazards {
     /// Takes what all the objects say, and logs what is refused of it, once.
     pub fn take(&self, objects: &[Arc<ModelHazard>]) {
         let mut seen = self.lock();
-        seen.known = true;
         let refused = Arc::make_mut(&mut seen.hazards).take(objects.iter().map(|object| &**object));
         for why in refused.iter().filter(|why| !seen.refused.contains(why)) {
             tracing::error!(why, "a hazard is not taken as it stands; it lowers as before, or every model");
@@ -135,10 +148,9 @@ impl SeenHazards {
         Arc::make_mut(&mut self.lock().hazards).take_up(bytes)
     }
 
-    /// The hazards, once the objects were read.
-    pub fn known(&self) -> Option<Arc<Hazards>> {
-        let seen = self.lock();
-        seen.known.then(|| Arc::clone(&seen.hazards))
+    /// The hazards as far as they are known: those that the volume kept lower from the start.
+    pub fn known(&self) -> Arc<Hazards> {
+        Arc::clone(&self.lock().hazards)
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {

@@ -4,7 +4,7 @@ use super::*;
 
 /// A hospital in which no hazard was ever opened.
 pub(crate) fn none() -> &'static Hazards {
-    static NONE: std::sync::LazyLock<Hazards> = std::sync::LazyLock::new(Hazards::default);
+    static NONE: std::sync::LazyLock<Hazards> = std::sync::LazyLock::new(|| seen(&[]));
     &NONE
 }
 
@@ -117,4 +117,28 @@ fn what_is_kept_is_bounded() {
     }
     assert_eq!(hazards.open(), 200);
     assert!((3 << 20..MAX_BYTES + 100_000).contains(&hazards.to_bytes().len()));
+}
+
+/// A name that is used again: the object says that a hazard is open, and whoever reads it believes that it lowers.
+#[test]
+fn an_open_hazard_under_an_old_name_lowers_every_model_until_it_is_told_apart() {
+    let (first, other) = (hazard("h1", "Shadow", &[]), json!({"model": consilium_federation::Digest::of(b"other")}));
+    let mut hazards = seen(std::slice::from_ref(&first));
+    let again = hazard("h1", "Withdraw", &[("of", other)]);
+    assert_eq!(hazards.take([&again]).len(), 1);
+    assert_eq!(hazards.unread().collect::<Vec<_>>(), [("h1", Fall::Withdraw)]);
+    assert!(hazards.take([&first]).is_empty());
+    assert_eq!(hazards.unread().count(), 0);
+}
+
+/// An agent that starts while the objects cannot be read: what the volume kept withdraws all the same.
+#[test]
+fn what_the_volume_kept_lowers_before_the_objects_are_read() {
+    let kept = seen(&[hazard("h1", "Withdraw", &[])]).to_bytes();
+    let known = SeenHazards::default();
+    known.take_up(&kept).unwrap();
+    let hazards = known.known();
+    assert!(!hazards.whole());
+    assert_eq!(hazards.log().all().count(), 1);
+    assert_eq!(hazards.open(), 2, "the one that is kept, and that nobody knows of others");
 }

@@ -8,7 +8,7 @@ use consilium_clinical::approval::Presented;
 use consilium_clinical::evidence::Subject;
 use consilium_clinical::hazards::{HazardLog, Origin};
 use consilium_clinical::plan::{Fall, above};
-use consilium_clinical::standing::{self, Inputs, Lack, Policy, Promoted, Standing, arbitrate};
+use consilium_clinical::standing::{self, Inputs, Lack, OnExpiry, Policy, Promoted, Standing, arbitrate};
 use consilium_clinical::values::Name;
 use consilium_clinical::verdict::RosterKeys;
 use consilium_crds::model_deployment::Approved;
@@ -119,7 +119,10 @@ pub(super) fn place(model: &ModelDeploymentSpec, hospital: &Hospital<'_>, in_use
     };
     let subject = subject(&site, model.model);
     let asked = model.stage.min(approved.stage);
-    let stand = |hazards: &HazardLog| stand(asked, approved, (&subject, &line), policy, hazards, hospital.now);
+    // What has lapsed keeps a model that is here on Shadow; it brings none into use.
+    let on_expiry = if in_use { policy.releases.on_expiry.unwrap_or_default() } else { OnExpiry::Withdraw };
+    let rules = Policy { on_expiry, ..rules(&policy.releases) };
+    let stand = |hazards: &HazardLog| stand(asked, approved, (&subject, &line), (policy, rules), hazards, hospital.now);
     let none = HazardLog::default();
     let standing = fallen(stand(hospital.hazards.map_or(&none, Hazards::log)), hospital.hazards);
     if standing.effective.is_some() {
@@ -139,7 +142,7 @@ fn of(standing: Standing) -> Place {
 /// Where a model stands that what cannot be read lowers: hazards that are not understood, or not known.
 fn fallen(mut standing: Standing, hazards: Option<&Hazards>) -> Standing {
     let unread = hazards.into_iter().flat_map(Hazards::unread);
-    let unknown = hazards.is_none().then_some(("", Fall::Shadow));
+    let unknown = hazards.is_none_or(|hazards| !hazards.whole()).then_some(("", Fall::Shadow));
     for (name, fall) in unread.chain(unknown) {
         let effective = fall.from(standing.effective).min(standing.effective);
         if effective < standing.effective {
@@ -164,7 +167,7 @@ fn stand(
     asked: Stage,
     approved: &Approved,
     (subject, line): (&Subject, &StudyKey),
-    policy: &SitePolicySpec,
+    (policy, rules): (&SitePolicySpec, Policy<'_>),
     hazards: &HazardLog,
     now: Timestamp,
 ) -> Standing {
@@ -174,7 +177,7 @@ fn stand(
         subject,
         line,
         plan: None,
-        policy: Some(rules(releases)),
+        policy: Some(rules),
         presented: presented(&approved.approvals, approved.evidence_digest, releases),
         evidence: None,
         verdicts: &[],

@@ -122,9 +122,11 @@ impl Runner for Cluster {
         let within = policy.as_ref().and_then(|policy| policy.spec.erased_within());
         self.ctx.facts.set_overdue(clean::overdue(&known, within.map_or(clean::OVERDUE, |within| within / 2), now));
         let in_use = |uid: &str| uids.contains(uid) || pods.iter().any(|pod| holds(pod, uid, now));
+        let mut outcome = Ok(());
         for act in clean::decide(&known, in_use, &clean::see(&jobs), now) {
-            self.writer.clean(&act).await?;
+            // A claim whose Job the API server refuses holds up no other.
+            outcome = outcome.and(self.writer.clean(&act).await);
         }
-        Ok(())
+        outcome
     }
 }

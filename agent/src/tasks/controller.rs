@@ -191,7 +191,11 @@ impl Controller {
         self.remove(uid, world).await?;
         let what = "RoundTask, update, masked chunks and score of a round".to_owned();
         let why = format!("{} since {}", spent.why.words(), spent.since);
-        state.append(Entry::Erased { what, uids: vec![uid.to_owned()], why }, world.now)?;
+        let entry = Entry::Erased { what, uids: vec![uid.to_owned()], why };
+        if let Err(error) = state.append(entry.clone(), world.now) {
+            tracing::error!(%error, "what was erased could not be written down; it is written later");
+            self.ctx.unrecorded.push(entry, world.now);
+        }
         let after = Spent { erased: true, ..spent };
         Ok(erase::remember(state, uid, Some(&after).filter(|after| after.why == Why::Over))?)
     }

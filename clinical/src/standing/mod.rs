@@ -273,7 +273,10 @@ impl<'a> Judge<'a> {
         mut roles: Vec<&'b str>,
         now: Timestamp,
     ) -> Vec<Lack> {
-        let Some(require) = policy.require.iter().find(|require| require.stage == stage) else {
+        // Whoever names the lowest stage that the hospital uses, and not Shadow, asks no more of Shadow than of that.
+        let of = |stage: Stage| policy.require.iter().find(|require| require.stage == stage);
+        let least = || policy.require.iter().min_by_key(|require| require.stage).filter(|_| stage == Stage::Shadow);
+        let Some(require) = of(stage).or_else(least) else {
             return vec![Lack::Requirement(stage)];
         };
         let outlives = stage == Stage::Shadow && policy.on_expiry == OnExpiry::Shadow;
