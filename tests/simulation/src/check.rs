@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consilium_crds::TrainingRound;
-use consilium_federation::round::{Outcome, RoundState};
+use consilium_federation::round::{Outcome, RoundState, RoundStep};
 use consilium_federation::task::TaskKind;
 use consilium_federation::{Digest, SiteName};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::Told;
 use crate::schedule::HOSPITALS;
@@ -122,6 +123,20 @@ impl Sum {
         }
         Ok(())
     }
+}
+
+/// No round trains beyond its deadline, once the hub has had time to look after that.
+///
+/// # Errors
+/// When one does.
+pub fn in_time(round: &TrainingRound, turned: Option<Timestamp>) -> Result<(), Violation> {
+    let (Some(state), Some(turned)) = (state(round), turned) else { return Ok(()) };
+    // A hub that has just begun gives hospitals two minutes to be heard.
+    let late = turned.duration_since(state.deadline) > SignedDuration::from_mins(3);
+    if state.step == RoundStep::Training && state.protocol_step.is_none() && late {
+        return Err(broken("rounds end in time", format!("round {} trains at {turned}: {state:?}", round.spec.number)));
+    }
+    Ok(())
 }
 
 /// Nobody trains twice for one part.

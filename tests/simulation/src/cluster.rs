@@ -1,6 +1,6 @@
 //! A hospital's cluster: its RoundTasks, and its trainers, which train by the clock. It outlives the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_agent::link::{Announce, AnnounceError, Answer, Recalled};
@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::clock::SimClock;
+use crate::mutant::Mutant;
 
 /// Where a try is with its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Try {
 struct Inner {
     tasks: BTreeMap<String, Arc<RoundTask>>,
     tries: BTreeMap<String, Try>,
+    /// Tasks on whose volume a whole result lies.
+    results: BTreeSet<String>,
     made: u32,
     /// Trainings that came to an end, by round and kind: how often.
     trained: BTreeMap<(String, TaskKind), u32>,
@@ -63,12 +66,13 @@ pub struct Cluster {
     name: &'static str,
     clock: SimClock,
     inner: Arc<Mutex<Inner>>,
+    mutant: Option<Mutant>,
 }
 
 impl Cluster {
     /// An empty one.
-    pub fn new(name: &'static str, clock: SimClock) -> Self {
-        Self { name, clock, inner: Arc::default() }
+    pub fn new(name: &'static str, clock: SimClock, mutant: Option<Mutant>) -> Self {
+        Self { name, clock, inner: Arc::default(), mutant }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -102,15 +106,24 @@ impl Cluster {
         let trained = matches!(one.phase, Phase::Train(_)) && phase == Phase::Deliver;
         one.phase = phase;
         one.end = end;
-        let part = (one.round_uid.clone(), one.kind);
+        let (part, uid) = ((one.round_uid.clone(), one.kind), one.task_uid.clone());
         if trained {
+            inner.results.insert(uid);
             *inner.trained.entry(part).or_default() += 1;
         }
+    }
+
+    /// Whether a whole result of a task lies on its volume.
+    pub fn has_result(&self, uid: &str) -> bool {
+        self.lock().results.contains(uid)
     }
 
     /// Ends what was stopped, and removes tasks that are to go.
     pub fn sweep(&self) {
         let mut inner = self.lock();
+        if self.mutant == Some(Mutant::TasksStay) {
+            return;
+        }
         for one in inner.tries.values_mut().filter(|one| one.stopped && one.phase != Phase::Over) {
             one.phase = Phase::Over;
             one.end = Some(End::Failed("it was stopped".into()));
@@ -122,6 +135,7 @@ impl Cluster {
         for (name, uid) in doomed {
             inner.tasks.remove(&name);
             inner.tries.retain(|_, one| one.task_uid != uid);
+            inner.results.remove(&uid);
         }
     }
 
@@ -185,11 +199,16 @@ impl Sight for Seen {
     }
 }
 
+/// What the agent is shown: not what was begun twice.
+fn shown(tries: &BTreeMap<String, Try>) -> BTreeMap<String, Try> {
+    tries.iter().filter(|(name, _)| !name.ends_with("-again")).map(|(name, one)| (name.clone(), one.clone())).collect()
+}
+
 #[tonic::async_trait]
 impl Runner for Jobs {
     fn look(&self) -> Box<dyn Sight> {
         let inner = self.cluster.lock();
-        Box::new(Seen { tasks: inner.tasks.values().cloned().collect(), tries: inner.tries.clone() })
+        Box::new(Seen { tasks: inner.tasks.values().cloned().collect(), tries: shown(&inner.tries) })
     }
 
     async fn create_task(&self, name: &str, spec: RoundTaskSpec) -> Result<(), ControlError> {
@@ -235,6 +254,10 @@ impl Runner for Jobs {
             round_uid: task.spec.round_uid.clone(),
             stopped: false,
         };
+        if self.cluster.mutant == Some(Mutant::LostReplyAsLostRequest) {
+            let again = Try { name: format!("{called}-again"), ..one.clone() };
+            self.cluster.lock().tries.insert(again.name.clone(), again);
+        }
         self.cluster.lock().tries.insert(called, one);
         Ok(())
     }

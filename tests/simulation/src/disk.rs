@@ -12,6 +12,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
+use crate::mutant::Mutant;
 use crate::schedule::Write;
 
 /// A volume as one process of the hub has it: when that is killed, it does nothing more.
@@ -19,6 +20,7 @@ use crate::schedule::Write;
 pub struct Disk {
     objects: Arc<InMemory>,
     inner: Arc<Inner>,
+    mutant: Option<Mutant>,
 }
 
 #[derive(Debug, Default)]
@@ -31,8 +33,8 @@ struct Inner {
 
 impl Disk {
     /// A volume with these objects; `full` is everybody's.
-    pub fn new(objects: Arc<InMemory>, full: Arc<AtomicBool>) -> Self {
-        Self { objects, inner: Arc::new(Inner { full, ..Inner::default() }) }
+    pub fn new(objects: Arc<InMemory>, full: Arc<AtomicBool>, mutant: Option<Mutant>) -> Self {
+        Self { objects, mutant, inner: Arc::new(Inner { full, ..Inner::default() }) }
     }
 
     /// The n-th write from now on comes to this.
@@ -92,6 +94,9 @@ impl ObjectStore for Disk {
             self.die();
             return Err(broken("killed before a write"));
         }
+        if self.mutant == Some(Mutant::SkippedJournal) && location.as_ref().contains("/share/") {
+            return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
+        }
         let put = self.objects.put_opts(location, payload, options).await;
         if fate == Some(Write::CrashAfter) {
             self.die();
@@ -113,6 +118,9 @@ impl ObjectStore for Disk {
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         if self.is_dead() {
             return Box::pin(futures::stream::once(async { Err(broken("the process was killed")) }));
+        }
+        if self.mutant == Some(Mutant::NothingDeleted) {
+            return locations;
         }
         self.objects.delete_stream(locations)
     }

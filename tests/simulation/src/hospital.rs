@@ -26,6 +26,7 @@ use tonic::{Code, Request};
 
 use crate::clock::{Dice, SimClock};
 use crate::cluster::{Cluster, Phase, Try};
+use crate::mutant::Mutant;
 use crate::schedule::Fate;
 use crate::study;
 use crate::wire::{NoDial, Packet, Wire};
@@ -71,6 +72,7 @@ pub struct Hospital {
     pub full: bool,
     /// Its volume was set back.
     pub restored: bool,
+    key: Option<PublicKey>,
     dice: Dice,
     clock: SimClock,
     out: mpsc::UnboundedSender<Packet>,
@@ -96,7 +98,7 @@ impl Hospital {
         index: usize,
         folder: &Path,
         policy: Arc<SitePolicy>,
-        clock: &SimClock,
+        (clock, mutant): (&SimClock, Option<Mutant>),
         out: mpsc::UnboundedSender<Packet>,
     ) -> Self {
         let name = crate::schedule::NAMES[index];
@@ -104,17 +106,18 @@ impl Hospital {
             index,
             folder: folder.join(name),
             policy: watch::Sender::new(Some(policy)),
-            cluster: Cluster::new(name, clock.clone()),
+            cluster: Cluster::new(name, clock.clone(), mutant),
             agent: None,
             up: true,
             refuses: false,
-            trains: 60,
+            trains: 10,
             fates: Vec::new(),
             heard: Vec::new(),
             lies: None,
             backup: false,
             full: false,
             restored: false,
+            key: None,
             dice: Dice::new(name),
             clock: clock.clone(),
             out,
@@ -122,10 +125,12 @@ impl Hospital {
     }
 
     /// Opens the volume; one whose process has just been killed is free a moment later.
-    fn open(&self) -> anyhow::Result<State> {
+    async fn open(&self) -> anyhow::Result<State> {
         for _ in 0..2000 {
             match State::open(&self.folder.join("state"), self.dice.entropy().bytes32()) {
-                Err(consilium_agent::StateError::InUse(_)) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                Err(consilium_agent::StateError::InUse(_)) => {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
                 opened => return opened.context("the volume"),
             }
         }
@@ -133,13 +138,16 @@ impl Hospital {
     }
 
     /// The key of the hospital, made on its volume.
-    pub fn key(&self) -> anyhow::Result<PublicKey> {
-        Ok(self.open()?.site_key(&self.dice.entropy())?.public())
+    pub async fn key(&mut self) -> anyhow::Result<PublicKey> {
+        match self.key {
+            Some(key) => Ok(key),
+            None => Ok(*self.key.insert(self.open().await?.site_key(&self.dice.entropy())?.public())),
+        }
     }
 
     /// Its agent begins.
-    pub fn begin(&mut self) -> anyhow::Result<()> {
-        let (state, metrics) = (self.open()?, Metrics::new()?);
+    pub async fn begin(&mut self) -> anyhow::Result<()> {
+        let (state, metrics) = (self.open().await?, Metrics::new()?);
         let link = Link::new(NoDial, state.assignment()?);
         let objects = ObjectCache::new(self.folder.join("objects"), 1 << 30, link.object_source(), metrics.clone())?;
         let clock = self.clock.clone();
@@ -184,9 +192,19 @@ impl Hospital {
         self.folder.with_extension("backup")
     }
 
+    /// Copies the volume as it is, under a running agent.
+    pub fn snapshot(&mut self) -> std::io::Result<()> {
+        let copy = self.copy();
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy)?;
+        }
+        self.backup = true;
+        copy_tree(&self.folder.join("state"), &copy)
+    }
+
     /// Copies the volume, or puts the copy in its place; the agent does not run.
-    pub fn swap(&mut self, restore: bool) -> anyhow::Result<()> {
-        drop(self.open()?);
+    pub async fn swap(&mut self, restore: bool) -> anyhow::Result<()> {
+        drop(self.open().await?);
         let (state, copy) = (self.folder.join("state"), self.copy());
         let (from, to) = if restore { (&copy, &state) } else { (&state, &copy) };
         if to.exists() {
@@ -194,7 +212,6 @@ impl Hospital {
         }
         copy_tree(from, to)?;
         self.backup = true;
-        self.restored |= restore;
         Ok(())
     }
 
@@ -248,21 +265,30 @@ fn file(path: &str, content: Vec<u8>) -> [FilePart; 2] {
     [Part::Start(start), Part::Data(content.into())].map(|part| FilePart { part: Some(part) })
 }
 
-fn result(index: usize, one: &Try) -> Vec<FilePart> {
+fn result(index: usize, one: &Try, mutant: Option<Mutant>) -> Vec<FilePart> {
     match one.kind {
         TaskKind::Evaluate => {
             let class = json!({"label": 1, "dice": 0.8, "hd95Mm": null, "assdMm": null});
             file("score.json", json!({"cases": 10, "classes": [class]}).to_string().into_bytes()).into()
         }
         _ => {
-            let metrics = json!({"examples": study::examples(index), "metrics": {}}).to_string().into_bytes();
-            [file("update.safetensors", study::update(index, one.round)), file("metrics.json", metrics)].concat()
+            let times = if mutant == Some(Mutant::DoubleCount) && index == 1 { 2 } else { 1 };
+            let of = if mutant == Some(Mutant::OldUpdate) { one.round.saturating_sub(1).max(1) } else { one.round };
+            let examples = times * study::examples(index);
+            let metrics = json!({"examples": examples, "metrics": {}}).to_string().into_bytes();
+            [file("update.safetensors", study::update(index, of)), file("metrics.json", metrics)].concat()
         }
     }
 }
 
 /// What a try does next; the phase that it is in then, or its end. `None`: nothing for now.
-pub async fn work(agent: &Agent, one: &Try, index: usize, trains: u32, now: i64) -> Option<(Phase, Option<End>)> {
+pub async fn work(
+    agent: &Agent,
+    one: &Try,
+    (index, mutant): (usize, Option<Mutant>),
+    (trains, left): (u32, bool),
+    now: i64,
+) -> Option<(Phase, Option<End>)> {
     match one.phase {
         Phase::Fetch => {
             let mut request = Request::new(FetchRequest::default());
@@ -279,6 +305,8 @@ pub async fn work(agent: &Agent, one: &Try, index: usize, trains: u32, now: i64)
                 Err(status) => Some(status),
             };
             match failed.take() {
+                // As the courier does: a result that an earlier try left is handed over.
+                None if left => Some((Phase::Deliver, None)),
                 None => Some((Phase::Train(now + i64::from(trains) * 1000), None)),
                 Some(status) if status.code() == Code::Unavailable => None,
                 Some(status) => Some((Phase::Over, Some(End::Failed(format!("fetch: {}", status.message()))))),
@@ -286,7 +314,7 @@ pub async fn work(agent: &Agent, one: &Try, index: usize, trains: u32, now: i64)
         }
         Phase::Train(until) => (now >= until).then_some((Phase::Deliver, None)),
         Phase::Deliver => {
-            let parts = tokio_stream::iter(result(index, one).into_iter().map(Ok));
+            let parts = tokio_stream::iter(result(index, one, mutant).into_iter().map(Ok));
             match agent.port.take(&metadata(&one.token), parts).await {
                 Ok(()) => Some((Phase::Over, Some(End::Complete))),
                 Err(status) if status.code() == Code::Unavailable => None,

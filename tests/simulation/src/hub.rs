@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SimClock;
 use crate::disk::Disk;
+use crate::mutant::Mutant;
 use crate::schedule::{HOSPITALS, Write};
 use crate::study::{NAMESPACE, STUDY_UID, site};
 
@@ -43,22 +44,31 @@ pub struct Api {
     version: u64,
     /// How many writes from now on, and what comes of that one.
     pub fate: Option<(u8, Write)>,
+    mutant: Option<Mutant>,
+    before: Option<(u64, TrainingRound)>,
 }
 
 /// The API server, which outlives hubs.
 pub type SharedApi = Arc<Mutex<Api>>;
 
 /// An API server with a study.
-pub fn api(study: FederatedStudy) -> SharedApi {
+pub fn api(study: FederatedStudy, mutant: Option<Mutant>) -> SharedApi {
     let (rounds, gone, releases) = Default::default();
-    Arc::new(Mutex::new(Api { study, rounds, gone, releases, version: 0, fate: None }))
+    Arc::new(Mutex::new(Api { study, rounds, gone, releases, version: 0, fate: None, mutant, before: None }))
 }
 
 impl Api {
     /// Writes a round, whoever asks.
     pub fn put(&mut self, round: TrainingRound) {
         self.version += 1;
-        self.rounds.insert(round.spec.number, (self.version, round));
+        self.before = self.rounds.insert(round.spec.number, (self.version, round));
+    }
+
+    /// What was written last is gone.
+    fn forget(&mut self) {
+        if let Some((version, round)) = self.before.take() {
+            self.rounds.insert(round.spec.number, (version, round));
+        }
     }
 
     fn due(&mut self) -> Option<Write> {
@@ -122,6 +132,7 @@ pub struct Begin<'a> {
     pub objects: &'a Arc<InMemory>,
     pub full: &'a Arc<AtomicBool>,
     pub rosters: &'a [SignedRoster],
+    pub mutant: Option<Mutant>,
 }
 
 fn read_store(error: StoreError) -> HubError {
@@ -131,7 +142,10 @@ fn read_store(error: StoreError) -> HubError {
 impl HubProcess {
     /// Begins, as after any restart.
     pub async fn begin(begin: &Begin<'_>) -> Result<Self, HubError> {
-        let disk = Disk::new(begin.objects.clone(), begin.full.clone());
+        if begin.mutant == Some(Mutant::ForgetfulApi) {
+            lock(begin.api).forget();
+        }
+        let disk = Disk::new(begin.objects.clone(), begin.full.clone(), begin.mutant);
         let free = Arc::new(|| Ok(1 << 40));
         let store = BlobStore::open_on(Arc::new(disk.clone()), free).await.map_err(read_store)?;
         let boot = store.next_boot().await.map_err(read_store)?;
@@ -255,9 +269,17 @@ impl HubProcess {
         Ok(())
     }
 
+    /// The time, as rounds are judged by it.
+    fn now(&self) -> jiff::Timestamp {
+        match lock(&self.api).mutant {
+            Some(Mutant::LateDeadline) => self.clock.now() - jiff::SignedDuration::from_hours(1),
+            _ => self.clock.now(),
+        }
+    }
+
     async fn round_turn(&mut self, number: u32) -> Result<Option<Round>, HubError> {
         let Some((version, object)) = self.cache.get(&number).cloned() else { return Ok(None) };
-        let (round, now) = (rounds::read(&object), self.clock.now());
+        let (round, now) = (rounds::read(&object), self.now());
         let policy = match self.driver.policy(&round, now).await {
             Ok(policy) => policy,
             Err(error) => return Err(error.into()),
@@ -400,7 +422,8 @@ impl RoundStore for Written<'_> {
             Some(Write::CrashAfter) | None => {}
         }
         let number = written.spec.number;
-        if api.rounds.get(&number).map(|(version, _)| *version) != Some(self.version) {
+        let fenced = api.mutant != Some(Mutant::StaleWriter);
+        if fenced && api.rounds.get(&number).map(|(version, _)| *version) != Some(self.version) {
             return Err(HubError::Conflict);
         }
         api.put(written);

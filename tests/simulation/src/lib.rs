@@ -11,10 +11,11 @@ mod cluster;
 mod disk;
 mod hospital;
 mod hub;
+pub mod mutant;
 pub mod schedule;
 pub mod shrink;
 mod study;
 mod wire;
 mod world;
 
-pub use world::{Told, run};
+pub use world::{Told, run, run_with};

@@ -49,6 +49,8 @@ pub enum Write {
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
+    /// The hub takes a turn, then each hospital and its cluster do all that they have to do once.
+    Look,
     /// The hub takes a turn of everything.
     Hub,
     /// A hospital does all that it has to do once.
@@ -81,7 +83,7 @@ pub enum Op {
     SecondHub,
     /// The one that was first takes a turn.
     OldHub,
-    /// The hub has another store: all that it held but its identity.
+    /// The hub has another store: specs and models were put back, its identity and its journal are lost.
     NewEpoch,
     /// A copy of a hospital's volume is made.
     Backup(usize),
@@ -155,7 +157,7 @@ impl Schedule {
         // A schedule is about a few kinds of trouble, or none of them would get far.
         let kinds: Vec<u64> = (0..1 + chance.below(4)).map(|_| chance.below(KINDS)).collect();
         let often = 3 + chance.below(10);
-        let length = 30 + chance.below(70);
+        let length = 20 + chance.below(50);
         let ops = (0..length).map(|_| match chance.below(often) {
             0 => {
                 let kind = kinds[chance.below(kinds.len() as u64) as usize];
@@ -198,8 +200,9 @@ impl Op {
 fn ordinary(chance: &mut Chance) -> Op {
     let site = chance.below(HOSPITALS as u64) as usize;
     match chance.below(16) {
-        0..=4 => Op::Hub,
-        5..=9 => Op::Site(site),
+        0..=6 => Op::Look,
+        7 => Op::Hub,
+        8 | 9 => Op::Site(site),
         10 => Op::Hear(site),
         11 => Op::Turns(site),
         12 => Op::Report(site),

@@ -46,11 +46,8 @@ impl Wire {
         let (reply, answer) = oneshot::channel();
         let sent = self.out.send(Packet { site: self.site, call, reply });
         sent.map_err(|_| Status::unavailable("the world has ended"))?;
-        // Of a call whose agent is to be killed nobody says anything any more.
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => std::future::pending().await,
-        }
+        // One whose agent was killed ends like its connection.
+        answer.await.unwrap_or_else(|_| Err(Status::unavailable("the agent was killed")))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The world: what happens in a schedule, one thing after the other, and the way home at its end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,17 +18,19 @@ use object_store::{ObjectStore as _, ObjectStoreExt as _, path::Path};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 
-use crate::check::{Seen, Violation, broken, trainings};
+use crate::check::{Seen, Violation, broken, in_time, trainings};
 use crate::clock::SimClock;
 use crate::cluster::Phase;
 use crate::hospital::{Agent, Hospital, work};
 use crate::hub::{Begin, HubError, HubProcess, SharedApi, api, lock};
+use crate::mutant::Mutant;
 use crate::schedule::{HOSPITALS, NAMES, Op, Schedule};
 use crate::study;
 use crate::wire::Packet;
 
 mod calls;
 mod home;
+mod look;
 
 /// Assignments that a hospital's link may bring again.
 const REMEMBERED: usize = 8;
@@ -44,6 +47,11 @@ pub struct World {
     hospitals: Vec<Hospital>,
     packets: mpsc::UnboundedReceiver<Packet>,
     seen: Seen,
+    mutant: Option<Mutant>,
+    /// What each hospital said in each step: it never says another thing.
+    said: BTreeMap<(usize, String, u32, String), Digest>,
+    /// When the hub last took a whole turn.
+    turned: Option<Timestamp>,
     _folder: tempfile::TempDir,
 }
 
@@ -68,9 +76,17 @@ pub struct Told {
 /// # Errors
 /// What does not hold.
 pub fn run(schedule: &Schedule) -> Result<Told, Violation> {
+    run_with(schedule, None)
+}
+
+/// As [`run`], with a fault in what hub and hospitals stand on.
+///
+/// # Errors
+/// What does not hold.
+pub fn run_with(schedule: &Schedule, mutant: Option<Mutant>) -> Result<Told, Violation> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(stuck("a runtime"))?;
     let ended = runtime.block_on(async {
-        let mut world = World::new(schedule).await?;
+        let mut world = World::new(schedule, mutant).await?;
         for op in &schedule.ops {
             tracing::debug!(?op, at = world.clock.elapsed(), "op");
             world.apply(*op).await?;
@@ -84,7 +100,7 @@ pub fn run(schedule: &Schedule) -> Result<Told, Violation> {
 }
 
 impl World {
-    async fn new(schedule: &Schedule) -> Result<Self, Violation> {
+    async fn new(schedule: &Schedule, mutant: Option<Mutant>) -> Result<Self, Violation> {
         let folder = match std::path::Path::new("/dev/shm") {
             memory if memory.is_dir() => tempfile::tempdir_in(memory),
             _ => tempfile::tempdir(),
@@ -94,11 +110,12 @@ impl World {
         let clock = SimClock::default();
         let (out, packets) = mpsc::unbounded_channel();
         let policy = study::policy(&study, true);
-        let hospitals =
-            (0..HOSPITALS).map(|i| Hospital::new(i, folder.path(), policy.clone(), &clock, out.clone())).collect();
+        let hospitals = (0..HOSPITALS)
+            .map(|i| Hospital::new(i, folder.path(), policy.clone(), (&clock, mutant), out.clone()))
+            .collect();
         let mut world = Self {
             clock,
-            api: api(study),
+            api: api(study, mutant),
             objects: Arc::default(),
             full: Arc::default(),
             rosters: Vec::new(),
@@ -107,28 +124,28 @@ impl World {
             hospitals,
             packets,
             seen: Seen::default(),
+            mutant,
+            said: BTreeMap::new(),
+            turned: None,
             _folder: folder,
         };
-        world.sign_roster()?;
+        world.sign_roster().await?;
         world.begin_hub().await?;
         let (payload, manifest) = study::first_model();
         let store = world.store().clone();
         store.put_object(payload).await.map_err(stuck("the first model"))?;
         store.put_object(manifest.to_bytes().into()).await.map_err(stuck("the first model"))?;
         for index in 0..HOSPITALS {
-            world.begin_agent(index)?;
+            world.begin_agent(index).await?;
         }
         Ok(world)
     }
 
     /// Governance signs the hospitals' keys, as the next version.
-    fn sign_roster(&mut self) -> Result<(), Violation> {
+    async fn sign_roster(&mut self) -> Result<(), Violation> {
         let mut sites = Vec::new();
         for (index, hospital) in self.hospitals.iter_mut().enumerate() {
-            let key = match &hospital.agent {
-                Some(agent) => agent.ctx.state.site_key(&agent.ctx.entropy).map_err(stuck("a key"))?.public(),
-                None => hospital.key().map_err(stuck("a key"))?,
-            };
+            let key = hospital.key().await.map_err(stuck("a key"))?;
             sites.push(RosterSite { public_key: key_text(&key), name: study::site(index) });
         }
         let version = self.rosters.len() as u64 + 1;
@@ -153,6 +170,7 @@ impl World {
             objects: &self.objects,
             full: &self.full,
             rosters: &self.rosters,
+            mutant: self.mutant,
         };
         // A full volume keeps a hub from starting: it is started again, and again.
         let full = self.full.swap(false, Ordering::SeqCst);
@@ -174,8 +192,8 @@ impl World {
         self.begin_hub().await
     }
 
-    fn begin_agent(&mut self, index: usize) -> Result<(), Violation> {
-        match self.hospitals[index].begin() {
+    async fn begin_agent(&mut self, index: usize) -> Result<(), Violation> {
+        match self.hospitals[index].begin().await {
             // On a disk that does not work none begins; it is tried again when it does.
             Err(error) if !self.hospitals[index].full => return Err(stuck("an agent")(error)),
             _ => self.connect(index),
@@ -191,17 +209,24 @@ impl World {
         }
     }
 
-    fn kill_agent(&mut self, index: usize) -> Result<(), Violation> {
+    async fn kill_agent(&mut self, index: usize) -> Result<(), Violation> {
         self.hospitals[index].kill();
+        if self.mutant == Some(Mutant::SkippedPersist) && self.hospitals[index].backup && !self.hospitals[index].full {
+            self.hospitals[index].swap(true).await.map_err(stuck("a copy of a volume"))?;
+        }
         self.connect(index);
-        self.begin_agent(index)
+        self.begin_agent(index).await
     }
 
     async fn hub_turn(&mut self) -> Result<(), Violation> {
         let Some(hub) = &mut self.hub else { return Ok(()) };
         match hub.turn().await {
             Err(HubError::Killed) => self.kill_hub().await,
-            _ => Ok(()),
+            Err(_) => Ok(()),
+            Ok(()) => {
+                self.turned = Some(self.clock.now());
+                Ok(())
+            }
         }
     }
 
@@ -242,7 +267,7 @@ impl World {
                 drop(agent);
                 // What it had begun ends with it.
                 while self.packets.try_recv().is_ok() {}
-                self.kill_agent(index)?;
+                self.kill_agent(index).await?;
                 Ok(None)
             }
         }
@@ -258,6 +283,9 @@ impl World {
         if let Some(assignment) = self.hub.as_ref().and_then(|hub| hub.hub.assignment(&site)) {
             let mut message = consilium_proto::v1::Assignment::from(&*assignment);
             message.hub_time = self.clock.now().to_string();
+            if self.mutant == Some(Mutant::NoTombstones) {
+                message.items.retain(|item| item.state == "Active");
+            }
             if hospital.heard.last() != Some(&message) {
                 hospital.heard.push(message);
             }
@@ -270,6 +298,9 @@ impl World {
     }
 
     async fn turns(&mut self, index: usize) -> Result<(), Violation> {
+        if self.mutant == Some(Mutant::SkippedPersist) && self.hospitals[index].agent.is_some() {
+            self.hospitals[index].snapshot().map_err(stuck("a copy of a volume"))?;
+        }
         let wire = self.hospitals[index].wire();
         self.with(index, async |agent| {
             // What was put off is due again: waits are the loops'.
@@ -311,8 +342,9 @@ impl World {
     /// The cluster of a hospital goes on with its tries.
     async fn work(&mut self, index: usize) -> Result<(), Violation> {
         for one in self.hospitals[index].cluster.tries() {
-            let (now, trains) = (self.clock.elapsed(), self.hospitals[index].trains);
-            let next = self.with(index, async |agent| Ok(work(agent, &one, index, trains, now).await)).await?;
+            let (now, mutant) = (self.clock.elapsed(), self.mutant);
+            let how = (self.hospitals[index].trains, self.hospitals[index].cluster.has_result(&one.task_uid));
+            let next = self.with(index, async |agent| Ok(work(agent, &one, (index, mutant), how, now).await)).await?;
             if let Some(Some((phase, end))) = next {
                 self.hospitals[index].cluster.set(&one.name, phase, end);
             }
@@ -324,6 +356,7 @@ impl World {
     async fn apply(&mut self, op: Op) -> Result<(), Violation> {
         self.clock.forward(50);
         match op {
+            Op::Look => self.round_trip().await?,
             Op::Hub => self.hub_turn().await?,
             Op::Site(i) => self.everything(i).await?,
             Op::Hear(i) => self.hear(i, 0).await?,
@@ -335,8 +368,8 @@ impl World {
             Op::Round(n, fate) => lock(&self.api).fate = Some((n, fate)),
             Op::Store(n, fate) => self.hub.iter().for_each(|hub| hub.disk.arm(n, fate)),
             Op::StoreFull(full) => self.full.store(full, Ordering::SeqCst),
-            Op::DiskFull(i, full) => self.disk_full(i, full)?,
-            Op::Crash(i) => self.kill_agent(i)?,
+            Op::DiskFull(i, full) => self.disk_full(i, full).await?,
+            Op::Crash(i) => self.kill_agent(i).await?,
             Op::HubCrash => self.kill_hub().await?,
             Op::SecondHub => {
                 self.old = self.hub.take();
@@ -352,11 +385,11 @@ impl World {
                 }
             }
             Op::NewEpoch => self.new_epoch().await?,
-            Op::Backup(i) => self.swap(i, false)?,
-            Op::Restore(i) if self.hospitals[i].backup => self.swap(i, true)?,
+            Op::Backup(i) => self.swap(i, false).await?,
+            Op::Restore(i) if self.hospitals[i].backup => self.swap(i, true).await?,
             Op::Restore(_) => {}
             Op::Link(i, up) => {
-                self.hospitals[i].up = up;
+                self.hospitals[i].up = up && (self.hospitals[i].up || self.mutant != Some(Mutant::OneWayLeave));
                 self.connect(i);
             }
             Op::Veto(i, veto) => self.veto(i, veto),
@@ -367,7 +400,7 @@ impl World {
             Op::Cancel => self.annotate(),
             Op::DeleteRound => self.delete_round(self.clock.now()),
             Op::Roster => {
-                self.sign_roster()?;
+                self.sign_roster().await?;
                 self.kill_hub().await?;
             }
             Op::Lie(i, how) => self.hospitals[i].lies = Some(how),
@@ -375,10 +408,10 @@ impl World {
         Ok(())
     }
 
-    fn disk_full(&mut self, index: usize, full: bool) -> Result<(), Violation> {
+    async fn disk_full(&mut self, index: usize, full: bool) -> Result<(), Violation> {
         self.hospitals[index].set_full(full).map_err(stuck("a full disk"))?;
         if !full && self.hospitals[index].agent.is_none() {
-            self.begin_agent(index)?;
+            self.begin_agent(index).await?;
         }
         Ok(())
     }
@@ -387,10 +420,24 @@ impl World {
         let policy = study::policy(&lock(&self.api).study, !veto);
         let hospital = &mut self.hospitals[index];
         hospital.refuses = veto;
+        if veto && self.mutant == Some(Mutant::ForgottenVeto) {
+            return;
+        }
         hospital.policy.send_replace(Some(policy));
         if let Some(agent) = &mut hospital.agent {
             agent.link.policy_changed();
         }
+    }
+
+    /// Everybody does once what there is to do.
+    async fn round_trip(&mut self) -> Result<(), Violation> {
+        self.hub_turn().await?;
+        for index in 0..HOSPITALS {
+            self.work(index).await?;
+            self.everything(index).await?;
+        }
+        self.clock.forward(5_000);
+        Ok(())
     }
 
     fn trainer_fails(&self, index: usize) {
@@ -423,53 +470,24 @@ impl World {
 
     async fn new_epoch(&mut self) -> Result<(), Violation> {
         let copy = Arc::new(self.objects.fork());
-        copy.delete(&Path::from("epoch")).await.map_err(stuck("another store"))?;
+        let mut all = copy.list(None);
+        while let Some(found) = all.next().await {
+            let path = found.map_err(stuck("another store"))?.location;
+            if !path.as_ref().starts_with("objects/") {
+                copy.delete(&path).await.map_err(stuck("another store"))?;
+            }
+        }
         self.objects = copy;
         self.kill_hub().await
     }
 
-    fn swap(&mut self, index: usize, restore: bool) -> Result<(), Violation> {
+    async fn swap(&mut self, index: usize, restore: bool) -> Result<(), Violation> {
         if self.hospitals[index].full {
             return Ok(());
         }
         self.hospitals[index].kill();
-        self.hospitals[index].swap(restore).map_err(stuck("a copy of a volume"))?;
-        self.begin_agent(index)
-    }
-
-    /// Looks whether everything holds.
-    async fn look(&mut self) -> Result<(), Violation> {
-        let rounds: Vec<_> = {
-            let api = lock(&self.api);
-            api.rounds.values().map(|(_, round)| round.clone()).chain(api.gone.iter().cloned()).collect()
-        };
-        for round in &rounds {
-            if let Some(sum) = self.seen.look(round)? {
-                let (base, new) = (self.parameters(round.spec.base_model).await?, self.parameters(sum.model).await?);
-                sum.check(&base, &new)?;
-            }
-        }
-        for hospital in self.hospitals.iter().filter(|hospital| !hospital.restored) {
-            trainings(hospital.index, &hospital.cluster.trained())?;
-        }
-        Ok(())
-    }
-
-    async fn object(&self, digest: Digest) -> Result<Bytes, Violation> {
-        let hex = digest.hex();
-        let path = Path::from(format!("objects/{}/{hex}", &hex[..2]));
-        let found = self.objects.get(&path).await.map_err(stuck("an object"))?;
-        found.bytes().await.map_err(stuck("an object"))
-    }
-
-    async fn parameters(&self, model: Digest) -> Result<Vec<f32>, Violation> {
-        let manifest = self.object(model).await?;
-        let manifest = ModelManifest::parse(&manifest, model).map_err(stuck("a manifest"))?;
-        let mut all = Vec::new();
-        for chunk in &manifest.chunks {
-            let bytes = self.object(*chunk).await?;
-            all.extend(bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)));
-        }
-        Ok(all)
+        self.hospitals[index].swap(restore).await.map_err(stuck("a copy of a volume"))?;
+        self.hospitals[index].restored |= restore;
+        self.begin_agent(index).await
     }
 }

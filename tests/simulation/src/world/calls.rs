@@ -1,5 +1,6 @@
 //! What becomes of a hospital's call.
 
+use consilium_federation::Digest;
 use consilium_federation::round::SiteReason;
 use consilium_operator::gateway;
 use consilium_proto::v1::hub_server::Hub as _;
@@ -28,6 +29,7 @@ impl World {
             let what = format!("{} says no and sends {call:?}", site(index));
             return Err(broken("nothing leaves a hospital that says no", what));
         }
+        self.says_one_thing(index, &call)?;
         if !self.hospitals[index].up || fate == Some(Fate::LoseRequest) {
             let _ = reply.send(Err(lost()));
             return Ok(true);
@@ -59,6 +61,20 @@ impl World {
             _ => drop(reply.send(answer)),
         }
         Ok(true)
+    }
+
+    /// What a hospital says in a step, it says again or not at all.
+    fn says_one_thing(&mut self, index: usize, call: &Call) -> Result<(), Violation> {
+        let (key, said) = match call {
+            Call::Message(m) => ((index, m.round_uid.clone(), m.attempt, m.step.clone()), Digest::of(&m.content)),
+            Call::Begin(m) => ((index, m.round_uid.clone(), m.attempt, "Upload".to_owned()), Digest::of(&m.manifest)),
+            _ => return Ok(()),
+        };
+        let known = *self.said.entry(key.clone()).or_insert(said);
+        if known != said && !self.hospitals[index].restored {
+            return Err(broken("nobody says two things", format!("{} said another thing in {key:?}", site(index))));
+        }
+        Ok(())
     }
 
     fn fate(&mut self, index: usize) -> Option<Fate> {

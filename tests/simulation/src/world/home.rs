@@ -18,9 +18,10 @@ impl World {
         self.old = None;
         for index in 0..HOSPITALS {
             let hospital = &mut self.hospitals[index];
-            (hospital.up, hospital.lies, hospital.trains) = (true, None, 10);
+            (hospital.lies, hospital.trains) = (None, 10);
+            hospital.up |= self.mutant != Some(Mutant::OneWayLeave);
             hospital.fates.clear();
-            self.disk_full(index, false)?;
+            self.disk_full(index, false).await?;
             self.connect(index);
             self.veto(index, false);
         }
@@ -73,21 +74,25 @@ impl World {
     /// Until everything is over; fails when it does not come to that.
     pub(super) async fn home(&mut self, setting: Setting) -> Result<(), Violation> {
         self.mend().await?;
+        let last = {
+            let api = lock(&self.api);
+            let current = api.study.status.as_ref().and_then(|status| status.current_round);
+            let made = api.rounds.values().map(|(_, round)| round).chain(&api.gone).map(|round| round.spec.number);
+            made.chain(current).max()
+        };
         let begun = self.clock.elapsed();
         let mut rest = None;
         for n in 0..LOOKS {
-            self.hub_turn().await?;
-            for index in 0..HOSPITALS {
-                self.work(index).await?;
-                self.everything(index).await?;
-            }
+            self.round_trip().await?;
             self.look().await?;
             rest = self.rest();
             if rest.is_none() {
                 break;
             }
             // Small steps first; then large ones, to what only time brings.
-            self.clock.forward(if n % 24 == 23 { 3_600_000 } else { 5_000 });
+            if n % 24 == 23 {
+                self.clock.forward(3_600_000);
+            }
         }
         if let Some(rest) = rest {
             let hours = (self.clock.elapsed() - begun) / 3_600_000;
@@ -100,7 +105,28 @@ impl World {
                 format!("{hours} h after all works ({setting:?}): {rest}; rounds {rounds:#?}; study {status:#?}");
             return Err(broken("what works ends", what));
         }
+        self.fruitful(last.unwrap_or(0))?;
         self.left_behind().await
+    }
+
+    /// A round that began when everything worked has made a model, with everybody in it.
+    fn fruitful(&self, last: u32) -> Result<(), Violation> {
+        // A hospital that was set back, or gave its shares in a round that came to nothing, may have to stay out.
+        if self.hospitals.iter().any(|hospital| hospital.restored) {
+            return Ok(());
+        }
+        let api = lock(&self.api);
+        let all = api.rounds.values().map(|(_, round)| round).chain(&api.gone);
+        for round in all.filter(|round| round.spec.number > last) {
+            let state = round.status.as_ref().and_then(|status| status.round.as_ref());
+            let inside = state.map_or(0, |state| state.sites.iter().filter(|site| site.contributed).count());
+            if inside < HOSPITALS {
+                let what =
+                    format!("round {} began when all worked and has {inside} in it: {state:#?}", round.spec.number);
+                return Err(broken("what works takes part", what));
+            }
+        }
+        Ok(())
     }
 
     /// The store holds nothing of rounds that are over.
