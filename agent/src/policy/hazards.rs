@@ -59,12 +59,12 @@ impl Hazards {
             let name = object.name_any();
             if let Err(why) = self.take_one(&name, &object.spec) {
                 refused.push(format!("ModelHazard {name}: {why}"));
-                // What the log has of it goes on as it was. What it has nothing of, or what is another one of an old name,
+                // What the log has of it goes on as it was. What it has nothing of, or what is another one under an old name,
                 // counts for every model while it is open.
-                let goes_on =
-                    self.specs.get(&name).is_some_and(|known| known.closed.is_none() && known.of == object.spec.of);
-                let over = self.specs.contains_key(&name) && object.spec.closed.is_some();
-                if !goes_on && !over {
+                let same = |known: &ModelHazardSpec| (&known.of, known.opened) == (&object.spec.of, object.spec.opened);
+                let known = self.specs.get(&name);
+                let over = known.is_some() && object.spec.closed.is_some();
+                if !known.is_some_and(same) && !over {
                     self.unread.insert(name, object.spec.lowers.max(Fall::Shadow));
                 }
             }

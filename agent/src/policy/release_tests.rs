@@ -61,12 +61,16 @@ pub(crate) fn approved(stage: Stage) -> Approved {
 }
 
 fn ask(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str) -> ReleaseDecision {
+    asked(work, max_stage, state, now, false)
+}
+
+fn asked(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str, in_use: bool) -> ReleaseDecision {
     // Whether it trains does not matter for a model.
     let policy = policy(&[("/releases", releases(max_stage)), ("/suspend", json!({"tasks": true}))]);
     let release_spec = release_spec();
     let hospital = Hospital { policy: Some(&policy), hazards: Some(no_hazards()), now: now.parse().unwrap() };
     let site = "alder".parse().unwrap();
-    release(&ReleaseInputs { work, state, release: &release_spec, site: &site, hospital, in_use: false })
+    release(&ReleaseInputs { work, state, release: &release_spec, site: &site, hospital, in_use })
 }
 
 fn reason(decision: ReleaseDecision) -> (RolloutReason, String) {
@@ -95,8 +99,11 @@ fn each_rung_of_the_release_ladder() {
         let asked = Approved { stage: work.stage, approvals: work.approvals.clone(), ..approved(Stage::Shadow) };
         assert_eq!(ask(&work, Some(max), ItemState::Active, now), ReleaseDecision::Allowed(asked));
     }
-    // Approvals that have ended count for Shadow.
-    assert_eq!(ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY), allowed);
+    // Approvals that have ended keep a model that is here on Shadow. They bring none into use: what people let lapse and was
+    // taken away would start again.
+    assert_eq!(asked(&shadow, Some("Shadow"), ItemState::Active, EXPIRY, true), allowed);
+    let (reason_of, words) = reason(ask(&shadow, Some("Shadow"), ItemState::Active, EXPIRY));
+    assert!(reason_of == RolloutReason::DeniedByPolicy && words.contains("expired"), "{words}");
     let model = |model| DeployWork { model, ..shadow.clone() };
     let release_digest = |release_digest| DeployWork { release_digest, ..shadow.clone() };
     let unsigned = DeployWork { approvals: vec![], ..shadow.clone() };

@@ -40,7 +40,10 @@ fn a_model_is_judged_from_its_own_object() {
         ModelDeploymentSpec { approved: Some(forged), ..model() }
     };
     let other = ModelDeploymentSpec { model: Digest::of(b"another"), ..model() };
-    let (nobody, unasked) = (json!([]), json!([{"stage": "SafetyNet", "approvals": 1}]));
+    let (nobody, unasked) = (json!([]), json!([]));
+    // A policy that names the lowest stage that it uses, as policies did, keeps its models on Shadow.
+    let lowest = json!([{"stage": "Triage", "approvals": 2}, {"stage": "SafetyNet", "approvals": 1}]);
+    assert_eq!(stands(&model(), &[("/releases/require", lowest)], NOW), Ok((Stage::Shadow, None)));
     let two = json!([{"stage": "Shadow", "approvals": 2}]);
     let role = json!([{"stage": "Shadow", "approvals": 1, "roles": ["radiologist"]}]);
     let none = "the signature is not over these terms";
