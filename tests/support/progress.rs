@@ -64,7 +64,8 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 /// What is looked at, and nothing beside it: who wrote a field nests as deep as the field, deeper than JSON is read.
 #[derive(Deserialize)]
 struct List {
-    items: Vec<Item>,
+    /// Go writes an empty list as null.
+    items: Option<Vec<Item>>,
 }
 
 #[derive(Deserialize)]
