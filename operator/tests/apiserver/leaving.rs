@@ -102,7 +102,10 @@ pub async fn in_the_wrong_order(admin: &Client, operator: Client, folder: &Path)
     assert_eq!(promotions.get("shadow").await.unwrap().finalizers(), ["consilium.health/cancel"]);
     remove("modelpromotions").await;
     let way_out = json!({"metadata": {"finalizers": null}});
-    promotions.patch("shadow", &PatchParams::default(), &Patch::Merge(&way_out)).await.unwrap();
+    for promotion in Api::<ModelPromotion>::all(admin.clone()).list(&ListParams::default()).await.unwrap() {
+        let of: Api<ModelPromotion> = Api::namespaced(admin.clone(), &promotion.namespace().unwrap());
+        of.patch(&promotion.name_any(), &PatchParams::default(), &Patch::Merge(&way_out)).await.unwrap();
+    }
     gone("modelpromotions").await;
     let releases: Api<ModelRelease> = Api::namespaced(admin.clone(), "research");
     assert!(releases.list(&ListParams::default()).await.is_err(), "nothing of ours is served any more");
