@@ -21,7 +21,9 @@ pub fn takes_clusters_down() {
             return;
         }
         eprintln!("interrupted: taking the clusters down");
-        // Whatever else works on them has been interrupted too, and lets go.
+        // A terminal interrupts all of us; whoever ends this program alone does not mean its tests to go on, and what works
+        // on the clusters holds their lock.
+        cluster::end_what_we_started();
         while let Err(Error::Busy { .. }) = cluster::down() {
             thread::sleep(Duration::from_millis(100));
         }

@@ -139,11 +139,16 @@ fn clients(arguments: &Arguments) -> Result<()> {
 /// The tests that the unit stage leaves out: they start clusters as root, or wait for real time.
 fn clusters(_: &Arguments) -> Result<()> {
     interrupt::takes_clusters_down();
+    // What an interrupted run left would be taken for ours, with its Services and its volumes.
+    cluster::down()?;
     let ignored = ["--lib", "--bins", "--tests", "--", "--ignored", "--test-threads=1"];
     cargo::run(&[&["test", "--locked"], &cargo::EVERYTHING[..], &ignored].concat(), &[]).and(cluster::down())
 }
 
 fn e2e(arguments: &Arguments) -> Result<()> {
+    if !arguments.keep {
+        interrupt::takes_clusters_down();
+    }
     let result = cargo::run(&["test", "--locked", "--workspace", "--test", "e2e"], &[]);
     if arguments.keep { result } else { result.and(cluster::down()) }
 }

@@ -128,6 +128,11 @@ impl Paths {
     }
 }
 
+/// Ends every process that this one has started, directly or not. The clusters themselves are nobody's children.
+pub fn end_what_we_started() {
+    proc::end_descendants(std::process::id());
+}
+
 /// Starts what is not running, all clusters at once, and returns when every node is ready and every name resolves. The
 /// hub comes first in the answer, then the hospitals in the order asked for.
 pub fn up(spec: &Spec) -> Result<Vec<Cluster>> {

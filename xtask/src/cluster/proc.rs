@@ -141,6 +141,14 @@ pub(super) fn kill(pid: u32) {
     }
 }
 
+/// Ends whatever the process has started, directly or not, and is still its descendant.
+pub(super) fn end_descendants(of: u32) {
+    let is_mine = |pid: &u32| std::iter::successors(parent(*pid), |pid| parent(*pid)).any(|above| above == of);
+    // All are found before the first ends: an orphan has another parent.
+    let found: Vec<u32> = pids().into_iter().filter(is_mine).collect();
+    found.into_iter().for_each(kill);
+}
+
 fn pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -182,6 +190,11 @@ fn unescape(field: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     /// A process may be called `a) Z (b`; read naively its state is `Z` and `down` would pass it over.
@@ -190,6 +203,22 @@ mod tests {
         let tail = "1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         assert_eq!(parse_stat(&format!("42 (a) Z (b) S {tail}")), Some(4711));
         assert_eq!(parse_stat(&format!("42 (sh) Z {tail}")), None);
+    }
+
+    /// A run that was ended goes on otherwise: its tests hold the clusters and their lock, and the next run finds both.
+    #[test]
+    fn what_was_started_ends_with_its_children() {
+        let mut shell =
+            Command::new("sh").args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let sleeper = Identity::of(line.trim().parse().unwrap()).unwrap();
+        end_descendants(shell.id());
+        shell.wait().unwrap();
+        // Were it passed over, this would never end.
+        while sleeper.is_alive() {
+            thread::yield_now();
+        }
     }
 
     /// After a restart of the machine another program may have a recorded number; it must not be killed.
