@@ -18,7 +18,7 @@ fn volume(folder: &Path, entries: u32) -> State {
     let state = State::open(folder, [7; 32]).unwrap();
     state.put_blob("site", b"alder").unwrap();
     state.dialed("https://hub.example:443", Digest::of(b"identity"), now()).unwrap();
-    state.append(Entry::PolicyInForce { generation: Some(3), digest: None, spec: None }, now()).unwrap();
+    state.append(Entry::PolicyInForce { generation: Some(3), uid: None, digest: None, spec: None }, now()).unwrap();
     for n in 2..entries {
         state.append(refused(n), now()).unwrap();
         let end = state.ledger_end().unwrap();

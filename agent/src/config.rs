@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use consilium_federation::Digest;
 
 /// The hospital's agent: one connection out to the hub, and the hospital's own word on what it asks for.
 #[derive(Clone, Debug, Parser)]
@@ -49,4 +50,11 @@ pub struct Config {
     /// The image that serves models, by digest.
     #[arg(long, env = "CONSILIUM_INFERENCE_IMAGE")]
     pub inference_image: String,
+}
+
+impl Config {
+    /// Digest of the image that serves models; none where it is not named by one.
+    pub fn serving_image(&self) -> Option<Digest> {
+        self.inference_image.split_once('@')?.1.parse().ok()
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consilium_federation::Digest;
 use consilium_federation::clock::OtherClock;
+use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, RoundReport};
 use consilium_federation::round::SiteReason;
 use consilium_federation::task::TaskKind;
@@ -39,6 +40,7 @@ struct Inner {
     deployments: BTreeMap<String, DeployReport>,
     decisions: BTreeMap<(String, TaskKind), BTreeMap<Barrier, Decision>>,
     release_decisions: BTreeMap<String, ReleaseDecision>,
+    stages: BTreeMap<String, Stage>,
 }
 
 /// The facts; a cheap clone of one shared set.
@@ -87,9 +89,20 @@ impl Facts {
         self.change(|inner| {
             let before = inner.deployments.len();
             inner.release_decisions.retain(|uid, _| known(uid));
+            inner.stages.retain(|uid, _| known(uid));
             inner.deployments.retain(|uid, _| known(uid));
             inner.deployments.len() != before
         });
+    }
+
+    /// The stage of a model as the ledger last said it, in this life of the agent.
+    pub fn stage(&self, uid: &str) -> Option<Stage> {
+        self.lock().stages.get(uid).copied()
+    }
+
+    /// The ledger says that a model stands on this stage.
+    pub fn set_stage(&self, uid: &str, stage: Stage) {
+        self.lock().stages.insert(uid.to_owned(), stage);
     }
 
     /// Sets or clears what became of a part's place in a sum. Written by `link` alone.

@@ -33,6 +33,7 @@ pub mod words;
 
 use std::sync::Arc;
 
+use consilium_clinical::plan::ClinicalPlan;
 use consilium_crds::roster::site_id;
 use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, SitePolicy};
@@ -124,8 +125,9 @@ impl Context {
     /// The policy in force now, which the ledger says before anything is decided or said by it.
     pub fn in_force(&self) -> Result<Option<Arc<SitePolicy>>, StateError> {
         let policy = self.site_policy();
-        let generation = policy.as_deref().and_then(|policy| policy.metadata.generation);
-        if self.state.is_news(generation)? {
+        let meta = policy.as_deref().map(|policy| &policy.metadata);
+        let uid = meta.and_then(|meta| meta.uid.clone());
+        if self.state.is_news(uid, meta.and_then(|meta| meta.generation))? {
             let (written, now) = (site::in_force(policy.as_deref()), self.now());
             if let Err(error) = self.state.append(written.clone(), now) {
                 tracing::error!(%error, "an edit of the SitePolicy holds and could not be written down; it is written later");
@@ -325,13 +327,13 @@ impl Context {
         uid: &str,
         work: &DeployWork,
         item: ItemState,
-        release: &ModelReleaseSpec,
+        (release, plan): (&ModelReleaseSpec, Option<&ClinicalPlan>),
         in_use: bool,
     ) -> Result<ReleaseDecision, StateError> {
         let (policy, hazards) = (self.in_force()?, self.hazards.known());
         let hospital = self.hospital(policy.as_deref(), Some(&*hazards));
         let (site, state) = (&self.site, item);
-        let decision = policy::release(&policy::ReleaseInputs { work, state, release, site, hospital, in_use });
+        let decision = policy::release(&policy::ReleaseInputs { work, state, release, plan, site, hospital, in_use });
         self.record_release(uid, work, &decision)?;
         Ok(decision)
     }
@@ -342,7 +344,8 @@ impl Context {
         policy: Option<&'a SitePolicy>,
         hazards: Option<&'a policy::Hazards>,
     ) -> policy::Hospital<'a> {
-        policy::Hospital { policy: policy.map(|policy| &policy.spec), hazards, now: self.now() }
+        let image = self.config.serving_image();
+        policy::Hospital { policy: policy.map(|policy| &policy.spec), hazards, image, now: self.now() }
     }
 
     /// Runs the rungs of the release ladder for which the release need not be at hand; only a refusal is a decision.

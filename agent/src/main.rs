@@ -179,6 +179,7 @@ async fn stop_things(shared: Shared, safe: Safe) -> anyhow::Result<()> {
         enforcement: shared.enforcement.subscribe(),
         unrecorded: shared.unrecorded.clone(),
         hazards: shared.hazards.clone(),
+        image: config.serving_image(),
         metrics: shared.metrics.clone(),
         clock: shared.clock.clone(),
         shutdown: stop(),

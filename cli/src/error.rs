@@ -33,6 +33,13 @@ pub enum CliError {
          object, status included: `kubectl get mrelease {name} -o yaml`"
     )]
     NoEvidenceDigest { name: String },
+    #[error("ClinicalPlan {name} is not signed by: {problem}")]
+    Plan { name: String, problem: String },
+    #[error(
+        "--stage is {stage}: an approval without --plan stands for Shadow, whatever it is signed for; name the clinical plan \
+         with --plan, the hospital with --hospital and what runs there with --pipeline"
+    )]
+    NoPlan { stage: &'static str },
     #[error(transparent)]
     Hazard(#[from] consilium_clinical::hazards::HazardError),
     #[error(

@@ -22,6 +22,7 @@ mod opt_in;
 mod roster;
 mod rounds;
 mod sign;
+mod staged;
 mod status;
 mod stop;
 mod table;
@@ -46,7 +47,8 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Sign an approval, offline; prints the entry for spec.approvals of a ModelPromotion.
+    /// Sign an approval, offline; prints the entry for spec.approvals of a ModelPromotion, or with --plan the one for
+    /// spec.stageApprovals.
     Sign(sign::Arguments),
     /// Make, sign and read the roster: which hospitals belong to the federation, by which keys.
     #[command(subcommand)]

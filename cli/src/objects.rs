@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use consilium_crds::{FederatedStudy, Kind as _, ModelRelease, SitePolicy};
+use consilium_crds::{ClinicalPlan, FederatedStudy, Kind as _, ModelRelease, SitePolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -29,6 +29,11 @@ fn parse_study(text: &str, path: &Path) -> Result<FederatedStudy> {
 /// A ModelRelease from a file.
 pub fn release(path: &Path) -> Result<ModelRelease> {
     read(path, "ModelRelease")
+}
+
+/// A ClinicalPlan from a file.
+pub fn clinical_plan(path: &Path) -> Result<ClinicalPlan> {
+    read(path, "ClinicalPlan")
 }
 
 /// A SitePolicy from a file.

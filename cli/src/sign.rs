@@ -2,13 +2,14 @@
 
 use std::{
     io::{BufRead, IsTerminal as _, stdin},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use clap::ValueEnum;
 use consilium_crds::{ModelRelease, values};
 use consilium_federation::{
+    Digest,
     approval::{Approval, signed_bytes},
     ladder::Stage,
 };
@@ -17,7 +18,7 @@ use jiff::Timestamp;
 
 use crate::{
     error::{CliError, Result},
-    keys, objects,
+    keys, objects, staged,
     text::{quoted, visible},
 };
 
@@ -33,6 +34,17 @@ pub struct Arguments {
     /// What the model is to be trusted with.
     #[arg(long, value_parser = crate::stage)]
     stage: Stage,
+    /// File with the ClinicalPlan (`kubectl get cplan NAME -o yaml`): makes the approval one of the second kind, over the
+    /// plan, the pipeline and the hospital too, which is what a stage above Shadow needs.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// With --plan: the hospital that it is for, or '*' for every one that trusts the key.
+    #[arg(long, requires = "plan")]
+    hospital: Option<String>,
+    /// With --plan: digest of everything that changes an answer, as the hospital shows it (`.status.pipeline` of the
+    /// ModelDeployment).
+    #[arg(long, requires = "plan")]
+    pipeline: Option<Digest>,
     /// Name of the key in the hospitals' policies.
     #[arg(long)]
     key_id: String,
@@ -63,13 +75,36 @@ enum Output {
 pub fn run(arguments: &Arguments, now: Timestamp) -> Result<String> {
     let release = objects::release(&arguments.release)?;
     let expiry = check(arguments, &release, now)?;
+    let ask = || confirm(arguments.yes, stdin().is_terminal(), &mut stdin().lock());
+    if let Some(plan) = &arguments.plan {
+        let asked = arguments.asked(plan);
+        let signing = staged::signing(&asked, &release, expiry)?;
+        eprint!("{}{}", staged::shown(&asked, &signing), figures(&release));
+        ask()?;
+        let approval = staged::approve(&asked, signing.terms, &keys::read(&arguments.key)?);
+        return Ok(match arguments.output {
+            Output::Json => format!("{}\n", serde_json::json!(approval)),
+            Output::Yaml => staged::entry(&approval),
+        });
+    }
+    if arguments.stage > Stage::Shadow {
+        return Err(CliError::NoPlan { stage: arguments.stage.as_str() });
+    }
     eprint!("{}", shown(arguments, &release, expiry));
-    confirm(arguments.yes, stdin().is_terminal(), &mut stdin().lock())?;
+    ask()?;
     let approval = approve(arguments, &release, expiry, &keys::read(&arguments.key)?);
     Ok(match arguments.output {
         Output::Json => format!("{}\n", serde_json::json!(approval)),
         Output::Yaml => entry(&approval),
     })
+}
+
+impl Arguments {
+    fn asked<'a>(&'a self, plan: &'a Path) -> staged::Asked<'a> {
+        let Self { pipeline, stage, key_id, role, .. } = self;
+        let hospital = self.hospital.as_deref();
+        staged::Asked { plan, hospital, pipeline: *pipeline, stage: *stage, key_id, role }
+    }
 }
 
 /// A signature is somebody's word: it is given by typing yes, or by having written so on the command line.
@@ -126,14 +161,21 @@ fn approve(arguments: &Arguments, release: &ModelRelease, expiry: Timestamp, key
 fn shown(arguments: &Arguments, release: &ModelRelease, expiry: Timestamp) -> String {
     let spec = &release.spec;
     let mut text = format!(
-        "{} signs as {} until {expiry}:\n  stage     {}\n  model     {}\n  evidence  {}\n  mean Dice {}\n",
+        "{} signs as {} until {expiry}:\n  stage     {}\n  model     {}\n  evidence  {}\n",
         visible(&arguments.key_id),
         visible(&arguments.role),
         arguments.stage,
         spec.model,
         spec.evidence_digest(),
-        visible(&spec.dice),
     );
+    text.push_str(&figures(release));
+    text
+}
+
+/// What the evidence's digest stands for, and what merely stands beside it.
+fn figures(release: &ModelRelease) -> String {
+    let spec = &release.spec;
+    let mut text = format!("  mean Dice {}\n", visible(&spec.dice));
     for site in &spec.evidence {
         let numbers = match site.cases {
             Some(cases) => format!(", {cases} cases, Dice {}", visible(&site.dice.join(" "))),
@@ -197,6 +239,9 @@ mod tests {
             key: "k".into(),
             release: "r".into(),
             stage: Stage::Shadow,
+            plan: None,
+            hospital: None,
+            pipeline: None,
             key_id: "mary".into(),
             role: "clinical-safety-officer".into(),
             expires_in: expires_in.into(),

@@ -172,6 +172,11 @@ impl Hazard {
         Ok(())
     }
 
+    /// Is it open and about every model of a line?
+    pub fn is_of_a_line(&self) -> bool {
+        self.closed.is_none() && matches!(self.of, HazardOf::Line(_))
+    }
+
     /// Is it open and about this model in this hospital?
     pub fn hits(&self, subject: &Subject, line: &StudyKey) -> bool {
         let about = match &self.of {

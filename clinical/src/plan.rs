@@ -38,7 +38,7 @@ pub struct ClinicalPlan {
     /// The scans that it is for.
     pub scope: Scope,
     /// What each stage needs, SafetyNet first, none left out. A stage without a rule cannot be reached.
-    #[schemars(length(max = 5))]
+    #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub rules: Vec<StageRule>,
     /// What counts as drift, and what it does. Without it no drift lowers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ pub struct ClinicalPlan {
     pub on_hazard: Fall,
     /// Changes of the pipeline after which evidence goes on counting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4))]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
     pub preserving: Vec<Change>,
     /// From then on nothing stands above Shadow by this plan, RFC 3339.
     #[schemars(with = "String", length(max = 40), extend("format" = "date-time", "pattern" = consilium_federation::ids::TIME_PATTERN))]
@@ -76,11 +76,11 @@ pub struct Finding {
 #[schemars(inline)]
 pub struct Scope {
     /// DICOM Modality (0008,0060), for example `MR`.
-    #[schemars(length(min = 1, max = 5))]
+    #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub modalities: Vec<Name>,
     /// DICOM Body Part Examined (0018,0015), if it matters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 20))]
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "atomic"))]
     pub body_parts: Vec<Name>,
     /// The patient's age in whole years, at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,7 +165,7 @@ impl Scope {
 pub struct DriftRule {
     /// Features whose distribution is compared with the approved window's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 30))]
+    #[schemars(length(max = 30), extend("x-kubernetes-list-type" = "atomic"))]
     pub features: Vec<Name>,
     /// A population stability index above this is drift.
     pub limit: Decimal,
@@ -177,7 +177,7 @@ pub struct DriftRule {
     pub windows: u32,
     /// Rates that are watched case by case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10))]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub rates: Vec<RateRule>,
     /// What drift does, and a measure of it that is missing or on too few cases.
     pub then: Fall,

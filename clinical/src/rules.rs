@@ -44,18 +44,18 @@ pub struct StageRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blind: Option<Share>,
     /// Bounds on figures.
-    #[schemars(length(min = 1, max = 20))]
+    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "atomic"))]
     pub metrics: Vec<MetricRule>,
     /// Groups that must suffice in each metric of `WorstSubgroup`. Other groups must only not fail.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10))]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub subgroups: Vec<Subgroups>,
     /// Which hospitals must speak for each metric of `WorstSite`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sites: Option<Sites>,
     /// Roles that must be among the approvals, beside what the hospital's policy requires.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10))]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub roles: Vec<Name>,
     /// How many days after its window's end the evidence counts.
     #[schemars(range(min = 1, max = 3660))]
@@ -103,7 +103,7 @@ pub struct Subgroups {
     /// The dimension.
     pub dimension: Name,
     /// Its groups that must suffice.
-    #[schemars(length(min = 1, max = 20))]
+    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "atomic"))]
     pub groups: Vec<Name>,
 }
 
@@ -118,7 +118,7 @@ pub struct Sites {
     /// Hospitals that must have spoken, whatever they say short of Fail. A hub can keep back the verdict of a hospital
     /// that is not named here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 200))]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "atomic"))]
     pub heard: Vec<SiteName>,
 }
 

@@ -57,6 +57,11 @@ fn what_the_schema_of_a_promotion_takes_the_type_takes() {
 }
 
 #[test]
+fn what_the_schema_of_a_plan_takes_the_type_takes() {
+    draw::<crate::ClinicalPlan>(|_, _| {});
+}
+
+#[test]
 fn what_the_schema_of_a_policy_takes_the_type_takes() {
     draw::<crate::SitePolicy>(|_, _| {});
 }

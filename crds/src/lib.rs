@@ -1,4 +1,4 @@
-//! The API vocabulary `consilium.health/v1alpha1`: nine kinds, their bounds and
+//! The API vocabulary `consilium.health/v1alpha1`: ten kinds, their bounds and
 //! their CEL rules, and the parsing of what a spec means.
 //!
 //! **Belongs here:** types, schemas, validation rules, printer columns, and the
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod clinical_plan;
 pub mod conditions;
 pub mod model_deployment;
 pub mod model_hazard;
@@ -25,6 +26,7 @@ pub mod unreadable;
 pub mod values;
 pub mod watched;
 
+pub use clinical_plan::{ClinicalPlan, ClinicalPlanSpec, ClinicalPlanStatus};
 pub use model_deployment::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
 pub use model_hazard::{ModelHazard, ModelHazardSpec};
 pub use model_promotion::{ModelPromotion, ModelPromotionSpec, ModelPromotionStatus};

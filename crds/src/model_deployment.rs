@@ -4,6 +4,9 @@ use consilium_federation::approval::Approval;
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::{SiteName, StudyKey};
 use consilium_federation::ladder::Stage;
+use consilium_federation::output::OutputSpec;
+use consilium_federation::stage_approval::{MAX_STAGE_APPROVALS, StageApproval};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -76,6 +79,17 @@ pub struct Approved {
     /// The approvals whose signatures held when this was written. One that has expired counts for Shadow.
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
     pub approvals: Vec<Approval>,
+    /// The clinical plan that the promotion names, whole: its digest is under the approvals of the second kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::free_object")]
+    pub plan: Option<serde_json::Value>,
+    /// What the model answers, by its release: part of the pipeline that is approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSpec>,
+    /// The approvals of the second kind that are for this hospital; each is verified at every turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_STAGE_APPROVALS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID", "hospital", "stage"]))]
+    pub stage_approvals: Vec<StageApproval>,
 }
 
 /// Where a deployment is.
@@ -96,6 +110,22 @@ pub struct ModelDeploymentStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]
     pub because: Option<String>,
+    /// The next rung up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Stage>,
+    /// All that the next rung lacks, in numbers, as far as there is room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 40), inner(length(max = 400)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub missing: Vec<String>,
+    /// When it falls by itself, if nothing else changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 40), extend("format" = "date-time", "pattern" = values::TIME_PATTERN))]
+    pub until: Option<Timestamp>,
+    /// Digest of everything that changes an answer here (model, finding and scope rules, output, worker and server image,
+    /// precision, device class): what approvals of the second kind are over. None while the plan, or the worker in
+    /// SitePolicy spec.releases.workers, is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<Digest>,
     /// SignatureVerified, Approved, RolledOut, Ready; Stalled once the server refused the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]

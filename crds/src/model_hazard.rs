@@ -43,6 +43,9 @@ use crate::values;
     validation = Rule::new("!has(self.spec.closed) || (has(self.spec.residual) && has(self.spec.controls) && self.spec.controls.size() > 0 && self.spec.controls.all(c, has(c.proof)))")
         .message("spec.closed needs spec.residual, the risk that is left, and at least one of spec.controls, each with its proof")
         .field_path(".spec.closed"),
+    validation = Rule::new("!has(self.spec.closed) || self.spec.closed.at >= self.spec.opened")
+        .message("spec.closed.at must not lie before spec.opened: write when it was closed")
+        .field_path(".spec.closed.at"),
     printcolumn(name = "Lowers", type_ = "string", json_path = ".spec.lowers"),
     printcolumn(name = "Severity", type_ = "integer", json_path = ".spec.initial.severity"),
     printcolumn(name = "Likelihood", type_ = "integer", json_path = ".spec.initial.likelihood"),

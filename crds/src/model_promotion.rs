@@ -5,6 +5,7 @@ use consilium_federation::digest::Digest;
 use consilium_federation::ids::SiteName;
 use consilium_federation::ladder::Stage;
 pub use consilium_federation::report::RolloutReason;
+use consilium_federation::stage_approval::{MAX_STAGE_APPROVALS, StageApproval};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -46,6 +47,24 @@ pub struct ModelPromotionSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
     pub approvals: Vec<Approval>,
+    /// The clinical plan by which the model may climb. Without one it stands on Shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanRef>,
+    /// Signed approvals of the second kind, over the plan too, made with `kubectl consilium sign --plan`: what a rung above
+    /// Shadow needs. Those in `approvals` stand for Shadow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_STAGE_APPROVALS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID", "hospital", "stage"]))]
+    pub stage_approvals: Vec<StageApproval>,
+}
+
+/// A plan by name and digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanRef {
+    /// Name of the ClinicalPlan in the same namespace.
+    #[schemars(length(min = 1, max = 253), regex(pattern = values::NAME_PATTERN))]
+    pub name: String,
+    /// Its digest, as in its status; must match.
+    pub digest: Digest,
 }
 
 /// A release by name and by the digest of its model.
@@ -96,6 +115,13 @@ pub struct Offered {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID"]))]
     pub approvals: Vec<Approval>,
+    /// Digest of the clinical plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Digest>,
+    /// The approvals of the second kind that went with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_STAGE_APPROVALS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["keyID", "hospital", "stage"]))]
+    pub stage_approvals: Vec<StageApproval>,
 }
 
 /// One hospital's rollout.

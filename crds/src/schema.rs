@@ -36,7 +36,7 @@ pub fn free_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "maxProperties": 64})
 }
 
-/// All nine definitions, post-processed, in the order of the documentation.
+/// All ten definitions, post-processed, in the order of the documentation.
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         polish(crate::TrustSite::crd()),
@@ -44,6 +44,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         polish(crate::TrainingRound::crd()),
         polish(crate::ModelRelease::crd()),
         polish(crate::ModelPromotion::crd()),
+        polish(crate::ClinicalPlan::crd()),
         polish(crate::SitePolicy::crd()),
         polish(crate::RoundTask::crd()),
         polish(crate::ModelDeployment::crd()),

@@ -1,5 +1,6 @@
 //! SitePolicy: what the hospital allows. Written by the hospital alone.
 
+use consilium_clinical::rules::StageRule;
 pub use consilium_clinical::standing::OnExpiry;
 use consilium_federation::approval::{Requirement, TrustedKey};
 use consilium_federation::digest::Digest;
@@ -314,11 +315,30 @@ pub struct ReleasePolicy {
     /// the evidence by which it would be approved again. Withdraw: it is no longer served. Without it: Shadow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_expiry: Option<OnExpiry>,
+    /// What this hospital's own evidence must show before a model stands on a stage, beside what the clinical plan asks:
+    /// both must hold, so the stricter does. Metrics are `of: Site` or `of: WorstSubgroup`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["stage"]))]
+    pub rules: Vec<StageRule>,
+    /// What works between scans and model, one for each model line. Nothing of a line without one stands above Shadow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["line"]))]
+    pub workers: Vec<Worker>,
     /// GPUs of each served model. 0: it runs on the CPU. 1: it waits for a free one on a node with the label
     /// `consilium.health/inference-gpu`, and tolerates the taint `nvidia.com/gpu:NoSchedule`. Default 0.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1))]
     pub gpus: u32,
+}
+
+/// What works between scans and the model of a line, and clinicians.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Worker {
+    /// The model line: the study, `namespace/name` at the hub.
+    pub line: StudyKey,
+    /// Digest of its image: part of the pipeline that is approved, and that evidence is of.
+    pub image: Digest,
 }
 
 /// What the agent sees.

@@ -88,11 +88,12 @@ fn the_full_objects_survive_the_rust_types() {
     same::<crate::TrainingRound>(&objects["TrainingRound"]);
     same::<crate::ModelRelease>(&objects["ModelRelease"]);
     same::<crate::ModelPromotion>(&objects["ModelPromotion"]);
+    same::<crate::ClinicalPlan>(&objects["ClinicalPlan"]);
     same::<crate::SitePolicy>(&objects["SitePolicy"]);
     same::<crate::RoundTask>(&objects["RoundTask"]);
     same::<crate::ModelDeployment>(&objects["ModelDeployment"]);
     same::<crate::ModelHazard>(&objects["ModelHazard"]);
-    assert_eq!(objects.len(), 9);
+    assert_eq!(objects.len(), 10);
 }
 
 /// A field that is in no full object is tried by nobody; the API server test makes wrong what is there.
@@ -200,6 +201,7 @@ fn names_scopes_and_categories() {
             "TrainingRound trainingrounds.consilium.health tround Namespaced consilium",
             "ModelRelease modelreleases.consilium.health mrelease Namespaced consilium",
             "ModelPromotion modelpromotions.consilium.health mpromo Namespaced consilium",
+            "ClinicalPlan clinicalplans.consilium.health cplan Namespaced consilium",
             "SitePolicy sitepolicies.consilium.health spolicy Namespaced consilium",
             "RoundTask roundtasks.consilium.health rtask Namespaced consilium",
             "ModelDeployment modeldeployments.consilium.health mdeploy Namespaced consilium",
@@ -270,6 +272,10 @@ fn every_example_is_valid() {
                 "TrustSite" => serde_json::from_value::<crate::TrustSiteSpec>(spec).map(drop),
                 "FederatedStudy" => serde_json::from_value::<crate::FederatedStudySpec>(spec).map(drop),
                 "ModelPromotion" => serde_json::from_value::<crate::ModelPromotionSpec>(spec).map(drop),
+                "ClinicalPlan" => {
+                    let plan = serde_json::from_value::<crate::ClinicalPlanSpec>(spec);
+                    plan.map(|plan| drop(plan.plan().unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+                }
                 "SitePolicy" => serde_json::from_value::<crate::SitePolicySpec>(spec).map(drop),
                 other => panic!("{}: nobody writes a {other} by hand", path.display()),
             };
@@ -277,7 +283,7 @@ fn every_example_is_valid() {
             seen.insert(kind.to_owned());
         }
     }
-    assert_eq!(seen.len(), 4, "{seen:?}");
+    assert_eq!(seen.len(), 5, "{seen:?}");
 }
 
 /// Two sums that differ by one hospital tell how much it weighs: without a word from it, that must not be its exact

@@ -22,8 +22,8 @@ use serde_json::{Map, Number, Value};
 use crate::study::WrittenSpec;
 use crate::unreadable::{Unreadable, unknown};
 use crate::{
-    FederatedStudy, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask, SitePolicy, TrainingRound,
-    TrustSite,
+    ClinicalPlan, FederatedStudy, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask, SitePolicy,
+    TrainingRound, TrustSite,
 };
 
 /// Levels of an object that are kept; what lies below is left out, and the object counts as unreadable. No kind of
@@ -96,7 +96,7 @@ impl Kind for ModelHazard {
     }
 }
 
-in_full!(TrustSite, ModelPromotion, SitePolicy);
+in_full!(TrustSite, ModelPromotion, ClinicalPlan, SitePolicy);
 
 fn parse<T: DeserializeOwned>(object: Value) -> Result<T, Unreadable> {
     serde_json::from_value(object).map_err(|e| Unreadable::Invalid { why: e.to_string() })

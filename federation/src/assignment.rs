@@ -13,6 +13,7 @@ use crate::digest::Digest;
 use crate::ids::StudyKey;
 use crate::ladder::Stage;
 use crate::round::ProtocolStep;
+use crate::stage_approval::StageApproval;
 use crate::task::TaskKind;
 
 /// Items of one assignment, and those that a hospital keeps in all: what the hub names and forgets must not fill a volume.
@@ -73,6 +74,8 @@ impl Item {
             model: none,
             stage: Stage::Shadow,
             approvals: Vec::new(),
+            plan: None,
+            stage_approvals: Vec::new(),
         };
         Self { uid: uid.into(), state: ItemState::Cancelled, work: Work::Deploy(work) }
     }
@@ -86,7 +89,12 @@ impl Item {
             Work::Deploy(work) => {
                 let one =
                     |approval: &Approval| 100 + approval.key_id.len() + approval.role.len() + approval.signature.len();
-                work.release.len() + work.approvals.iter().map(one).sum::<usize>()
+                // Four digests, and the names.
+                let staged = |approval: &StageApproval| {
+                    600 + approval.key_id.len() + approval.role.len() + approval.signature.len()
+                };
+                let (first, second) = (work.approvals.iter().map(one), work.stage_approvals.iter().map(staged));
+                work.release.len() + first.chain(second).sum::<usize>()
             }
         };
         FIXED + work
@@ -148,6 +156,12 @@ pub struct DeployWork {
     pub stage: Stage,
     /// Signed approvals, judged by the hospital alone.
     pub approvals: Vec<Approval>,
+    /// Digest of the clinical plan by which the model may climb; the object is fetched by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Digest>,
+    /// Signed approvals of the second kind, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage_approvals: Vec<StageApproval>,
 }
 
 /// What to do with an assignment that came in.
@@ -288,6 +302,8 @@ mod tests {
             model: Digest::of(b"m"),
             stage: Stage::Shadow,
             approvals: vec![],
+            plan: None,
+            stage_approvals: Vec::new(),
         };
         items.push(Item { uid: "model".into(), state: ItemState::Active, work: Work::Deploy(model) });
         let merged = merge(Some(&assignment("e", 1, items)), assignment("e", 2, vec![]), now);
@@ -310,6 +326,8 @@ mod tests {
                 model: Digest::of(b"m"),
                 stage: Stage::Shadow,
                 approvals: vec![approval; 20],
+                plan: None,
+                stage_approvals: Vec::new(),
             };
             // A message is at most 5 MiB.
             let item = |n: usize| Item {

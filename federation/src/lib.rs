@@ -25,6 +25,7 @@ pub mod report;
 pub mod results;
 pub mod round;
 pub mod safetensors;
+pub mod stage_approval;
 pub mod task;
 
 pub use digest::Digest;

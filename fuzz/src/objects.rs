@@ -1,8 +1,8 @@
 //! What people write: studies in files, and objects as an API server hands them out.
 
 use consilium_crds::{
-    FederatedStudy, Kind, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask, SitePolicy,
-    TrainingRound, TrustSite, Watched, WrittenSpec,
+    ClinicalPlan, FederatedStudy, Kind, ModelDeployment, ModelHazard, ModelPromotion, ModelRelease, RoundTask,
+    SitePolicy, TrainingRound, TrustSite, Watched, WrittenSpec,
 };
 use serde_json::Value;
 
@@ -29,6 +29,7 @@ pub(crate) fn object_json(data: &[u8]) -> bool {
         watched::<TrainingRound>(data),
         watched::<ModelRelease>(data),
         watched::<ModelPromotion>(data),
+        watched::<ClinicalPlan>(data),
         watched::<SitePolicy>(data),
         watched::<RoundTask>(data),
         watched::<ModelDeployment>(data),

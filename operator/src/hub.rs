@@ -267,7 +267,7 @@ impl Hub {
     }
 
     /// Whether an object is one that the hospital's active work leads to: the study's spec, the model's manifest,
-    /// its chunks, the tensor schema, a release, what a step of an attempt starts from, a roster.
+    /// its chunks, the tensor schema, a release, a clinical plan, what a step of an attempt starts from, a roster.
     ///
     /// # Errors
     /// When nothing else leads to it and a model's manifest cannot be read from the store.
@@ -276,7 +276,7 @@ impl Hub {
         let active = || assignment.items.iter().filter(|item| item.state == ItemState::Active);
         let named = |item: &Item| match &item.work {
             Work::Round(r) => [r.spec_digest, r.model, r.schema].contains(&digest) || r.inputs == Some(digest),
-            Work::Deploy(d) => [d.release_digest, d.model].contains(&digest),
+            Work::Deploy(d) => [d.release_digest, d.model].contains(&digest) || d.plan == Some(digest),
         };
         if active().any(named) || assignment.rosters.contains(&digest) {
             return Ok(true);

@@ -130,6 +130,8 @@ async fn only_what_a_hospital_says_of_its_own_work_is_kept() {
         model: Digest::of(b"m"),
         stage: Stage::Shadow,
         approvals: vec![],
+        plan: None,
+        stage_approvals: Vec::new(),
     };
     hub.publish(&site(), vec![Item { uid: "mine".into(), state: ItemState::Active, work: Work::Deploy(work) }]);
     let said = |uid: &str| DeployReport {

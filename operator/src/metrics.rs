@@ -87,6 +87,8 @@ label!(
         Release,
         /// ModelPromotion.
         Promotion,
+        /// ClinicalPlan.
+        Plan,
     }
 );
 label!(

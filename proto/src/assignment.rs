@@ -3,6 +3,7 @@
 use consilium_federation::Digest;
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Assignment, DeployWork, Item, MAX_ITEMS, RoundWork, Work};
+use consilium_federation::stage_approval::{MAX_STAGE_APPROVALS, StageApproval, Terms};
 
 use crate::text::{WireError, digests, read, spell, uid};
 use crate::v1;
@@ -64,6 +65,26 @@ impl From<&DeployWork> for v1::DeployWork {
             model: w.model.to_string(),
             stage: spell(w.stage),
             approvals: w.approvals.iter().map(approval).collect(),
+            plan: w.plan.map(|plan| plan.to_string()).unwrap_or_default(),
+            stage_approvals: w.stage_approvals.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&StageApproval> for v1::StageApproval {
+    fn from(a: &StageApproval) -> Self {
+        let Terms { model, pipeline, plan, stage, hospital, evidence, expiry } = &a.terms;
+        Self {
+            key_id: a.key_id.clone(),
+            role: a.role.clone(),
+            model: model.to_string(),
+            pipeline: pipeline.to_string(),
+            plan: plan.to_string(),
+            stage: spell(stage),
+            hospital: hospital.to_string(),
+            evidence: evidence.to_string(),
+            expiry: expiry.to_string(),
+            signature: a.signature.clone(),
         }
     }
 }
@@ -143,12 +164,41 @@ impl TryFrom<v1::DeployWork> for DeployWork {
             let rule = format!("at most {MAX_APPROVALS} approvals");
             return Err(WireError::new("deploy.approvals", w.approvals.len(), rule));
         }
+        if w.stage_approvals.len() > MAX_STAGE_APPROVALS {
+            let rule = format!("at most {MAX_STAGE_APPROVALS} approvals");
+            return Err(WireError::new("deploy.stage_approvals", w.stage_approvals.len(), rule));
+        }
         Ok(Self {
             release: short("deploy.release", w.release, MAX_RELEASE)?,
             release_digest: read("deploy.release_digest", &w.release_digest)?,
             model: read("deploy.model", &w.model)?,
             stage: read("deploy.stage", &w.stage)?,
             approvals: w.approvals.into_iter().map(approval).collect::<Result<_, WireError>>()?,
+            plan: if w.plan.is_empty() { None } else { Some(read("deploy.plan", &w.plan)?) },
+            // One that is not understood counts for nothing, and must not keep what else is asked from being heard.
+            stage_approvals: w.stage_approvals.into_iter().filter_map(|a| a.try_into().ok()).collect(),
+        })
+    }
+}
+
+impl TryFrom<v1::StageApproval> for StageApproval {
+    type Error = WireError;
+    fn try_from(a: v1::StageApproval) -> Result<Self, WireError> {
+        let at = "deploy.stage_approvals";
+        let terms = Terms {
+            model: read(at, &a.model)?,
+            pipeline: read(at, &a.pipeline)?,
+            plan: read(at, &a.plan)?,
+            stage: read(at, &a.stage)?,
+            hospital: read(at, &a.hospital)?,
+            evidence: read(at, &a.evidence)?,
+            expiry: a.expiry.parse().map_err(|e| WireError::new(at, &a.expiry, e))?,
+        };
+        Ok(Self {
+            key_id: short(at, a.key_id, MAX_LABEL)?,
+            role: short(at, a.role, MAX_LABEL)?,
+            terms,
+            signature: short(at, a.signature, MAX_SIGNATURE)?,
         })
     }
 }

@@ -4,6 +4,7 @@ use consilium_federation::gate::{CaseSums, Vote};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::{DeployReport, Evaluation, LedgerEnd, Report, RolloutReason, RoundReport};
 use consilium_federation::round::{ProtocolStep, SiteReason};
+use consilium_federation::stage_approval::{StageApproval, Terms};
 use consilium_federation::task::{ClassScore, ScoreFile, TaskKind};
 use consilium_federation::{Digest, StudyKey};
 use prost::Message as _;
@@ -38,6 +39,8 @@ fn assignment() -> Assignment {
         model: Digest::of(b"model"),
         stage: Stage::Shadow,
         approvals: vec![approval],
+        plan: None,
+        stage_approvals: Vec::new(),
     };
     Assignment {
         hub_epoch: "e".into(),
@@ -53,6 +56,26 @@ fn assignment() -> Assignment {
 #[test]
 fn an_assignment_survives_the_wire() {
     assert_eq!(Assignment::try_from(v1::Assignment::from(&assignment())).unwrap(), assignment());
+    // Said since December 2026.
+    let mut staged = assignment();
+    let Work::Deploy(work) = &mut staged.items[1].work else { panic!() };
+    (work.plan, work.stage_approvals) = (Some(Digest::of(b"plan")), vec![staged_approval()]);
+    let wire = v1::Assignment::from(&staged);
+    assert_eq!(Assignment::try_from(wire.clone()).unwrap(), staged);
+    // An approval that is not understood counts for nothing, and hides neither the model nor the other work.
+    let mut later = wire;
+    let Some(v1::item::Work::Deploy(work)) = &mut later.items[1].work else { panic!() };
+    work.stage_approvals.push(v1::StageApproval { stage: "Overlord".into(), ..work.stage_approvals[0].clone() });
+    assert_eq!(Assignment::try_from(later).unwrap(), staged);
+}
+
+fn staged_approval() -> StageApproval {
+    let (model, pipeline, plan) = (Digest::of(b"model"), Digest::of(b"pipeline"), Digest::of(b"plan"));
+    let (stage, hospital, evidence) =
+        (Stage::SafetyNet, "alder".to_owned().try_into().unwrap(), Digest::of(b"evidence"));
+    let terms =
+        Terms { model, pipeline, plan, stage, hospital, evidence, expiry: "2027-01-01T00:00:00Z".parse().unwrap() };
+    StageApproval { key_id: "mary".into(), role: "officer".into(), terms, signature: "AA==".into() }
 }
 
 fn report() -> Report {
@@ -264,6 +287,8 @@ fn what_a_promotion_says_is_bounded_field_by_field() {
     assert_eq!(field(&|w| w.approvals[0].role = "x".repeat(64)), Err("deploy.approvals.role"));
     assert_eq!(field(&|w| w.approvals[0].signature = "x".repeat(89)), Err("deploy.approvals.signature"));
     assert_eq!(field(&|w| w.approvals = vec![w.approvals[0].clone(); 21]), Err("deploy.approvals"));
+    let many = vec![v1::StageApproval::default(); 41];
+    assert_eq!(field(&|w| w.stage_approvals = many.clone()), Err("deploy.stage_approvals"));
 }
 
 /// A number of cases that no hospital has must not get into the hub's sums.

@@ -3,8 +3,8 @@
 
 use consilium_crds::study::CONFIG_DEPTH;
 use consilium_crds::{
-    FederatedStudy, Kind, ModelDeployment, ModelPromotion, ModelRelease, RoundTask, SitePolicy, TrainingRound,
-    TrustSite, Watched,
+    ClinicalPlan, FederatedStudy, Kind, ModelDeployment, ModelPromotion, ModelRelease, RoundTask, SitePolicy,
+    TrainingRound, TrustSite, Watched,
 };
 use futures::StreamExt as _;
 use kube::core::ObjectList;
@@ -31,6 +31,7 @@ pub async fn all(api: &Api, places: &std::collections::BTreeMap<String, Place>, 
     kind::<TrainingRound>(api, places, findings).await;
     kind::<ModelRelease>(api, places, findings).await;
     kind::<ModelPromotion>(api, places, findings).await;
+    kind::<ClinicalPlan>(api, places, findings).await;
     kind::<SitePolicy>(api, places, findings).await;
     kind::<RoundTask>(api, places, findings).await;
     kind::<ModelDeployment>(api, places, findings).await;

@@ -21,12 +21,13 @@ const STILL: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_secs(5);
 /// Between two looks at what is waited for.
 const PAUSE: Duration = Duration::from_millis(50);
-const OURS: [(&str, &str); 7] = [
+const OURS: [(&str, &str); 8] = [
     ("TrustSite", "trustsites"),
     ("FederatedStudy", "federatedstudies"),
     ("TrainingRound", "trainingrounds"),
     ("ModelRelease", "modelreleases"),
     ("ModelPromotion", "modelpromotions"),
+    ("ClinicalPlan", "clinicalplans"),
     ("RoundTask", "roundtasks"),
     ("ModelDeployment", "modeldeployments"),
 ];

@@ -141,7 +141,7 @@ mod tests {
     fn every_definition_is_kept_on_uninstall_and_belongs_to_one_side() {
         let files = files().unwrap();
         let charts: Vec<_> = files.iter().filter(|(path, _)| path.starts_with("charts")).collect();
-        assert_eq!(charts.len(), 9);
+        assert_eq!(charts.len(), 10);
         for (path, text) in charts {
             assert!(text.contains("helm.sh/resource-policy: keep"), "{}", path.display());
             assert_eq!(text.matches("{{-").count(), 2, "{}", path.display());

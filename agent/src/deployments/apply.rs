@@ -140,7 +140,7 @@ impl Writer {
         let patch = json!({"spec": {"stage": stage, "approved": approved}});
         let answer = self.models.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         // An API server drops the fields that its definitions do not have, and says nothing of it.
-        let kept = answer.as_ref().is_ok_and(|kept| kept.spec.approved.is_some());
+        let kept = answer.as_ref().is_ok_and(|kept| kept.spec.approved.as_ref() == Some(approved));
         admitted(format!("ModelDeployment {name}"), answer)?;
         kept.then_some(()).ok_or(ControlError::OldKinds)
     }

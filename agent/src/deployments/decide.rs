@@ -56,6 +56,7 @@ pub(super) enum PodSeen {
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them exist at a time")]
 pub(super) enum Act {
     /// Make the ModelDeployment, on this word.
     Create(Approved),
@@ -167,6 +168,11 @@ pub(super) fn written(place: &Place, before: Option<Stage>, room: Room) -> Optio
         Room::Open => Some(stage),
         Room::Kept(_) | Room::Closed(_) => Some(stage.min(before.unwrap_or(Stage::Shadow))),
     }
+}
+
+/// The stage that is said of a model, here and to the hub: a rise that is not in the ledger is none yet, a fall is one.
+pub(super) fn said(stage: Option<Stage>, before: Option<Stage>, recorded: bool) -> Option<Stage> {
+    if recorded { stage } else { stage.min(before) }
 }
 
 /// The ModelDeployment of one promotion: of several, the oldest that is not being removed. In a tombstone the UID alone

@@ -5,7 +5,16 @@ use super::*;
 /// On somebody's word.
 fn on() -> Approved {
     let evidence_digest = Digest::of(b"evidence");
-    Approved { stage: Stage::Shadow, evidence_digest, hospital: None, line: None, approvals: vec![] }
+    Approved {
+        stage: Stage::Shadow,
+        evidence_digest,
+        hospital: None,
+        line: None,
+        approvals: vec![],
+        plan: None,
+        output: None,
+        stage_approvals: vec![],
+    }
 }
 
 fn allowed() -> ReleaseDecision {
@@ -161,6 +170,8 @@ fn work(release: &str) -> DeployWork {
         model: Digest::of(b"model"),
         stage: Stage::Shadow,
         approvals: vec![],
+        plan: None,
+        stage_approvals: Vec::new(),
     }
 }
 
@@ -212,6 +223,14 @@ fn a_model_that_no_item_stands_behind_goes() {
 fn before_the_first_assignment_nothing_is_a_stray() {
     let models = [model("serving", "promotion", "2026-01-01T00:00:00Z")];
     assert!(strays(&models, &assignment("", &[])).is_empty());
+}
+
+/// A hub that hears of a rise tells clinicians of it; one that the ledger does not hold never was.
+#[test]
+fn a_rise_is_said_when_it_is_in_the_ledger_and_a_fall_at_once() {
+    let (low, high) = (Some(Stage::Shadow), Some(Stage::SafetyNet));
+    assert_eq!([said(high, low, true), said(high, low, false), said(high, None, false)], [high, low, None]);
+    assert_eq!([said(low, high, true), said(low, high, false)], [low, low]);
 }
 
 /// While the old one is on its way out, its successor must not be taken for a second one.

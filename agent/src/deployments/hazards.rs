@@ -1,6 +1,6 @@
 //! The hospital's hazards in its cluster: read, kept on the volume, and made again where somebody deleted an open one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use crate::tasks::{MANAGER, follow};
 
 /// Where the open ones are kept on the volume.
 const BLOB: &str = "hazards";
+/// And those that could not be read.
+const UNREAD: &str = "hazards-unread";
 /// How long the objects are waited for at the start. Then models go on, on Shadow until they are read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -25,7 +27,7 @@ pub(super) struct Hazards {
     store: Store<ModelHazard>,
     api: Api<ModelHazard>,
     /// What the volume has.
-    kept: Mutex<Vec<u8>>,
+    kept: Mutex<BTreeMap<&'static str, Vec<u8>>>,
 }
 
 impl Hazards {
@@ -37,11 +39,14 @@ impl Hazards {
 
     /// Takes up what the volume has, and waits a little for the objects.
     pub(super) async fn begin(&self) -> anyhow::Result<()> {
-        if let Some(kept) = self.ctx.state.blob(BLOB)? {
-            if let Err(error) = self.ctx.hazards.take_up(&kept) {
-                tracing::error!(%error, "the hazards on the volume cannot be read; those of the cluster count");
+        for (name, unread) in [(BLOB, false), (UNREAD, true)] {
+            let Some(kept) = self.ctx.state.blob(name)? else { continue };
+            let hazards = &self.ctx.hazards;
+            let taken = if unread { hazards.take_up_unread(&kept) } else { hazards.take_up(&kept) };
+            if let Err(error) = taken {
+                tracing::error!(%error, name, "the hazards on the volume cannot be read; those of the cluster count");
             }
-            *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name, kept);
         }
         if tokio::time::timeout(PATIENCE, self.store.wait_until_ready()).await.is_err() {
             tracing::error!(
@@ -60,7 +65,8 @@ impl Hazards {
         let objects = self.store.state();
         self.ctx.hazards.take(&objects);
         let hazards = self.ctx.hazards.known();
-        if let Err(error) = self.keep(hazards.to_bytes()) {
+        let kept = [(BLOB, hazards.to_bytes()), (UNREAD, hazards.unread_to_bytes())];
+        if let Err(error) = kept.into_iter().try_for_each(|(name, bytes)| self.keep(name, bytes)) {
             tracing::error!(%error, "the open hazards could not be written to the volume; it is tried again");
         }
         let there: BTreeSet<String> = objects.iter().map(|object| object.name_any()).collect();
@@ -69,11 +75,11 @@ impl Hazards {
         }
     }
 
-    fn keep(&self, bytes: Vec<u8>) -> Result<(), crate::state::StateError> {
+    fn keep(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), crate::state::StateError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if *kept != bytes {
-            self.ctx.state.put_blob(BLOB, &bytes)?;
-            *kept = bytes;
+        if kept.get(name) != Some(&bytes) {
+            self.ctx.state.put_blob(name, &bytes)?;
+            kept.insert(name, bytes);
         }
         Ok(())
     }

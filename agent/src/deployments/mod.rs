@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use consilium_clinical::plan::ClinicalPlan;
 use consilium_crds::ModelDeployment;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
+use consilium_federation::ladder::Stage;
 use consilium_federation::report::RolloutReason;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
@@ -27,9 +29,10 @@ use tokio::sync::Notify;
 
 use crate::Context;
 use crate::policy::{self, Place, ReleaseDecision, Room};
+use crate::state::StateError;
 use crate::tasks::{ControlError, DeployEntry, follow, in_turn};
 use apply::Writer;
-use decide::{Act, Inputs, Plan, decide, own, report, strays, written};
+use decide::{Act, Inputs, Plan, decide, own, report, said, strays, written};
 use hazards::Hazards;
 pub(crate) use objects::{LABEL, LEASE, STAGE};
 pub(crate) use status::rollout_name;
@@ -160,20 +163,31 @@ impl Controller {
             plan = plan.refused(error.to_string());
         }
         let before = model.and_then(|m| m.status.as_ref()?.stage);
-        let stage = place.and_then(|place| written(place, before, self.room()));
+        let because_of = |stage: Stage| policy::because(place?, model?.spec.stage, stage);
+        let gone = model.is_none() || plan.acts.contains(&Act::Delete);
+        let asked = place.and_then(|place| written(place, before, self.room()));
+        let recorded = match asked.filter(|_| !gone) {
+            Some(after) => self.moved(&item.uid, &work.release, before, after, because_of(after).as_deref()),
+            None => Ok(()),
+        };
+        let stage = said(asked, before, recorded.is_ok());
         match plan.reason {
             Some(reason) => {
                 self.ctx.facts.set_deploy(report(&item.uid, work.model, reason, stage, refused.is_none()));
             }
             None => self.ctx.facts.drop_deploy(&item.uid),
         }
-        let Some(model) = model.filter(|_| !plan.acts.contains(&Act::Delete)) else { return Ok(()) };
+        recorded?;
+        let Some(model) = model.filter(|_| !gone) else { return Ok(()) };
         let old = model.status.as_ref();
-        let because = place.zip(stage).and_then(|(place, stage)| policy::because(place, model.spec.stage, stage));
-        if let Some(after) = stage.filter(|after| Some(*after) != before) {
-            self.ctx.record_stage(&item.uid, &work.release, before, after, because.as_deref())?;
-        }
+        let because = stage.and_then(because_of);
+        let site_policy = self.ctx.site_policy();
+        let pipeline = site_policy
+            .as_deref()
+            .and_then(|policy| policy::pipeline_of(&model.spec, &policy.spec, self.ctx.config.serving_image()));
         let new = status(&Told {
+            outlook: place.map(policy::outlook),
+            pipeline,
             old,
             generation: model.metadata.generation,
             decision: decision.as_ref(),
@@ -184,6 +198,24 @@ impl Controller {
             now: self.ctx.now(),
         });
         self.writer.status(model, &new, &news(old, &plan, &new)).await
+    }
+
+    /// Writes down that a model stands on another stage than the ledger last said, or, before it said anything in this
+    /// life of the agent, than its status: a status that cannot be written must not bring an entry a turn.
+    fn moved(
+        &self,
+        uid: &str,
+        release: &str,
+        status: Option<Stage>,
+        after: Stage,
+        because: Option<&str>,
+    ) -> Result<(), StateError> {
+        let before = self.ctx.facts.stage(uid).or(status);
+        if before != Some(after) {
+            self.ctx.record_stage(uid, release, before, after, because)?;
+        }
+        self.ctx.facts.set_stage(uid, after);
+        Ok(())
     }
 
     /// What of models there may be here now.
@@ -206,7 +238,11 @@ impl Controller {
             return Ok(Some(refused));
         }
         match self.ctx.objects.release(work.release_digest).await {
-            Ok((release, _)) => Ok(Some(self.ctx.judge_release(&item.uid, work, item.state, &release, in_use)?)),
+            Ok((release, _)) => {
+                let Some(plan) = self.plan(work).await else { return Ok(None) };
+                let named = (&*release, plan.as_ref());
+                Ok(Some(self.ctx.judge_release(&item.uid, work, item.state, named, in_use)?))
+            }
             Err(error) if error.is_transient() => {
                 tracing::warn!(release = work.release, %error, "the release is not at hand");
                 Ok(None)
@@ -215,6 +251,22 @@ impl Controller {
                 reason: RolloutReason::VerificationFailed,
                 message: error.to_string(),
             })),
+        }
+    }
+
+    /// The plan that the promotion names; `None` while it cannot be fetched. One that cannot be read is none.
+    async fn plan(&self, work: &DeployWork) -> Option<Option<ClinicalPlan>> {
+        let Some(digest) = work.plan else { return Some(None) };
+        match self.ctx.objects.plan(digest).await {
+            Ok(plan) => Some(Some(plan)),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(release = work.release, %error, "the plan is not at hand");
+                None
+            }
+            Err(error) => {
+                tracing::error!(release = work.release, %error, "the model stands on Shadow: its plan cannot be used");
+                Some(None)
+            }
         }
     }
 

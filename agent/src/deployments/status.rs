@@ -10,7 +10,7 @@ use consilium_federation::report::RolloutReason;
 use jiff::Timestamp;
 
 use super::decide::Plan;
-use crate::policy::ReleaseDecision;
+use crate::policy::{Outlook, ReleaseDecision};
 
 /// What the release is verified by.
 const VERIFIED: &str = "SignatureVerified";
@@ -35,6 +35,10 @@ pub(super) struct Told<'a> {
     pub(super) stage: Option<Stage>,
     /// Why no higher.
     pub(super) because: Option<String>,
+    /// What the next rung lacks, where that can be said.
+    pub(super) outlook: Option<Outlook>,
+    /// Digest of everything that changes an answer, if it is known.
+    pub(super) pipeline: Option<Digest>,
     /// The time.
     pub(super) now: Timestamp,
 }
@@ -66,11 +70,16 @@ pub(super) fn status(told: &Told<'_>) -> ModelDeploymentStatus {
         _ if not_admitted => conditions.set(STALLED, true, note.reason, &note.message),
         _ => conditions.clear(STALLED),
     };
+    let outlook = told.outlook.as_ref();
     ModelDeploymentStatus {
         observed_generation: told.generation,
         serving_digest: serving.then_some(told.model),
         stage: told.stage,
         because: told.because.clone(),
+        next: outlook.and_then(|outlook| outlook.next),
+        missing: outlook.map(|outlook| outlook.missing.clone()).unwrap_or_default(),
+        until: outlook.and_then(|outlook| outlook.until),
+        pipeline: told.pipeline,
         conditions: conditions.into_list(),
     }
 }
@@ -161,6 +170,9 @@ mod tests {
             hospital: None,
             line: None,
             approvals: vec![],
+            plan: None,
+            output: None,
+            stage_approvals: vec![],
         })
     }
 
@@ -176,7 +188,8 @@ mod tests {
     ) -> ModelDeploymentStatus {
         let now = format!("2026-01-0{day}T00:00:00Z").parse().unwrap();
         let (stage, because, model) = (Some(Stage::Shadow), None, Digest::of(b"m"));
-        status(&Told { old, generation: Some(1), decision, plan, model, stage, because, now })
+        let (outlook, pipeline, generation) = (None, None, Some(1));
+        status(&Told { old, generation, decision, plan, model, stage, because, outlook, pipeline, now })
     }
 
     /// A status that never settles is written on every turn, in every hospital.

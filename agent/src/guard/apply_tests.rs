@@ -33,6 +33,7 @@ fn guard(tasks: Vec<Value>) -> (Stopper, Arc<Mutex<Vec<String>>>) {
         namespace: "consilium-tasks".into(),
         own_namespace: "consilium-agent".into(),
         hazards: crate::policy::SeenHazards::default(),
+        image: None,
         policy: watch::channel(None).1,
         synced: watch::channel(true).1,
         enforcement: watch::channel(Enforcement::Enforced).1,

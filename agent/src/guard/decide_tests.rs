@@ -86,7 +86,8 @@ impl Cluster {
 
     /// What the model's pod is told.
     fn told(&self, policy: &SitePolicySpec) -> Option<Told> {
-        let hospital = Hospital { policy: Some(policy), hazards: Some(no_hazards()), now: NOW.parse().unwrap() };
+        let hospital =
+            Hospital { policy: Some(policy), hazards: Some(no_hazards()), image: None, now: NOW.parse().unwrap() };
         super::told(&self.model_pods[0], &self.models, &places(&self.models, &hospital))
     }
 
@@ -96,7 +97,10 @@ impl Cluster {
     }
 
     fn find(&self, policy: Option<&SitePolicySpec>, readable: bool, jobs: Option<&[Arc<Job>]>) -> Vec<Stop> {
-        let places = places(&self.models, &Hospital { policy, hazards: Some(no_hazards()), now: NOW.parse().unwrap() });
+        let places = places(
+            &self.models,
+            &Hospital { policy, hazards: Some(no_hazards()), image: None, now: NOW.parse().unwrap() },
+        );
         self.find_with(policy, readable, jobs, &places)
     }
 
@@ -197,7 +201,7 @@ fn a_hazard_that_withdraws_ends_the_pod_and_keeps_the_object() {
     hazards.take(&[hazard("plane", "Withdraw", &[])]);
     let places = places(
         &cluster.models,
-        &Hospital { policy: Some(&policy), hazards: Some(&hazards), now: NOW.parse().unwrap() },
+        &Hospital { policy: Some(&policy), hazards: Some(&hazards), image: None, now: NOW.parse().unwrap() },
     );
     let stops = cluster.decided(Some(&policy), &places);
     assert_eq!(stops, names(&[MODEL[1], MODEL[2]]));

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{ModelDeployment, ModelHazard, RoundTask, SitePolicy};
+use consilium_federation::Digest;
 use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
@@ -64,6 +65,8 @@ pub struct Guard {
     pub own_namespace: String,
     /// The hazards that were seen.
     pub hazards: SeenHazards,
+    /// Digest of the image that serves models.
+    pub image: Option<Digest>,
     /// What the hospital allows.
     pub policy: watch::Receiver<Option<Arc<SitePolicy>>>,
     /// Whether that is known.
@@ -124,7 +127,7 @@ async fn turn(guard: &mut Guard, here: &Here, stopper: &Stopper, known: &mut BTr
     let hazards = guard.hazards.known();
     guard.metrics.hazards_open.set(hazards.open() as i64);
     let spec = policy.as_deref().map(|policy| &policy.spec);
-    let hospital = Hospital { policy: spec, hazards: Some(&hazards), now };
+    let hospital = Hospital { policy: spec, hazards: Some(&hazards), image: guard.image, now };
     let places = models.as_deref().map(|models| places(models, &hospital)).unwrap_or_default();
     let stops = decide(&Seen {
         policy: policy.as_deref().map(|policy| &policy.spec),

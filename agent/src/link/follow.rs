@@ -251,6 +251,8 @@ mod tests {
             model: none,
             stage: Stage::Shadow,
             approvals: vec![],
+            plan: None,
+            stage_approvals: Vec::new(),
         };
         let item = Item { uid: "promo-1".into(), state, work: Work::Deploy(work) };
         Assignment { hub_epoch: "e".into(), revision: 1, rosters: vec![], items: vec![item] }

@@ -38,6 +38,7 @@ pub use backoff::Backoff;
 pub use calls::{Calls, Connection, Dial, Watched};
 pub use dial::{DialError, Dialer};
 pub use identity::{Identity, IdentityError};
+pub(crate) use objects::read_plan;
 pub use objects::{ObjectCache, ObjectError, ObjectSource};
 pub use proxy::{Proxy, ProxyError};
 pub use stepwise::Stepwise;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use consilium_clinical::plan::ClinicalPlan;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec, WrittenSpec};
 use consilium_federation::Digest;
 use consilium_federation::model::{ModelError, ModelManifest};
@@ -37,7 +38,7 @@ pub enum ObjectError {
         /// The digest of what came.
         found: Digest,
     },
-    /// The object is no study spec, release or manifest.
+    /// The object is no study spec, release, plan or manifest.
     #[error("object {digest} is no {what} that this agent ({version}) can read: {why}; update the agent, or tell the hub's administrators", version = crate::VERSION)]
     Content {
         /// Which object.
@@ -164,6 +165,12 @@ impl ObjectCache {
         Ok((Arc::new(release), bytes))
     }
 
+    /// A clinical plan.
+    pub async fn plan(&self, digest: Digest) -> Result<ClinicalPlan, ObjectError> {
+        let bytes = self.get(digest).await?;
+        read_plan(digest, &bytes)
+    }
+
     fn turn(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut fetching = self.0.fetching.lock().unwrap_or_else(PoisonError::into_inner);
         fetching.retain(|_, turn| turn.strong_count() > 0);
@@ -206,6 +213,15 @@ impl ObjectCache {
         })
         .await
     }
+}
+
+/// Reads a clinical plan that came under a digest.
+pub(crate) fn read_plan(digest: Digest, bytes: &[u8]) -> Result<ClinicalPlan, ObjectError> {
+    let content = |why: String| ObjectError::Content { digest, what: "clinical plan", why };
+    let tree = serde_json::from_slice(bytes).map_err(|e| content(e.to_string()))?;
+    let plan = ClinicalPlan::read(&tree).map_err(|e| content(e.to_string()))?;
+    let found = plan.digest();
+    if found == digest { Ok(plan) } else { Err(content(format!("as it is read here its digest is {found}"))) }
 }
 
 /// Removes the least recently used files until the rest fits.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use consilium_clinical::hazards::{HazardLog, Origin};
+use consilium_clinical::hazards::{HazardLog, MAX_HAZARDS, Origin};
 use consilium_clinical::plan::Fall;
 use consilium_clinical::values::Name;
 use consilium_crds::{ModelHazard, ModelHazardSpec};
@@ -104,6 +104,25 @@ impl Hazards {
         serde_json::to_vec(&kept).unwrap_or_default()
     }
 
+    /// What is kept on the volume of those that cannot be read: how far each lowers, by name.
+    pub fn unread_to_bytes(&self) -> Vec<u8> {
+        let kept: BTreeMap<&String, &Fall> = self.unread.iter().take(MAX_HAZARDS).collect();
+        serde_json::to_vec(&kept).unwrap_or_default()
+    }
+
+    /// Takes up those that could not be read. One that the objects have said meanwhile, and that was read, is known better.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn take_up_unread(&mut self, bytes: &[u8]) -> Result<(), serde_json::Error> {
+        let kept: BTreeMap<String, Fall> = serde_json::from_slice(bytes)?;
+        let unknown = kept.into_iter().filter(|(name, _)| !self.whole || !self.specs.contains_key(name));
+        for (name, fall) in unknown.collect::<Vec<_>>() {
+            self.unread.entry(name).or_insert(fall);
+        }
+        Ok(())
+    }
+
     /// Takes up what was kept. What the objects said meanwhile counts before it.
     ///
     /// # Errors
@@ -146,6 +165,14 @@ impl SeenHazards {
     /// It cannot be read.
     pub fn take_up(&self, bytes: &[u8]) -> Result<(), serde_json::Error> {
         Arc::make_mut(&mut self.lock().hazards).take_up(bytes)
+    }
+
+    /// Takes up what was kept of those that could not be read.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn take_up_unread(&self, bytes: &[u8]) -> Result<(), serde_json::Error> {
+        Arc::make_mut(&mut self.lock().hazards).take_up_unread(bytes)
     }
 
     /// The hazards as far as they are known: those that the volume kept lower from the start.

@@ -131,6 +131,24 @@ fn an_open_hazard_under_an_old_name_lowers_every_model_until_it_is_told_apart() 
     assert_eq!(hazards.unread().count(), 0);
 }
 
+/// A hazard that this version cannot read, whose object is pruned while the agent is down: nobody closed it, and it was
+/// forgotten with the process.
+#[test]
+fn one_that_cannot_be_read_lowers_over_a_restart_too() {
+    let odd = hazard("odd", "Withdraw", &[("novel", json!(true))]);
+    let before = seen(std::slice::from_ref(&odd));
+    let known = SeenHazards::default();
+    known.take_up(&before.to_bytes()).unwrap();
+    known.take_up_unread(&before.unread_to_bytes()).unwrap();
+    known.take(&[]);
+    assert_eq!(known.known().unread().collect::<Vec<_>>(), [("odd", Fall::Withdraw)]);
+    // What was read and closed since is not opened again by what was kept.
+    let after = SeenHazards::default();
+    after.take(&[Arc::new(closed("odd"))]);
+    after.take_up_unread(&before.unread_to_bytes()).unwrap();
+    assert_eq!(after.known().unread().count(), 0);
+}
+
 /// An agent that starts while the objects cannot be read: what the volume kept withdraws all the same.
 #[test]
 fn what_the_volume_kept_lowers_before_the_objects_are_read() {

@@ -26,7 +26,7 @@ pub use hazards::{Hazards, SeenHazards};
 pub use release::{ReleaseDecision, ReleaseInputs, of_policy, release};
 pub use secure::{RosterSeen, SecureFacts, difference_rule, floors, governance};
 pub use standing::{Room, ends, models, speaks, task_must_stop, tasks};
-pub use stands::{Hospital, Place, Told, because, places, withdrawn};
+pub use stands::{Hospital, Outlook, Place, Told, because, outlook, pipeline_of, places, withdrawn};
 
 /// Where the ladder is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -5,6 +5,7 @@
 //! Whether it trains does not matter here: `spec.suspend` stops trainings and models
 //! apart, and `participation: Disabled` both.
 
+use consilium_clinical::plan::ClinicalPlan;
 use consilium_crds::model_deployment::Approved;
 use consilium_crds::site_policy::SitePolicySpec;
 use consilium_crds::{ModelDeploymentSpec, ModelReleaseSpec};
@@ -24,6 +25,8 @@ pub struct ReleaseInputs<'a> {
     pub state: ItemState,
     /// The release, fetched by its digest.
     pub release: &'a ModelReleaseSpec,
+    /// The clinical plan, fetched by its digest; none where the promotion names none, or one that cannot be read.
+    pub plan: Option<&'a ClinicalPlan>,
     /// This hospital's name.
     pub site: &'a SiteName,
     /// What the hospital allows, and when it is.
@@ -34,6 +37,7 @@ pub struct ReleaseInputs<'a> {
 
 /// The hospital's word on a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them exist at a time")]
 pub enum ReleaseDecision {
     /// It may be in use, on this word.
     Allowed(Approved),
@@ -60,7 +64,7 @@ pub fn release(inputs: &ReleaseInputs<'_>) -> ReleaseDecision {
 }
 
 fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)> {
-    let ReleaseInputs { work, release, site, hospital, .. } = *inputs;
+    let ReleaseInputs { work, release, plan, site, hospital, .. } = *inputs;
     let unverified = |message: String| (RolloutReason::VerificationFailed, message);
     let denied = |message: String| (RolloutReason::DeniedByPolicy, message);
     let found = release.digest();
@@ -80,7 +84,16 @@ fn climb(inputs: &ReleaseInputs<'_>) -> Result<Approved, (RolloutReason, String)
     let evidence = release.evidence_digest();
     let approvals = stands::counted(&work.approvals, &stands::subject(site, work.model), evidence, &policy.releases);
     let (hospital_name, line) = (Some(site.clone()), Some(release.study.clone()));
-    let approved = Approved { stage: work.stage, evidence_digest: evidence, hospital: hospital_name, line, approvals };
+    let approved = Approved {
+        stage: work.stage,
+        evidence_digest: evidence,
+        hospital: hospital_name,
+        line,
+        approvals,
+        plan: plan.map(|plan| serde_json::to_value(plan).unwrap_or_default()),
+        output: release.output.clone(),
+        stage_approvals: stands::concerning(&work.stage_approvals, site, work.model, plan.map(ClinicalPlan::digest)),
+    };
     let model = ModelDeploymentSpec {
         release: work.release.clone(),
         release_digest: work.release_digest,

@@ -2,6 +2,7 @@ use base64::Engine as _;
 use consilium_federation::Digest;
 use consilium_federation::approval::{Approval, signed_bytes};
 use consilium_federation::ladder::Stage;
+use consilium_federation::stage_approval::{StageApproval, Terms};
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Value, json};
 
@@ -37,7 +38,18 @@ fn deploy(stage: Stage) -> DeployWork {
         model: Digest::of(b"model"),
         stage,
         approvals: vec![Approval { key_id: "mary".into(), role: "officer".into(), expiry, signature }],
+        plan: None,
+        stage_approvals: Vec::new(),
     }
+}
+
+/// Mary's word of the second kind, for SafetyNet.
+pub(crate) fn staged(plan: Digest, pipeline: Digest, hospital: &str) -> StageApproval {
+    let (model, evidence) = (Digest::of(b"model"), release_spec().evidence_digest());
+    let (hospital, expiry) = (hospital.to_owned().try_into().unwrap(), EXPIRY.parse().unwrap());
+    let terms = Terms { model, pipeline, plan, stage: Stage::SafetyNet, hospital, evidence, expiry };
+    let signature = B64.encode(key().sign(&terms.signed_bytes()).to_bytes());
+    StageApproval { key_id: "mary".into(), role: "officer".into(), terms, signature }
 }
 
 /// What the hospital asks of models: mary's word, up to a stage.
@@ -57,7 +69,7 @@ pub(crate) fn releases(max_stage: Option<&str>) -> Value {
 pub(crate) fn approved(stage: Stage) -> Approved {
     let (evidence_digest, approvals) = (release_spec().evidence_digest(), deploy(stage).approvals);
     let (hospital, line) = (Some("alder".parse().unwrap()), Some("research/hippocampus".parse().unwrap()));
-    Approved { stage, evidence_digest, hospital, line, approvals }
+    Approved { stage, evidence_digest, hospital, line, approvals, plan: None, output: None, stage_approvals: vec![] }
 }
 
 fn ask(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str) -> ReleaseDecision {
@@ -68,9 +80,10 @@ fn asked(work: &DeployWork, max_stage: Option<&str>, state: ItemState, now: &str
     // Whether it trains does not matter for a model.
     let policy = policy(&[("/releases", releases(max_stage)), ("/suspend", json!({"tasks": true}))]);
     let release_spec = release_spec();
-    let hospital = Hospital { policy: Some(&policy), hazards: Some(no_hazards()), now: now.parse().unwrap() };
+    let hospital =
+        Hospital { policy: Some(&policy), hazards: Some(no_hazards()), image: None, now: now.parse().unwrap() };
     let site = "alder".parse().unwrap();
-    release(&ReleaseInputs { work, state, release: &release_spec, site: &site, hospital, in_use })
+    release(&ReleaseInputs { work, state, release: &release_spec, plan: None, site: &site, hospital, in_use })
 }
 
 fn reason(decision: ReleaseDecision) -> (RolloutReason, String) {

@@ -99,7 +99,7 @@ fn the_guide_s_table_says_what_each_word_stops() {
         let runs = stopped(&task(), policy, 1).is_none();
         assert_eq!((ask(Barrier::Fetch), ask(Barrier::Upload)), (runs, runs), "the ladder agrees: {row:?}");
         let stays = !matches!(
-            place(&model(), &Hospital { policy, hazards: Some(no_hazards()), now: now() }, true),
+            place(&model(), &Hospital { policy, hazards: Some(no_hazards()), image: None, now: now() }, true),
             Place::Refused(_)
         );
         assert_eq!(of_policy(true, policy).is_none(), stays, "the release ladder agrees: {row:?}");

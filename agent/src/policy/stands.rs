@@ -7,7 +7,8 @@ use std::sync::Arc;
 use consilium_clinical::approval::Presented;
 use consilium_clinical::evidence::Subject;
 use consilium_clinical::hazards::{HazardLog, Origin};
-use consilium_clinical::plan::{Fall, above};
+use consilium_clinical::pipeline::Pipeline;
+use consilium_clinical::plan::{ClinicalPlan, Fall, above};
 use consilium_clinical::standing::{self, Inputs, Lack, OnExpiry, Policy, Promoted, Standing, arbitrate};
 use consilium_clinical::values::Name;
 use consilium_clinical::verdict::RosterKeys;
@@ -16,6 +17,7 @@ use consilium_crds::site_policy::{ReleasePolicy, SitePolicySpec};
 use consilium_crds::{ModelDeployment, ModelDeploymentSpec};
 use consilium_federation::approval::Approval;
 use consilium_federation::ladder::Stage;
+use consilium_federation::stage_approval::{Hospitals, MAX_STAGE_APPROVALS, StageApproval};
 use consilium_federation::{Digest, SiteName, StudyKey};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -30,6 +32,9 @@ pub struct Hospital<'a> {
     pub policy: Option<&'a SitePolicySpec>,
     /// The hazards that it has seen; `None` before they were read: then nothing stands above Shadow.
     pub hazards: Option<&'a Hazards>,
+    /// Digest of the image that serves models here; none where it is not named by one. Then no pipeline is known, and
+    /// nothing stands above Shadow.
+    pub image: Option<Digest>,
     /// The time.
     pub now: Timestamp,
 }
@@ -39,9 +44,9 @@ pub struct Hospital<'a> {
 pub enum Place {
     /// It may not be here; why.
     Refused(String),
-    /// An agent of before wrote into its object on whose word it stands, or of which line it is, in part only. The
-    /// controller adds that as soon as it looks. Until then nothing prolongs its lease and it counts as Shadow; to stop it
-    /// would take every model down with an upgrade.
+    /// An agent of before did not write into its object on whose word it stands, or of which line it is while a hazard of a
+    /// line is open. The controller adds that as soon as it has the release. Until then nothing prolongs its lease and it
+    /// counts as Shadow; to stop it would take every model down with an upgrade.
     Unsaid,
     /// It may be here, and stands there.
     Stands(Box<Standing>),
@@ -113,17 +118,25 @@ pub(super) fn place(model: &ModelDeploymentSpec, hospital: &Hospital<'_>, in_use
     if let Err(why) = model_room(policy, in_use).and_then(|()| ceiling(policy).map(drop)) {
         return Place::Refused(why);
     }
-    let said = |approved: &'_ Approved| approved.hospital.clone().zip(approved.line.clone());
-    let Some((approved, (site, line))) = model.approved.as_ref().and_then(|it| Some((it, said(it)?))) else {
-        return Place::Unsaid;
+    let Some(approved) = &model.approved else { return Place::Unsaid };
+    let none = HazardLog::default();
+    let Some((site, line)) = approved.hospital.clone().zip(approved.line.clone()) else {
+        // Whose line it is does not matter on Shadow, unless a hazard is about one.
+        let of_a_line = |hazards: &Hazards| hazards.log().all().any(|(_, _, hazard)| hazard.is_of_a_line());
+        if hospital.hazards.is_none_or(of_a_line) {
+            return Place::Unsaid;
+        }
+        let (hospital_name, line) = ("unsaid".parse().ok(), Some(StudyKey::new("unsaid", "unsaid")));
+        let approved = Approved { hospital: hospital_name, line, ..approved.clone() };
+        let said = ModelDeploymentSpec { stage: Stage::Shadow, approved: Some(approved), ..model.clone() };
+        return place(&said, hospital, in_use);
     };
-    let subject = subject(&site, model.model);
+    let climb = Climb::new(approved, model.model, &site, &line, policy, hospital.image);
     let asked = model.stage.min(approved.stage);
     // What has lapsed keeps a model that is here on Shadow; it brings none into use.
     let on_expiry = if in_use { policy.releases.on_expiry.unwrap_or_default() } else { OnExpiry::Withdraw };
     let rules = Policy { on_expiry, ..rules(&policy.releases) };
-    let stand = |hazards: &HazardLog| stand(asked, approved, (&subject, &line), (policy, rules), hazards, hospital.now);
-    let none = HazardLog::default();
+    let stand = |hazards: &HazardLog| climb.stand(asked, (policy, rules), hazards, hospital.now);
     let standing = fallen(stand(hospital.hazards.map_or(&none, Hazards::log)), hospital.hazards);
     if standing.effective.is_some() {
         return of(standing);
@@ -163,34 +176,101 @@ pub(super) fn ceiling(policy: &SitePolicySpec) -> Result<Stage, String> {
     })
 }
 
-fn stand(
-    asked: Stage,
-    approved: &Approved,
-    (subject, line): (&Subject, &StudyKey),
-    (policy, rules): (&SitePolicySpec, Policy<'_>),
-    hazards: &HazardLog,
-    now: Timestamp,
-) -> Standing {
-    let (releases, roster) = (&policy.releases, RosterKeys::default());
-    standing::standing(&Inputs {
-        asked,
-        subject,
-        line,
-        plan: None,
-        policy: Some(rules),
-        presented: presented(&approved.approvals, approved.evidence_digest, releases),
-        evidence: None,
-        verdicts: &[],
-        roster: &roster,
-        global: None,
-        hazards,
-        drift: None,
-        lease: now.checked_add(policy.model_lease()).ok(),
-        now,
-    })
+/// What a model climbs by, as its own object and the policy say.
+struct Climb<'a> {
+    approved: &'a Approved,
+    line: &'a StudyKey,
+    subject: Subject,
+    /// None where the promotion names none; or why the one that it names cannot be used.
+    plan: Result<Option<ClinicalPlan>, String>,
 }
 
-/// Of what is judged. Nothing is signed for a pipeline yet, nor counted by one, so the model stands for it.
+impl<'a> Climb<'a> {
+    fn new(
+        approved: &'a Approved,
+        model: Digest,
+        site: &SiteName,
+        line: &'a StudyKey,
+        policy: &SitePolicySpec,
+        image: Option<Digest>,
+    ) -> Self {
+        let plan = approved.plan.as_ref().map(ClinicalPlan::read).transpose();
+        let plan = plan.map_err(|error| format!("the one that the promotion names cannot be used: {error}"));
+        let known = plan.as_ref().ok().and_then(Option::as_ref);
+        let pipeline = known.and_then(|plan| pipeline(approved, plan, model, policy, image));
+        // Without a pipeline nothing is signed for one, nor counted by one, and the model stands for it.
+        let subject = Subject { hospital: site.clone(), model, pipeline: pipeline.unwrap_or(model) };
+        Self { approved, line, subject, plan }
+    }
+
+    fn stand(
+        &self,
+        asked: Stage,
+        (policy, rules): (&SitePolicySpec, Policy<'_>),
+        hazards: &HazardLog,
+        now: Timestamp,
+    ) -> Standing {
+        let roster = RosterKeys::default();
+        let mut standing = standing::standing(&Inputs {
+            asked,
+            subject: &self.subject,
+            line: self.line,
+            plan: self.plan.as_ref().ok().and_then(Option::as_ref),
+            policy: Some(rules),
+            presented: Presented {
+                approvals: &self.approved.stage_approvals,
+                ..presented(&self.approved.approvals, self.approved.evidence_digest, &policy.releases)
+            },
+            evidence: None,
+            verdicts: &[],
+            roster: &roster,
+            global: None,
+            hazards,
+            drift: None,
+            lease: now.checked_add(policy.model_lease()).ok(),
+            now,
+        });
+        if let Err(why) = &self.plan {
+            let lacks = standing.because.iter_mut().chain(&mut standing.missing);
+            lacks.filter(|lack| matches!(lack, Lack::Plan(_))).for_each(|lack| *lack = Lack::Plan(why.clone()));
+        }
+        standing
+    }
+}
+
+/// Digest of everything that changes an answer here; none while a part of it is not known.
+fn pipeline(
+    approved: &Approved,
+    plan: &ClinicalPlan,
+    model: Digest,
+    policy: &SitePolicySpec,
+    image: Option<Digest>,
+) -> Option<Digest> {
+    let line = approved.line.as_ref()?;
+    let worker = policy.releases.workers.iter().find(|worker| worker.line == *line)?;
+    let device = if policy.releases.gpus == 0 { "cpu" } else { "gpu" };
+    let pipeline = Pipeline {
+        model,
+        output: approved.output.clone(),
+        finding: plan.finding.clone(),
+        scope: plan.scope.clone(),
+        worker_image: worker.image,
+        inference_image: image?,
+        // The server knows no other.
+        precision: "FP32".parse().ok()?,
+        device_class: device.parse().ok()?,
+    };
+    Some(pipeline.digest())
+}
+
+/// The pipeline of a model that is here, by its own object.
+pub fn pipeline_of(model: &ModelDeploymentSpec, policy: &SitePolicySpec, image: Option<Digest>) -> Option<Digest> {
+    let approved = model.approved.as_ref()?;
+    let plan = ClinicalPlan::read(approved.plan.as_ref()?).ok()?;
+    pipeline(approved, &plan, model.model, policy, image)
+}
+
+/// Of what an approval of the first kind is: it says nothing of a pipeline, so the model stands for it.
 pub(super) fn subject(site: &SiteName, model: Digest) -> Subject {
     Subject { hospital: site.clone(), model, pipeline: model }
 }
@@ -199,13 +279,29 @@ fn rules(releases: &ReleasePolicy) -> Policy<'_> {
     Policy {
         require: &releases.require,
         max_stage: releases.max_stage,
-        rules: &[],
+        rules: &releases.rules,
         on_expiry: releases.on_expiry.unwrap_or_default(),
     }
 }
 
 fn presented<'a>(first: &'a [Approval], evidence: Digest, releases: &'a ReleasePolicy) -> Presented<'a> {
     Presented { approvals: &[], first, release_evidence: evidence, own_evidence: &[], keys: &releases.keys }
+}
+
+/// Of the approvals of the second kind that are offered those that are for this model, plan and hospital. Whether they are
+/// signed, and suffice, is judged at every turn.
+pub(super) fn concerning(
+    offered: &[StageApproval],
+    site: &SiteName,
+    model: Digest,
+    plan: Option<Digest>,
+) -> Vec<StageApproval> {
+    let here = |hospital: &Hospitals| match hospital {
+        Hospitals::All => true,
+        Hospitals::One(one) => one == site,
+    };
+    let concerns = |a: &&StageApproval| a.terms.model == model && Some(a.terms.plan) == plan && here(&a.terms.hospital);
+    offered.iter().filter(concerns).take(MAX_STAGE_APPROVALS).cloned().collect()
 }
 
 /// Of the approvals that are offered those whose signatures hold, one a key: of several by one the last to end. They are
@@ -250,6 +346,32 @@ fn refusal(standing: &Standing) -> String {
 pub fn withdrawn(place: &Place) -> Option<String> {
     let Place::Withdrawn(standing) = place else { return None };
     Some(cut(format!("it is not served, for which it needs {}", listed(&standing.missing))))
+}
+
+/// What a model's next rung lacks, for people.
+pub struct Outlook {
+    /// The rung.
+    pub next: Option<Stage>,
+    /// What it lacks, a text each.
+    pub missing: Vec<String>,
+    /// When the model falls by itself.
+    pub until: Option<Timestamp>,
+}
+
+/// What the next rung lacks, as far as anybody reads it.
+pub fn outlook(place: &Place) -> Outlook {
+    const MOST: usize = 40;
+    const LENGTH: usize = 400;
+    let (Place::Stands(standing) | Place::Withdrawn(standing)) = place else {
+        return Outlook { next: None, missing: Vec::new(), until: None };
+    };
+    let texts = standing
+        .missing
+        .iter()
+        .map(ToString::to_string)
+        .chain(standing.faults.iter().map(|fault| format!("(an approval that does not count: {fault})")));
+    let missing = texts.take(MOST).map(|text| text.chars().take(LENGTH).collect()).collect();
+    Outlook { next: standing.next, missing, until: standing.until }
 }
 
 /// Why a model stands on a stage below the one that is asked for.

@@ -2,7 +2,7 @@ use consilium_crds::ModelDeployment;
 use serde_json::{Value, json};
 
 use super::super::hazards_tests::{closed, hazard, none as no_hazards, seen};
-use super::super::release_tests::{EXPIRY, approved, releases};
+use super::super::release_tests::{EXPIRY, approved, releases, staged};
 use super::super::standing::tests::{model, with};
 use super::*;
 
@@ -11,7 +11,7 @@ const NOW: &str = "2026-06-01T12:00:00Z";
 fn judged(model: &ModelDeploymentSpec, changes: &[(&str, Value)], at: &str) -> Place {
     place(
         model,
-        &Hospital { policy: Some(&with(changes)), hazards: Some(no_hazards()), now: at.parse().unwrap() },
+        &Hospital { policy: Some(&with(changes)), hazards: Some(no_hazards()), image: None, now: at.parse().unwrap() },
         true,
     )
 }
@@ -64,7 +64,7 @@ fn a_model_is_judged_from_its_own_object() {
         let said = stands(&model, &changes, NOW);
         assert!(said.as_ref().is_err_and(|why| why.contains(word)), "{word:?}: {said:?}");
     }
-    let nothing = Hospital { policy: None, hazards: Some(no_hazards()), now: NOW.parse().unwrap() };
+    let nothing = Hospital { policy: None, hazards: Some(no_hazards()), image: None, now: NOW.parse().unwrap() };
     assert!(matches!(place(&model(), &nothing, true), Place::Refused(_)));
 }
 
@@ -101,12 +101,82 @@ fn an_object_of_an_agent_of_before_is_left_on_what_it_has() {
         model
     };
     let old = ModelDeploymentSpec { approved: None, ..asked(Stage::Triage) };
-    for model in [old, without(|it| it.line = None), without(|it| it.hospital = None)] {
+    let place = judged(&old, &[], NOW);
+    assert_eq!(place, Place::Unsaid);
+    assert_eq!(place.told(Some(Stage::Triage)), Some(Told { stage: Stage::Shadow, until: None }));
+    assert!(matches!(judged(&old, &[("/releases", json!({}))], NOW), Place::Refused(_)));
+    // Of one that says on whose word it stands, and not of which line it is, the word is judged: with the hub away and the
+    // release not at hand nobody can add the rest, and its lease would end.
+    for model in [without(|it| it.line = None), without(|it| it.hospital = None)] {
         let place = judged(&model, &[], NOW);
-        assert_eq!(place, Place::Unsaid);
-        assert_eq!(place.told(Some(Stage::Triage)), Some(Told { stage: Stage::Shadow, until: None }));
+        let told = place.told(Some(Stage::Triage)).unwrap();
+        assert!(told.stage == Stage::Shadow && told.until.is_some(), "{told:?}");
+        assert!(matches!(judged(&model, &[("/releases/keys", json!([]))], NOW), Place::Refused(_)));
         assert!(matches!(judged(&model, &[("/releases", json!({}))], NOW), Place::Refused(_)));
+        // A hazard of a line may be one of this model.
+        let of_a_line = seen(&[hazard("a", "Withdraw", &[("of", json!({"line": "research/liver"}))])]);
+        assert_eq!(under(Some(&of_a_line), &model), Place::Unsaid);
     }
+}
+
+/// A signature of the second kind, a plan and a worker bring a model nowhere by themselves: what is missing is said in
+/// numbers, and what is signed for another pipeline, plan or hospital is said to count for nothing.
+#[test]
+fn without_evidence_a_signed_plan_says_in_numbers_what_is_missing() {
+    let plan = example_plan();
+    let mut releases = releases(Some("SafetyNet"));
+    releases["workers"] = json!([{"line": "research/hippocampus", "image": Digest::of(b"worker")}]);
+    let policy = with(&[("/releases", releases.clone())]);
+    let image = Some(Digest::of(b"inference"));
+    let climbing = |change: fn(&mut Approved)| {
+        let mut model = asked(Stage::SafetyNet);
+        let approved = model.approved.as_mut().unwrap();
+        approved.plan = Some(serde_json::to_value(&plan).unwrap());
+        change(approved);
+        model
+    };
+    let model = climbing(|_| ());
+    let pipeline = pipeline_of(&model, &policy, image).unwrap();
+    let at = |model: &ModelDeploymentSpec, image| {
+        let hospital =
+            Hospital { policy: Some(&policy), hazards: Some(no_hazards()), image, now: NOW.parse().unwrap() };
+        place(model, &hospital, true)
+    };
+    let texts = |place: &Place| outlook(place).missing.join("\n");
+    let missing = texts(&at(&model, image));
+    for part in [
+        "3 more cases with a result (0 of 3)",
+        "1 more positive",
+        "1 more valid signature (0 of 1)",
+        "a signature as officer",
+    ] {
+        assert!(missing.contains(part), "{part:?} is not in\n{missing}");
+    }
+    let mut signed = model.clone();
+    signed.approved.as_mut().unwrap().stage_approvals = vec![staged(plan.digest(), pipeline, "alder")];
+    let (before, after) = (missing, texts(&at(&signed, image)));
+    assert!(before.contains("valid signature") && !after.contains("valid signature"), "{after}");
+    assert_eq!(at(&signed, image).stage(), Some(Stage::Shadow));
+    // Another server's image is another pipeline.
+    let other = texts(&at(&signed, Some(Digest::of(b"newer"))));
+    assert!(other.contains("1 more valid signature") && other.contains("it is for pipeline"), "{other}");
+    assert_eq!(pipeline_of(&model, &policy, None), None);
+    let unreadable = climbing(|approved| approved.plan = Some(json!({"line": "research/hippocampus", "novel": 1})));
+    let why = texts(&at(&unreadable, image));
+    assert!(why.contains("the one that the promotion names cannot be used"), "{why}");
+    let later = |_: &mut Approved| ();
+    assert_eq!(pipeline_of(&climbing(later), &with(&[]), image), None, "no worker is named");
+}
+
+/// A plan with one rule; its numbers are examples.
+fn example_plan() -> ClinicalPlan {
+    ClinicalPlan::read(&json!({
+        "line": "research/hippocampus", "finding": {"name": "atrophy", "scheme": "SCT", "code": "0"},
+        "scope": {"modalities": ["MR"]}, "onHazard": "Shadow", "expires": "2030-01-01T00:00:00Z",
+        "rules": [{"stage": "SafetyNet", "cases": 3, "positives": 1, "days": 1, "validDays": 30,
+            "metrics": [{"metric": "sensitivity", "of": "Site", "floor": "0.05"}]}],
+    }))
+    .unwrap()
 }
 
 fn standing(stage: Stage) -> Place {
@@ -144,8 +214,10 @@ fn of_two_promotions_of_a_model_the_lower_counts_and_a_refused_one_is_none() {
     let models =
         [object("a", early, asked(Stage::SafetyNet)), object("b", early, model()), object("c", early, unsigned)];
     let policy = with(&[("/releases", releases(Some("SafetyNet")))]);
-    let all =
-        places(&models, &Hospital { policy: Some(&policy), hazards: Some(no_hazards()), now: NOW.parse().unwrap() });
+    let all = places(
+        &models,
+        &Hospital { policy: Some(&policy), hazards: Some(no_hazards()), image: None, now: NOW.parse().unwrap() },
+    );
     let asked = |uid: &str| match &all[uid] {
         Place::Stands(standing) => Some((standing.asked, standing.effective)),
         _ => None,
@@ -168,7 +240,7 @@ fn why_it_stands_no_higher_is_said_in_words() {
 }
 
 fn under(hazards: Option<&Hazards>, model: &ModelDeploymentSpec) -> Place {
-    place(model, &Hospital { policy: Some(&with(&[])), hazards, now: NOW.parse().unwrap() }, true)
+    place(model, &Hospital { policy: Some(&with(&[])), hazards, image: None, now: NOW.parse().unwrap() }, true)
 }
 
 /// A safety officer who opens a hazard that withdraws must see the model go, read why, and see it come back when, and only

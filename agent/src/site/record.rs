@@ -14,11 +14,12 @@ const ROOM: usize = 64 << 10;
 /// The entry that says which policy is in force.
 pub fn in_force(policy: Option<&SitePolicy>) -> Entry {
     let Some(policy) = policy else {
-        return Entry::PolicyInForce { generation: None, digest: None, spec: None };
+        return Entry::PolicyInForce { generation: None, uid: None, digest: None, spec: None };
     };
     let bytes = consilium_federation::digest::canonical_json(&policy.spec);
     let spec = (bytes.len() <= ROOM).then(|| serde_json::from_slice(&bytes).ok()).flatten();
-    Entry::PolicyInForce { generation: policy.metadata.generation, digest: Some(Digest::of(&bytes)), spec }
+    let (generation, uid) = (policy.metadata.generation, policy.metadata.uid.clone());
+    Entry::PolicyInForce { generation, uid, digest: Some(Digest::of(&bytes)), spec }
 }
 
 /// Takes the hub's signature over an end of the ledger: kept if it is by the key that the policy pins, or if it pins none.

@@ -187,6 +187,9 @@ pub enum Entry {
     PolicyInForce {
         /// Its `metadata.generation`.
         generation: Option<i64>,
+        /// Its `metadata.uid`: one that was deleted and made again has the same generations.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<String>,
         /// Digest of its spec as canonical JSON.
         digest: Option<Digest>,
         /// The spec, unless it is too large for an entry.

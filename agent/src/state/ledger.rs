@@ -23,6 +23,7 @@ const HEADS: TableDefinition<&str, u64> = TableDefinition::new("ledger-heads");
 const HEAD: &str = "ledger-head";
 /// What is in force from here on: written on each entry.
 const POLICY: &str = "ledger-policy";
+const POLICY_UID: &str = "policy-uid";
 const HUB: &str = "ledger-hub";
 /// Hub and certificate of the last entry that names them.
 const IDENTITY: &str = "ledger-identity";
@@ -94,7 +95,10 @@ pub(super) fn append_in(write: &WriteTransaction, entry: &Entry, now: Timestamp)
     };
     // From this entry on.
     match entry.innermost() {
-        Entry::PolicyInForce { generation, .. } => drop(meta.insert(POLICY, to_json(POLICY, generation)?.as_slice())?),
+        Entry::PolicyInForce { generation, uid, .. } => {
+            meta.insert(POLICY, to_json(POLICY, generation)?.as_slice())?;
+            meta.insert(POLICY_UID, to_json(POLICY_UID, uid)?.as_slice())?;
+        }
         Entry::HubDialed { hub, .. } => drop(meta.insert(HUB, to_json(HUB, hub)?.as_slice())?),
         _ => {}
     }
@@ -130,15 +134,17 @@ impl State {
         Ok(LedgerEnd { entries, head })
     }
 
-    /// Whether this generation of the policy is another than the last one that was asked about, here or before a restart.
-    pub fn is_news(&self, generation: Option<i64>) -> Result<bool, StateError> {
+    /// Whether this policy is another than the last one that was asked about, here or before a restart. One that was deleted
+    /// and made again has another UID, and may have the same generation.
+    pub fn is_news(&self, uid: Option<String>, generation: Option<i64>) -> Result<bool, StateError> {
         let mut known = self.0.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none() {
-            let stored = self.read(META, POLICY)?;
-            *known =
-                stored.map(|bytes| serde_json::from_slice(&bytes)).transpose().map_err(StateError::damaged(POLICY))?;
+            let generation: Option<Option<i64>> = self.read_json(META, POLICY)?;
+            let uid: Option<Option<String>> = self.read_json(META, POLICY_UID)?;
+            *known = generation.map(|generation| (uid.flatten(), generation));
         }
-        Ok(known.replace(generation) != Some(generation))
+        let asked = (uid, generation);
+        Ok(known.replace(asked.clone()) != Some(asked))
     }
 
     /// Writes down with which hub the agent speaks from here on, if that is news.

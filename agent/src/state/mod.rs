@@ -54,6 +54,9 @@ const CACHE_BYTES: usize = 8 << 20;
 #[derive(Clone)]
 pub struct State(Arc<Inner>);
 
+/// UID and generation.
+type PolicyId = (Option<String>, Option<i64>);
+
 struct Inner {
     db: Database,
     dir: PathBuf,
@@ -61,7 +64,7 @@ struct Inner {
     /// Serialises what is more than one transaction.
     staging: Mutex<u64>,
     /// The policy that the ledger says is in force, or is about to.
-    in_force: Mutex<Option<Option<i64>>>,
+    in_force: Mutex<Option<PolicyId>>,
     _lock: File,
 }
 

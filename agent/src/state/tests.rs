@@ -313,3 +313,19 @@ fn an_upload_is_remembered_with_its_ledger_head() {
     state.delete_update("round").unwrap();
     assert_eq!(state.upload("round").unwrap(), None);
 }
+
+/// A policy that was deleted and made again has generation 1 as the one before had: decisions were said to be made under a
+/// text that was no longer in force.
+#[test]
+fn a_policy_that_was_made_again_is_another_one() {
+    let dir = TempDir::new().unwrap();
+    let state = State::open(dir.path(), [7; 32]).unwrap();
+    let (first, again) = (|| Some("uid-1".to_owned()), || Some("uid-2".to_owned()));
+    assert!(state.is_news(first(), Some(1)).unwrap() && !state.is_news(first(), Some(1)).unwrap());
+    let entry = |uid| Entry::PolicyInForce { generation: Some(1), uid, digest: None, spec: None };
+    state.append(entry(first()), "2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
+    drop(state);
+    let state = State::open(dir.path(), [7; 32]).unwrap();
+    assert!(!state.is_news(first(), Some(1)).unwrap(), "over a restart too");
+    assert!(state.is_news(again(), Some(1)).unwrap());
+}

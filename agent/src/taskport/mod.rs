@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use consilium_clinical::plan::ClinicalPlan;
 use consilium_crds::{FederatedStudySpec, ModelReleaseSpec};
 use consilium_federation::assignment::RoundWork;
 use consilium_federation::digest::Digest;
@@ -36,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use identity::{Identity, IdentityError, load_or_make};
 
 use crate::Context;
+use crate::link::read_plan;
 use crate::policy::{Barrier, Decision, ReleaseDecision};
 use crate::state::{Entry, Grant, State, StateError};
 use crate::tasks::{DeployEntry, Desk, TaskEntry};
@@ -53,7 +55,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The veto ladder at the barrier `Fetch`, now.
     fn judge(&self, uid: &str, work: &RoundWork, spec: &FederatedStudySpec) -> Result<Decision, StateError>;
     /// The release ladder, now.
-    fn judge_release(&self, entry: &DeployEntry, spec: &ModelReleaseSpec) -> Result<ReleaseDecision, StateError>;
+    fn judge_release(
+        &self,
+        entry: &DeployEntry,
+        named: (&ModelReleaseSpec, Option<&ClinicalPlan>),
+    ) -> Result<ReleaseDecision, StateError>;
     /// Counts a delivery by its result.
     fn delivered(&self, kind: TaskKind, result: &'static str);
     /// The time.
@@ -73,9 +79,13 @@ impl Backend for Arc<Context> {
         Context::judge(self, uid, work, Some(spec), Barrier::Fetch)
     }
 
-    fn judge_release(&self, entry: &DeployEntry, spec: &ModelReleaseSpec) -> Result<ReleaseDecision, StateError> {
+    fn judge_release(
+        &self,
+        entry: &DeployEntry,
+        named: (&ModelReleaseSpec, Option<&ClinicalPlan>),
+    ) -> Result<ReleaseDecision, StateError> {
         // Who asks is a pod of its ModelDeployment.
-        Context::judge_release(self, &entry.promotion_uid, &entry.work, entry.state, spec, true)
+        Context::judge_release(self, &entry.promotion_uid, &entry.work, entry.state, named, true)
     }
 
     fn delivered(&self, kind: TaskKind, result: &'static str) {
@@ -182,7 +192,12 @@ impl<B: Backend> Port<B> {
         let bytes = self.backend.object(entry.work.release_digest).await?;
         let spec: ModelReleaseSpec =
             serde_json::from_slice(&bytes).map_err(|e| Status::data_loss(format!("the release: {e}")))?;
-        match self.backend.judge_release(&entry, &spec).map_err(state)? {
+        let plan = match entry.work.plan {
+            // As the controller does: one that cannot be read is none.
+            Some(digest) => read_plan(digest, &self.backend.object(digest).await?).ok(),
+            None => None,
+        };
+        match self.backend.judge_release(&entry, (&spec, plan.as_ref())).map_err(state)? {
             ReleaseDecision::Allowed(_) => {}
             ReleaseDecision::Withdrawn => return Err(Status::permission_denied("the model was withdrawn")),
             ReleaseDecision::Refused { message, .. } => return Err(Status::permission_denied(message)),

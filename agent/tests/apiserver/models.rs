@@ -44,6 +44,8 @@ fn asked(state: ItemState, stage: Stage) -> Item {
         model: release().model,
         stage,
         approvals: vec![],
+        plan: None,
+        stage_approvals: Vec::new(),
     };
     Item { uid: UID.into(), state, work: Work::Deploy(work) }
 }

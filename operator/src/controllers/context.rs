@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
+use consilium_crds::{ClinicalPlan, FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
 use consilium_federation::assignment::Item;
 use consilium_federation::round::RoundState;
 use consilium_federation::{SiteName, StudyKey};
@@ -65,6 +65,8 @@ pub struct Caches {
     pub releases: Store<ModelRelease>,
     /// ModelPromotions.
     pub promotions: Store<ModelPromotion>,
+    /// ClinicalPlans.
+    pub plans: Store<ClinicalPlan>,
     /// Init Jobs.
     pub jobs: Store<Job>,
     /// Their pods.
@@ -86,6 +88,8 @@ pub struct Queues {
     pub releases: UnboundedSender<ObjectRef<ModelRelease>>,
     /// ModelPromotions.
     pub promotions: UnboundedSender<ObjectRef<ModelPromotion>>,
+    /// ClinicalPlans.
+    pub plans: UnboundedSender<ObjectRef<ClinicalPlan>>,
 }
 
 impl Queues {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consilium_crds::{FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
+use consilium_crds::{ClinicalPlan, FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
 use consilium_federation::SiteName;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -90,6 +90,23 @@ pub fn release(context: &Context, change: Change<ModelRelease>) {
         ask(&context.queues.studies, ObjectRef::from_obj(&*study));
     }
     let names = |p: &ModelPromotion| p.namespace() == object.namespace() && p.spec.release.name == object.name_any();
+    for promotion in context.caches.promotions.state_filter(names) {
+        ask(&context.queues.promotions, ObjectRef::from_obj(&*promotion));
+    }
+}
+
+/// A plan, and the promotions that name it.
+pub fn plan(context: &Context, change: Change<ClinicalPlan>) {
+    let (Change::Touched(object) | Change::Gone(object)) = change;
+    ask(&context.queues.plans, ObjectRef::from_obj(&*object));
+    naming_plan(context, &object.namespace().unwrap_or_default(), &object.name_any());
+}
+
+/// The promotions that name a plan.
+pub fn naming_plan(context: &Context, namespace: &str, name: &str) {
+    let names = |p: &ModelPromotion| {
+        p.namespace().as_deref() == Some(namespace) && p.spec.plan.as_ref().is_some_and(|plan| plan.name == name)
+    };
     for promotion in context.caches.promotions.state_filter(names) {
         ask(&context.queues.promotions, ObjectRef::from_obj(&*promotion));
     }

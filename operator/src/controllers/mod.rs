@@ -12,6 +12,7 @@ mod error;
 mod fanout;
 mod finalizer;
 pub mod init;
+pub mod plan;
 pub mod promotion;
 pub mod release;
 pub mod rosters;
@@ -42,12 +43,17 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Controller;
 use crate::store::StoreError;
 use cache::{Change, Seen};
-use consilium_crds::{FederatedStudy, Kind, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched};
+use consilium_crds::{
+    ClinicalPlan, FederatedStudy, Kind, ModelPromotion, ModelRelease, TrainingRound, TrustSite, Watched,
+};
 use context::{Caches, Context, Parts, Queues};
 use error::Error;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use run::Loop;
+
+/// How long plans are waited for at the start.
+const PLANS: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// The controllers, put together and not yet running.
 pub struct Controllers {
@@ -62,6 +68,7 @@ struct Writers {
     rounds: Writer<TrainingRound>,
     releases: Writer<ModelRelease>,
     promotions: Writer<ModelPromotion>,
+    plans: Writer<ClinicalPlan>,
     jobs: Writer<Job>,
     pods: Writer<Pod>,
     rosters: Writer<ConfigMap>,
@@ -73,6 +80,7 @@ struct Receivers {
     rounds: UnboundedReceiver<ObjectRef<TrainingRound>>,
     releases: UnboundedReceiver<ObjectRef<ModelRelease>>,
     promotions: UnboundedReceiver<ObjectRef<ModelPromotion>>,
+    plans: UnboundedReceiver<ObjectRef<ClinicalPlan>>,
 }
 
 /// The controllers could not go on; the process ends and is started again.
@@ -94,19 +102,22 @@ impl Controllers {
     pub fn new(parts: Parts) -> Self {
         let ((sites, sites_w), (studies, studies_w), (rounds, rounds_w)) = (store(), store(), store());
         let ((releases, releases_w), (promotions, promotions_w)) = (store(), store());
+        let (plans, plans_w) = store();
         let ((jobs, jobs_w), (pods, pods_w), (rosters, rosters_w)) = (store(), store(), store());
         let (sites_q, sites_r) = unbounded_channel();
         let (studies_q, studies_r) = unbounded_channel();
         let (rounds_q, rounds_r) = unbounded_channel();
         let (releases_q, releases_r) = unbounded_channel();
         let (promotions_q, promotions_r) = unbounded_channel();
-        let caches = Caches { sites, studies, rounds, releases, promotions, jobs, pods, rosters };
+        let (plans_q, plans_r) = unbounded_channel();
+        let caches = Caches { sites, studies, rounds, releases, promotions, plans, jobs, pods, rosters };
         let queues = Queues {
             sites: sites_q,
             studies: studies_q,
             rounds: rounds_q,
             releases: releases_q,
             promotions: promotions_q,
+            plans: plans_q,
         };
         Self {
             context: Context::new(parts, caches, queues),
@@ -116,6 +127,7 @@ impl Controllers {
                 rounds: rounds_w,
                 releases: releases_w,
                 promotions: promotions_w,
+                plans: plans_w,
                 jobs: jobs_w,
                 pods: pods_w,
                 rosters: rosters_w,
@@ -126,6 +138,7 @@ impl Controllers {
                 rounds: rounds_r,
                 releases: releases_r,
                 promotions: promotions_r,
+                plans: plans_r,
             },
         }
     }
@@ -167,7 +180,7 @@ impl Controllers {
 }
 
 fn watch_all(context: &Arc<Context>, writers: Writers, shutdown: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let Writers { sites, studies, rounds, releases, promotions, jobs, pods, rosters } = writers;
+    let Writers { sites, studies, rounds, releases, promotions, plans, jobs, pods, rosters } = writers;
     let client = || context.client.clone();
     let every = watcher::Config::default;
     let tasks_only = || watcher::Config::default().labels(&format!("{}=true", init::job::INIT_LABEL));
@@ -178,6 +191,7 @@ fn watch_all(context: &Arc<Context>, writers: Writers, shutdown: &CancellationTo
     start.follow(Api::all(client()), every(), rounds, |context, change| fanout::round(context, change));
     start.follow(Api::all(client()), every(), releases, |context, change| fanout::release(context, change));
     start.follow(Api::all(client()), every(), promotions, |context, change| fanout::promotion(context, change));
+    start.follow(Api::all(client()), every(), plans, |context, change| fanout::plan(context, change));
     start.follow(namespaced(client(), here), tasks_only(), jobs, |context, change| fanout::job(context, change));
     start.follow(namespaced(client(), here), tasks_only(), pods, |context, change| fanout::pod(context, change));
     let signed = watcher::Config::default().labels(&format!("{}=true", consilium_crds::roster::LABEL));
@@ -244,6 +258,7 @@ fn reconcile_all(context: &Arc<Context>, queues: Receivers, shutdown: &Cancellat
     start.reconcile(Controller::Round, &caches.rounds, queues.rounds, round::reconcile);
     start.reconcile(Controller::Release, &caches.releases, queues.releases, release::reconcile);
     start.reconcile(Controller::Promotion, &caches.promotions, queues.promotions, promotion::reconcile);
+    start.reconcile(Controller::Plan, &caches.plans, queues.plans, plan::reconcile);
 }
 
 async fn wait_for_caches(caches: &Caches) -> Result<(), ControllersError> {
@@ -253,6 +268,12 @@ async fn wait_for_caches(caches: &Caches) -> Result<(), ControllersError> {
     caches.rounds.wait_until_ready().await.map_err(failed("TrainingRound"))?;
     caches.releases.wait_until_ready().await.map_err(failed("ModelRelease"))?;
     caches.promotions.wait_until_ready().await.map_err(failed("ModelPromotion"))?;
+    // A cluster that has this kind not yet has no plan either: then its promotions wait, and nothing else does.
+    if tokio::time::timeout(PLANS, caches.plans.wait_until_ready()).await.is_err() {
+        tracing::error!(
+            "ClinicalPlans cannot be read: see whether this cluster has the kind and the operator may list it"
+        );
+    }
     caches.jobs.wait_until_ready().await.map_err(failed("Job"))?;
     caches.pods.wait_until_ready().await.map_err(failed("Pod"))?;
     caches.rosters.wait_until_ready().await.map_err(failed("ConfigMap"))

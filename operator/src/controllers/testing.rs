@@ -1,7 +1,8 @@
 //! Objects for tests.
 
 use consilium_crds::{
-    FederatedStudy, FederatedStudySpec, ModelRelease, TrainingRound, TrainingRoundSpec, TrainingRoundStatus,
+    ClinicalPlan, FederatedStudy, FederatedStudySpec, ModelRelease, TrainingRound, TrainingRoundSpec,
+    TrainingRoundStatus,
 };
 use consilium_federation::gate::Vote;
 use consilium_federation::round::{GateRecord, Outcome, RoundState, RoundStep};
@@ -88,6 +89,20 @@ pub fn completed(model: &[u8]) -> RoundState {
         site.vote = Some(Vote::Pass);
     }
     state
+}
+
+/// A clinical plan for the models of the study, with one rule; its numbers are examples.
+pub fn plan(name: &str) -> ClinicalPlan {
+    let spec = serde_json::from_value(json!({
+        "line": "research/hippocampus", "finding": {"name": "atrophy", "scheme": "SCT", "code": "0"},
+        "scope": {"modalities": ["MR"]}, "onHazard": "Shadow", "expires": "2030-01-01T00:00:00Z",
+        "rules": [{"stage": "SafetyNet", "cases": 3, "positives": 1, "days": 1, "validDays": 30,
+            "metrics": [{"metric": "sensitivity", "of": "Site", "floor": "0.5"}]}],
+    }));
+    let mut plan = ClinicalPlan::new(name, spec.unwrap());
+    plan.metadata.namespace = Some("research".into());
+    plan.metadata.generation = Some(1);
+    plan
 }
 
 /// An attested release.

@@ -88,6 +88,7 @@ fn concerns<K: Kind>(context: &Context, unread: &Unread) {
                 ask(&context.queues.studies, ObjectRef::new(&study.name).within(namespace));
             }
         }
+        "ClinicalPlan" => fanout::naming_plan(context, namespace, name),
         "ModelRelease" => {
             let names = |p: &ModelPromotion| p.namespace().as_deref() == Some(namespace) && p.spec.release.name == name;
             for promotion in context.caches.promotions.state_filter(names) {
@@ -160,6 +161,8 @@ fn tombstones(kind: &str, uid: &str, unread: &Unread, mut known: BTreeMap<SiteNa
             model: none,
             stage: Stage::Shadow,
             approvals: Vec::new(),
+            plan: None,
+            stage_approvals: Vec::new(),
         }),
         "TrainingRound" => Work::Round(RoundWork {
             study: StudyKey::new(unread.metadata.namespace.clone().unwrap_or_default(), "unreadable".to_owned()),

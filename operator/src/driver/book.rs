@@ -249,6 +249,8 @@ mod tests {
             model: Digest::of(b"m"),
             stage: Stage::Shadow,
             approvals: vec![],
+            plan: None,
+            stage_approvals: Vec::new(),
         };
         Item { uid: uid.into(), state, work: Work::Deploy(work) }
     }

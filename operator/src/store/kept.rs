@@ -166,6 +166,8 @@ mod tests {
             model: Digest::of(b"m"),
             stage,
             approvals: vec![],
+            plan: None,
+            stage_approvals: Vec::new(),
         };
         Item { uid: uid.into(), state: ItemState::Cancelled, work: Work::Deploy(work) }
     }

@@ -134,7 +134,8 @@ pub async fn install(client: &Client) {
 }
 
 async fn rights(client: &Client) {
-    let kinds = ["trustsites", "federatedstudies", "trainingrounds", "modelreleases", "modelpromotions"];
+    let kinds =
+        ["trustsites", "federatedstudies", "trainingrounds", "modelreleases", "modelpromotions", "clinicalplans"];
     let ours = |resources: Value, verbs: Value| json!({"apiGroups": ["consilium.health"], "resources": resources, "verbs": verbs});
     let cluster = json!([
         ours(json!(kinds), json!(["get", "list", "watch"])),

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, status_of};
 use consilium_crds::model_promotion::{Offered, RolloutReason, SiteRollout};
-use consilium_crds::{ModelPromotion, ModelPromotionStatus, ModelRelease};
+use consilium_crds::{ClinicalPlan, ModelPromotion, ModelPromotionStatus, ModelRelease};
 use consilium_federation::SiteName;
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{DeployWork, Item, ItemState, Work};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::DeployReport;
+use consilium_federation::stage_approval::StageApproval;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -26,6 +27,8 @@ pub struct Facts<'a> {
     pub promotion: &'a ModelPromotion,
     /// The release that it names, if there is one.
     pub release: Option<&'a ModelRelease>,
+    /// The plan that it names, if it names one and there is one.
+    pub plan: Option<&'a ClinicalPlan>,
     /// The hospitals that there are.
     pub sites: &'a Sites,
     /// What hospitals last said of this promotion.
@@ -81,10 +84,45 @@ pub fn accept(facts: &Facts<'_>) -> Result<(), (&'static str, String)> {
         let message = format!("ModelRelease \"{name}\" is not attested by this hub; see its condition {ATTESTED}");
         return Err(("ReleaseNotAttested", message));
     }
+    plan(facts, release)?;
     let namespace = facts.promotion.namespace().unwrap_or_default();
     for (index, site) in spec.sites.iter().enumerate() {
         accept::reference(&format!("spec.sites[{index}]"), site, &namespace, facts.sites)
             .map_err(|message| ("InvalidReference", message))?;
+    }
+    Ok(())
+}
+
+/// Whether the plan that the promotion names can be climbed by.
+fn plan(facts: &Facts<'_>, release: &ModelRelease) -> Result<(), (&'static str, String)> {
+    let Some(named) = &facts.promotion.spec.plan else { return Ok(()) };
+    let (name, digest) = (&named.name, named.digest);
+    let plan = facts.plan.ok_or_else(|| {
+        let message = format!(
+            "spec.plan.name is \"{name}\": there is no ClinicalPlan of that name in this namespace; correct the name, apply \
+             the plan, or leave spec.plan out to ask for Shadow"
+        );
+        ("InvalidReference", message)
+    })?;
+    let found = plan.spec.digest();
+    if found != digest {
+        let message = format!(
+            "spec.plan.digest is {digest}, but that of ClinicalPlan \"{name}\" is {found}: name the plan that was signed, or \
+             review and sign this one"
+        );
+        return Err(("DigestMismatch", message));
+    }
+    if let Err(error) = plan.spec.plan() {
+        let message = format!("spec.plan.name is \"{name}\", which cannot be used: spec.{error}; name another plan");
+        return Err(("InvalidPlan", message));
+    }
+    if plan.spec.line != release.spec.study {
+        let message = format!(
+            "spec.plan.name is \"{name}\", which is for the models of {}, and ModelRelease \"{}\" is one of {}: name a plan \
+             of that study",
+            plan.spec.line, facts.promotion.spec.release.name, release.spec.study
+        );
+        return Err(("InvalidPlan", message));
     }
     Ok(())
 }
@@ -111,6 +149,8 @@ fn asked(facts: &Facts<'_>) -> Offered {
         model: facts.release.map_or(spec.release.digest, |r| r.spec.model),
         stage: spec.stage,
         approvals: spec.approvals.clone(),
+        plan: spec.plan.as_ref().map(|plan| plan.digest),
+        stage_approvals: spec.stage_approvals.clone(),
     }
 }
 
@@ -131,18 +171,28 @@ fn less(offered: &Offered, facts: &Facts<'_>) -> Offered {
             let before: BTreeSet<_> = less.approvals.iter().map(by).collect();
             less.approvals = spec.approvals.iter().filter(|approval| before.contains(&by(approval))).cloned().collect();
         }
+        // Those of the second kind say for which stage and hospital they are: one that was taken back no longer counts, and
+        // no other comes to count meanwhile, nor another plan.
+        let by = |a: &StageApproval| (a.key_id.clone(), a.role.clone(), a.terms.stage, a.terms.hospital.to_string());
+        let before: BTreeSet<_> = less.stage_approvals.iter().map(by).collect();
+        let kept = spec.stage_approvals.iter().filter(|approval| before.contains(&by(approval)));
+        less.stage_approvals = kept.cloned().collect();
+        less.plan = less.plan.filter(|plan| spec.plan.as_ref().is_some_and(|named| named.digest == *plan));
     }
     less
 }
 
 fn item(uid: &str, state: ItemState, offer: &Offered) -> Item {
+    let active = state == ItemState::Active;
     let work = DeployWork {
         release: offer.release.clone(),
         release_digest: offer.release_digest,
         model: offer.model,
         stage: offer.stage,
         // What counts in a tombstone is its UID.
-        approvals: if state == ItemState::Active { offer.approvals.clone() } else { Vec::new() },
+        approvals: if active { offer.approvals.clone() } else { Vec::new() },
+        plan: offer.plan.filter(|_| active),
+        stage_approvals: if active { offer.stage_approvals.clone() } else { Vec::new() },
     };
     Item { uid: uid.to_owned(), state, work: Work::Deploy(work) }
 }

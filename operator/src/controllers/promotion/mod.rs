@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use consilium_crds::{ModelPromotion, ModelRelease};
+use consilium_crds::{ClinicalPlan, ModelPromotion, ModelRelease};
 use consilium_federation::SiteName;
 use consilium_federation::report::DeployReport;
 use jiff::{SignedDuration, Timestamp};
@@ -31,6 +31,7 @@ const LINGER: SignedDuration = SignedDuration::from_secs(60);
 /// What was read, owned.
 struct Read {
     release: Option<Arc<ModelRelease>>,
+    plan: Option<Arc<ClinicalPlan>>,
     sites: Sites,
     reports: BTreeMap<SiteName, DeployReport>,
     acknowledged: BTreeSet<SiteName>,
@@ -41,6 +42,7 @@ impl Read {
         Facts {
             promotion,
             release: self.release.as_deref(),
+            plan: self.plan.as_deref(),
             sites: &self.sites,
             reports: &self.reports,
             acknowledged: &self.acknowledged,
@@ -138,7 +140,9 @@ fn read(context: &Context, promotion: &ModelPromotion, uid: &str) -> Read {
         let (report, _) = context.hub.report(site)?;
         report.deployments.iter().find(|d| d.uid == uid).cloned()
     };
+    let plan = promotion.spec.plan.as_ref().map(|plan| ObjectRef::<ClinicalPlan>::new(&plan.name).within(&namespace));
     Read {
+        plan: plan.and_then(|key| context.caches.plans.get(&key)),
         release: context.caches.releases.get(&key),
         sites: accept::sites(context.caches.sites.state().iter().map(|s| &**s)),
         reports: asked.into_iter().filter_map(|site| Some((site.clone(), said(site)?))).collect(),

@@ -1,12 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consilium_crds::conditions::{ACCEPTED, Conditions, READY, STALLED, status_of};
-use consilium_crds::model_promotion::{ReleaseRef, RolloutReason};
-use consilium_crds::{ModelPromotion, ModelPromotionSpec, ModelRelease, ModelReleaseStatus};
+use consilium_crds::model_promotion::{PlanRef, ReleaseRef, RolloutReason};
+use consilium_crds::{ClinicalPlan, ModelPromotion, ModelPromotionSpec, ModelRelease, ModelReleaseStatus};
 use consilium_federation::approval::Approval;
 use consilium_federation::assignment::{Item, ItemState, Work};
 use consilium_federation::ladder::Stage;
 use consilium_federation::report::DeployReport;
+use consilium_federation::stage_approval::{Hospitals, StageApproval, Terms};
 use consilium_federation::{Digest, SiteName};
 use ed25519_dalek::SigningKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -14,11 +15,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::decide::{Facts, Plan, ROLLED_OUT, decide, lowered};
 use crate::controllers::release::decide::ATTESTED;
 use crate::controllers::study::accept::{SiteFacts, Sites};
-use crate::controllers::testing::{SITES, at, name, release};
+use crate::controllers::testing::{SITES, at, name, plan, release};
 
 pub(super) struct World {
     pub(super) promotion: ModelPromotion,
     pub(super) release: Option<ModelRelease>,
+    plan: Option<ClinicalPlan>,
     sites: Sites,
     reports: BTreeMap<SiteName, DeployReport>,
     acknowledged: BTreeSet<SiteName>,
@@ -34,6 +36,8 @@ pub(super) fn world() -> World {
         stage: Stage::Shadow,
         sites: vec![name("alder"), name("birch")],
         approvals: vec![],
+        plan: None,
+        stage_approvals: vec![],
     };
     let mut promotion = ModelPromotion::new("shadow", spec);
     promotion.metadata.namespace = Some("research".into());
@@ -43,6 +47,7 @@ pub(super) fn world() -> World {
     World {
         promotion,
         release: Some(object),
+        plan: None,
         sites: SITES.map(allowed).into(),
         reports: BTreeMap::new(),
         acknowledged: BTreeSet::new(),
@@ -54,6 +59,7 @@ impl World {
         Facts {
             promotion: &self.promotion,
             release: self.release.as_ref(),
+            plan: self.plan.as_ref(),
             sites: &self.sites,
             reports: &self.reports,
             acknowledged: &self.acknowledged,
@@ -87,6 +93,59 @@ fn a_promotion_is_offered_to_its_hospitals_with_the_release_they_can_check() {
     let Work::Deploy(work) = &offered[&name("alder")].work else { panic!() };
     let release = world.release.as_ref().unwrap();
     assert_eq!((work.release_digest, work.model), (release.spec.digest(), release.spec.model));
+}
+
+/// A hospital must get the plan that was signed, and the approvals over it; and what the promotion takes back of them while it
+/// is broken must be taken back, and nothing added.
+#[test]
+fn a_plan_goes_with_its_promotion_and_a_wrong_one_keeps_it_from_being_accepted() {
+    let mut world = world();
+    let object = plan("hippocampus-1");
+    let named = PlanRef { name: "hippocampus-1".into(), digest: object.spec.digest() };
+    let by = |key: &str| staged(key, object.spec.digest());
+    world.plan = Some(object.clone());
+    world.promotion.spec.plan = Some(named.clone());
+    world.promotion.spec.stage_approvals = vec![by("mary"), by("ola")];
+    let of = |items: &BTreeMap<SiteName, Item>| match &items[&name("alder")].work {
+        Work::Deploy(work) => (work.plan, work.stage_approvals.iter().map(|a| a.key_id.clone()).collect::<Vec<_>>()),
+        Work::Round(_) => panic!(),
+    };
+    let both = vec!["mary".to_owned(), "ola".to_owned()];
+    assert_eq!(of(&world.decide().items.unwrap()), (Some(named.digest), both));
+    let wrong: [(Edit, &str, &str); 4] = [
+        (|w| w.plan = None, "InvalidReference", "spec.plan.name"),
+        (|w| w.plan.as_mut().unwrap().spec.expires = at(0), "DigestMismatch", "spec.plan.digest"),
+        (
+            |w| w.promotion.spec.plan.as_mut().unwrap().digest = Digest::of(b"else"),
+            "DigestMismatch",
+            "spec.plan.digest",
+        ),
+        (
+            |w| {
+                w.release.as_mut().unwrap().spec.study = "research/liver".parse().unwrap();
+            },
+            "InvalidPlan",
+            "research/liver",
+        ),
+    ];
+    for (edit, reason, part) in wrong {
+        let mut broken = World { promotion: world.promotion.clone(), plan: world.plan.clone(), ..self::world() };
+        edit(&mut broken);
+        broken.promotion.spec.stage_approvals = vec![by("ola"), by("eve")];
+        let plan = broken.decide();
+        let accepted = plan.status.conditions.iter().find(|c| c.type_ == ACCEPTED).unwrap();
+        assert!(accepted.reason == reason && accepted.message.contains(part), "{accepted:?}");
+        // Before anybody rolls out, nobody is asked; what was offered names nobody new.
+        let offered = plan.status.offered.unwrap();
+        assert_eq!(offered.stage_approvals.iter().map(|a| a.key_id.as_str()).collect::<Vec<_>>(), ["ola"], "{reason}");
+    }
+}
+
+fn staged(key: &str, plan: Digest) -> StageApproval {
+    let (model, pipeline, evidence) = (Digest::of(b"new"), Digest::of(b"pipeline"), Digest::of(b"evidence"));
+    let (stage, hospital, expiry) = (Stage::SafetyNet, Hospitals::All, at(90 * 86_400));
+    let terms = Terms { model, pipeline, plan, stage, hospital, evidence, expiry };
+    StageApproval { key_id: key.into(), role: "officer".into(), terms, signature: String::new() }
 }
 
 type Edit = fn(&mut World);
