@@ -14,6 +14,7 @@ pub mod dataset;
 pub mod error;
 mod foreign;
 pub mod frame;
+pub mod input;
 pub mod metrics;
 pub mod msd;
 pub mod nifti_file;

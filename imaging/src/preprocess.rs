@@ -50,7 +50,13 @@ pub fn pad_or_crop<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill
     centred(voxels, from, to, fill, |voxel| voxel)
 }
 
-fn centred<T: Copy>(voxels: &[T], from: [usize; 3], to: [usize; 3], fill: T, change: impl Fn(T) -> T) -> Vec<T> {
+pub(crate) fn centred<T: Copy>(
+    voxels: &[T],
+    from: [usize; 3],
+    to: [usize; 3],
+    fill: T,
+    change: impl Fn(T) -> T,
+) -> Vec<T> {
     let mut out = vec![fill; to.iter().product()];
     let [(fx, tx, nx), (fy, ty, ny), (fz, tz, nz)] = overlap(from, to);
     for z in 0..nz {

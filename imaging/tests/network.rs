@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 #![cfg(feature = "torch")]
 
+use consilium_imaging::input::Input;
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::torch::{
-    Segmenter, UNet3d, UNet3dConfig, dice_cross_entropy, load_weights, named_parameters, save_weights,
+    Network, Segmenter, UNet3d, UNet3dConfig, dice_cross_entropy, load_weights, named_parameters, save_weights,
 };
 use tch::{Device, Kind, Tensor, nn};
 
+const NETWORK: Network = Network::UNet3D { width: 2, levels: 2, classes: 3, input: Input::PLAIN };
 const SMALL: UNet3dConfig = UNet3dConfig { width: 2, levels: 2, classes: 3 };
 
 fn net(config: UNet3dConfig, seed: i64) -> (nn::VarStore, UNet3d) {
@@ -79,7 +81,7 @@ fn a_model_with_nan_is_refused() {
 #[test]
 fn any_shape_is_segmented_alone_or_together() {
     let (_store, net) = net(SMALL, 3);
-    let segmenter = Segmenter::new(net, Device::Cpu, [16, 16, 12], 3, 3).unwrap();
+    let segmenter = Segmenter::new(net, &NETWORK, Device::Cpu, [16, 16, 12], 3).unwrap();
     let volumes: Vec<_> = [[10, 9, 11], [16, 16, 12], [21, 16, 25]]
         .into_iter()
         .map(|shape| phantom(1, 1, shape, &Profile::of_hospital(0)).0)

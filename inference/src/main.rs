@@ -144,7 +144,7 @@ async fn serve(args: &ServeArgs) -> ExitCode {
         Ok(both) => both,
         Err(e) => return invalid(e),
     };
-    let bounds = match Bounds::of(memory, release.network().unet(), tile, args.max_voxels) {
+    let bounds = match Bounds::of(memory, release.network(), tile, args.max_voxels) {
         Ok(bounds) => bounds,
         Err(e) => {
             eprintln!("error: {e}");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use consilium_imaging::torch::{UNet3dConfig, canvas_bytes, tile_bytes};
+use consilium_imaging::torch::{Network, canvas_bytes, tile_bytes};
 
 const MIB: u64 = 1 << 20;
 /// The process itself: libtorch with its libraries and what they keep for later.
@@ -59,10 +59,10 @@ pub struct TooLittleMemory {
 impl Bounds {
     /// Shares out `limit` bytes: the process, the network's tiles, and the rest half to the volumes in the network and
     /// half to those that wait. `max_voxels` is what the caller allows at most.
-    pub fn of(limit: u64, network: UNet3dConfig, tile: [usize; 3], max_voxels: usize) -> Result<Self, TooLittleMemory> {
+    pub fn of(limit: u64, network: &Network, tile: [usize; 3], max_voxels: usize) -> Result<Self, TooLittleMemory> {
         let one_tile = tile_bytes(network, tile);
         let tile_voxels: u64 = tile.iter().map(|&side| side as u64).product();
-        let per_voxel = canvas_bytes(network.classes);
+        let per_voxel = canvas_bytes(network);
         let free = limit.saturating_sub(BASE);
         let tiles = (free / 4 / one_tile.max(1)).clamp(1, TILES_AT_ONCE);
         let half = free.saturating_sub(tiles * one_tile) / 2;
@@ -114,9 +114,11 @@ pub fn limit(root: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use consilium_imaging::input::Input;
+
     use super::*;
 
-    const NETWORK: UNet3dConfig = UNet3dConfig { width: 8, levels: 3, classes: 3 };
+    const NETWORK: &Network = &Network::UNet3D { width: 8, levels: 3, classes: 3, input: Input::PLAIN };
 
     /// A radiologist's largest volume must not take the server down under the limit that the agent gives it: what is
     /// held when the network is full and so is the queue adds up to no more.
@@ -129,7 +131,7 @@ mod tests {
                     continue;
                 };
                 let network = bounds.tiles as u64 * tile_bytes(NETWORK, tile);
-                let canvases = bounds.canvas_voxels as u64 * canvas_bytes(3);
+                let canvases = bounds.canvas_voxels as u64 * canvas_bytes(NETWORK);
                 assert!(BASE + network + canvases + bounds.room <= limit, "{limit} {tile:?} {bounds:?}");
                 assert!(bounds.max_binary() * PER_BODY_BYTE <= bounds.room, "{bounds:?}");
                 assert!(bounds.max_voxels <= bounds.canvas_voxels);

@@ -105,8 +105,8 @@ struct Config {
 
 impl Release {
     /// The network that the model is for.
-    pub fn network(&self) -> Network {
-        self.config.network
+    pub fn network(&self) -> &Network {
+        &self.config.network
     }
 
     /// Shape x, y, z of a tile.
@@ -181,11 +181,10 @@ fn verify_weights(manifest: &ModelManifest, bytes: &[u8]) -> Result<(), ModelErr
 
 /// Builds the network of a verified release and loads the weights; up to `tiles` tiles go through it at once.
 pub fn load(allowed: &Allowed, release: &Release, device: Device, tiles: usize) -> Result<Segmenter, ReleaseError> {
-    let unet = release.network().unet();
     let store = nn::VarStore::new(device);
-    let net = UNet3d::new(&store.root(), unet)?;
+    let net = UNet3d::new(&store.root(), release.network().unet())?;
     load_weights(&store, &weights_file(&allowed.root))?;
-    Ok(Segmenter::new(net, device, release.tile()?, tiles, unet.classes)?)
+    Ok(Segmenter::new(net, release.network(), device, release.tile()?, tiles)?)
 }
 
 fn weights_file(root: &Path) -> PathBuf {

@@ -5,10 +5,11 @@
 use std::path::Path;
 
 use consilium_imaging::frame::Frame;
+use consilium_imaging::input::Input;
 use consilium_imaging::nifti_file::{read_mask, write_mask, write_volume};
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::place::{Axes, Turn};
-use consilium_imaging::torch::{Segmenter, UNet3d, UNet3dConfig};
+use consilium_imaging::torch::{Network, Segmenter, UNet3d};
 use consilium_imaging::{Grid, Volume};
 use consilium_inference::ask::{Question, ask};
 use consilium_inference::batcher::Batcher;
@@ -28,9 +29,10 @@ const BOUNDS: Bounds =
 async fn serve(frame: Frame) -> String {
     tch::manual_seed(5);
     let store = nn::VarStore::new(Device::Cpu);
-    let net = UNet3d::new(&store.root(), UNet3dConfig { width: 2, levels: 2, classes: 3 }).unwrap();
+    let network = Network::UNet3D { width: 2, levels: 2, classes: 3, input: Input::PLAIN };
+    let net = UNet3d::new(&store.root(), network.unet()).unwrap();
     let metrics = Metrics::new().unwrap();
-    let segmenter = Segmenter::new(net, Device::Cpu, TILE, 2, 3).unwrap();
+    let segmenter = Segmenter::new(net, &network, Device::Cpu, TILE, 2).unwrap();
     let batcher = Batcher::start(segmenter, 4, BOUNDS.canvas_voxels, metrics.clone()).unwrap();
     let identity = Identity { name: "m".into(), version: "v".into(), digest: "sha256:0".into(), frame };
     let served = router(Served { identity, batcher, metrics, bounds: BOUNDS, room: Room::new(BOUNDS.room) });

@@ -12,6 +12,7 @@ use axum::http::{Request, StatusCode};
 use axum::{Router, response::Response};
 use consilium_federation::digest::{Digest, canonical_json};
 use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_header};
+use consilium_imaging::input::Input;
 use consilium_imaging::phantom::{Profile, phantom};
 use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
 use consilium_inference::batcher::Batcher;
@@ -30,7 +31,7 @@ use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt;
 
-const NETWORK: Network = Network::UNet3D { width: 2, levels: 2, classes: 3 };
+const NETWORK: Network = Network::UNet3D { width: 2, levels: 2, classes: 3, input: Input::PLAIN };
 
 const BOUNDS: Bounds =
     Bounds { tile: [16, 16, 12], tiles: 2, max_voxels: 100_000, canvas_voxels: 100_000, room: 8 << 20, max_json: 1000 };
@@ -90,7 +91,7 @@ fn a_whole_release_is_accepted_and_a_changed_one_is_not() {
     let dir = TempDir::new().unwrap();
     let allowed = release(dir.path());
     let found = verify(&allowed).unwrap();
-    assert_eq!((found.round, found.tile().unwrap(), found.network()), (2, [16, 16, 12], NETWORK));
+    assert_eq!((found.round, found.tile().unwrap(), found.network()), (2, [16, 16, 12], &NETWORK));
 
     let other = Digest::of(b"another");
     let told = Allowed { release: other, ..allowed.clone() };
@@ -129,6 +130,14 @@ fn a_release_for_another_network_is_refused() {
     let told = write_release(dir.path(), &spec, allowed.model);
     let found = verify(&told).unwrap();
     assert!(load(&told, &found, Device::Cpu, 2).unwrap_err().to_string().contains("shape"));
+    // What the network sees is part of it: a server that knows less than the release says would show it another scan.
+    spec["config"]["network"]["width"] = json!(2);
+    spec["config"]["network"]["input"] = json!({ "scaling": "Local", "sharpen": true });
+    let told = write_release(dir.path(), &spec, allowed.model);
+    assert!(verify(&told).unwrap_err().to_string().contains("sharpen"));
+    spec["config"]["network"]["input"] = json!({ "scaling": "Local" });
+    let told = write_release(dir.path(), &spec, allowed.model);
+    assert!(load(&told, &verify(&told).unwrap(), Device::Cpu, 2).is_ok());
     spec["config"]["network"]["width"] = json!(0);
     let told = write_release(dir.path(), &spec, allowed.model);
     assert!(verify(&told).unwrap_err().to_string().contains("width"));

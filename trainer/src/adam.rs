@@ -42,6 +42,22 @@ impl Adam {
         Ok(true)
     }
 
+    /// Copies of the parameters as they are now.
+    pub fn anchor(&self) -> Result<Vec<Tensor>, TchError> {
+        self.parameters.iter().map(|(_, parameter)| parameter.f_detach_copy()).collect()
+    }
+
+    /// Adds to the gradients that of strength / 2 · ‖parameters − anchor‖²: what holds a hospital's model near the one
+    /// that all began with (FedProx; Li et al., 2020).
+    pub fn hold(&mut self, anchor: &[Tensor], strength: f64) -> Result<(), TchError> {
+        no_grad(|| {
+            for ((_, parameter), anchor) in self.parameters.iter().zip(anchor) {
+                let _ = parameter.grad().f_add_(&parameter.f_sub(anchor)?.f_mul_scalar(strength)?)?;
+            }
+            Ok(())
+        })
+    }
+
     /// One step with the gradients divided by `grad_scale`. The operations and their order are those of
     /// `torch.optim.Adam`, so that both give the same bits.
     pub fn step(&mut self, rate: f64, grad_scale: f64) -> Result<(), TchError> {
@@ -95,5 +111,21 @@ impl Adam {
         }
         self.steps = steps;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gradient of μ/2·‖w − a‖² is μ(w − a), beside the loss's own: by hand, w = (1, 2), a = (0, 5), loss Σw².
+    #[test]
+    fn what_holds_is_the_gradient_of_a_distance() {
+        let w = Tensor::from_slice(&[1.0_f32, 2.0]).set_requires_grad(true);
+        let mut adam = Adam::new(vec![("w".into(), w.shallow_clone())]).unwrap();
+        assert_eq!(adam.anchor().unwrap()[0], w);
+        (&w * &w).sum(Kind::Float).backward();
+        adam.hold(&[Tensor::from_slice(&[0.0_f32, 5.0])], 0.5).unwrap();
+        assert_eq!(Vec::<f32>::try_from(w.grad()).unwrap(), [2.5, 2.5]);
     }
 }

@@ -39,6 +39,10 @@ pub enum Command {
     Score(ScoreArgs),
     /// Train and score on one data folder, split by person, with no federation
     Fit(FitArgs),
+    /// Train by a study's rounds over simulated hospitals in one process, without masks, and score in each of them
+    Federate(FederateArgs),
+    /// Print the `network.input` whose reference is the look of one data folder's scans
+    Reference(ReferenceArgs),
     /// Write phantom hospitals: labelled volumes made from numbers
     Phantom(PhantomArgs),
     /// Cut a folder into simulated hospitals, by person
@@ -135,6 +139,37 @@ pub struct FitArgs {
     /// CPU threads [default: the cores that this process may use]
     #[arg(long)]
     pub threads: Option<u32>,
+}
+
+/// Rounds without a federation.
+#[derive(Debug, Args)]
+pub struct FederateArgs {
+    /// Folder that `shard` or `phantom` wrote
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for model.safetensors and federate.json
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The study's trainer config: a file of JSON, or the JSON itself; it must have a shape
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Rounds
+    #[arg(long, default_value_t = 8)]
+    pub rounds: u32,
+    /// Seed of weights and data order
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// CPU threads [default: the cores that this process may use]
+    #[arg(long)]
+    pub threads: Option<u32>,
+}
+
+/// A reference of scans.
+#[derive(Debug, Args)]
+pub struct ReferenceArgs {
+    /// Folder with imagesTr and labelsTr
+    #[arg(long)]
+    pub data: PathBuf,
 }
 
 /// Phantom hospitals.

@@ -7,6 +7,7 @@ use consilium_imaging::preprocess::divisible;
 use consilium_imaging::torch::{Network, UNet3dConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::augment::Augmentation;
 use crate::error::TrainerError;
 
 /// A study's trainer configuration.
@@ -35,6 +36,12 @@ pub struct TrainerConfig {
     /// Axes along which volumes are mirrored at random while training.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirror: Vec<Axis>,
+    /// Strength of what holds a hospital's model near the round's base (FedProx); 0 lets it go.
+    #[serde(default, skip_serializing_if = "is_zero", deserialize_with = "number_or_string")]
+    pub proximal: f64,
+    /// How scans are changed at random while training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
 }
 
 /// Arithmetic of the forward pass; weights and sums are always 32-bit.
@@ -80,7 +87,11 @@ const fn default_rate() -> f64 {
     2e-3
 }
 
-fn number_or_string<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+pub(crate) fn number_or_string<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Either {
@@ -108,7 +119,8 @@ impl TrainerConfig {
         Self::parse(value)?.shaped()
     }
 
-    fn shaped(self) -> Result<Self, TrainerError> {
+    /// Refuses a configuration without a shape.
+    pub fn shaped(self) -> Result<Self, TrainerError> {
         if self.shape.is_some() {
             self.check()?;
             return Ok(self);
@@ -180,7 +192,10 @@ impl TrainerConfig {
         if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
             return fail("learningRate", self.learning_rate.to_string(), "above 0 and at most 1");
         }
-        Ok(())
+        if !(0.0..=100.0).contains(&self.proximal) {
+            return fail("proximal", self.proximal.to_string(), "from 0 to 100");
+        }
+        self.augmentation.as_ref().map_or(Ok(()), Augmentation::check).map_err(TrainerError::Config)
     }
 
     /// The network's shape for `imaging`.

@@ -1,13 +1,15 @@
 //! A folder's scans as the network sees them, checked and kept in memory; the raw ones are not kept.
 
 use consilium_imaging::frame::Frame;
+use consilium_imaging::input::Input;
 use consilium_imaging::msd::{Case, load};
-use consilium_imaging::preprocess::{covering_shape, labels_lost, pad_or_crop, z_scored};
+use consilium_imaging::preprocess::{covering_shape, labels_lost, pad_or_crop};
 use consilium_imaging::torch::{to_label_tensor, to_tensor};
 use consilium_imaging::{Mask, ScanError, Volume};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::config::{Axis, TrainerConfig};
+use crate::augment::Draw;
+use crate::config::TrainerConfig;
 use crate::error::TrainerError;
 
 /// One scan, ready for a batch.
@@ -52,8 +54,8 @@ fn all<T>(cases: &[Case], mut act: impl FnMut(&Case) -> Result<T, ScanError>) ->
 }
 
 impl Examples {
-    /// Reads, checks and prepares labelled cases: brought to `frame`, z-scored, then padded or cut to the shape that the
-    /// config asks for, else to the smallest that covers them. One raw scan is held at a time.
+    /// Reads, checks and prepares labelled cases: brought to `frame` and to what the network sees, padded or cut to the
+    /// shape that the config asks for, else to the smallest that covers them. One raw scan is held at a time.
     pub fn read(cases: &[Case], config: &TrainerConfig, frame: &Frame) -> Result<Self, TrainerError> {
         let (classes, levels) = (config.network().classes, config.network().levels);
         let shape = match config.shape {
@@ -69,7 +71,9 @@ impl Examples {
             });
             match kept {
                 // After a bad scan the others are only checked.
-                Ok((volume, mask)) if bad.is_empty() => prepared.push(example(&volume, &mask, shape)?),
+                Ok((volume, mask)) if bad.is_empty() => {
+                    prepared.push(example(&volume, &mask, shape, config.network.input())?)
+                }
                 Ok(_) => {}
                 Err(e) => bad.push(e),
             }
@@ -95,16 +99,17 @@ impl Examples {
         self.shape
     }
 
-    /// Images `[n, 1, z, y, x]` and labels `[n, z, y, x]` of the chosen examples, each mirrored along its axes.
-    pub fn batch(&self, chosen: &[(usize, Vec<Axis>)], device: Device) -> Result<(Tensor, Tensor), TchError> {
+    /// Images `[n, 1, z, y, x]` and labels `[n, z, y, x]` of the drawn examples, each with its changes.
+    pub fn batch(&self, drawn: &[Draw], device: Device) -> Result<(Tensor, Tensor), TchError> {
         let (mut images, mut labels) = (Vec::new(), Vec::new());
-        for (at, mirrored) in chosen {
-            let axes: Vec<i64> = mirrored.iter().map(|axis| axis.from_end()).collect();
-            images.push(self.all[*at].image.f_flip(&axes)?);
-            labels.push(self.all[*at].labels.f_flip(&axes)?);
+        for draw in drawn {
+            let example = &self.all[draw.scan];
+            // Changed on the device: a node with many cards has few cores for each.
+            let (image, mask) = draw.make(&example.image.f_to_device(device)?, &example.labels.f_to_device(device)?)?;
+            images.push(image);
+            labels.push(mask);
         }
-        let labels = Tensor::f_cat(&labels, 0)?.f_to_device(device)?.f_to_kind(Kind::Int64)?;
-        Ok((Tensor::f_cat(&images, 0)?.f_to_device(device)?, labels))
+        Ok((Tensor::f_cat(&images, 0)?, Tensor::f_cat(&labels, 0)?.f_to_kind(Kind::Int64)?))
     }
 }
 
@@ -163,8 +168,8 @@ fn one_shape_for_all(mut errors: Vec<ScanError>) -> Vec<ScanError> {
     errors
 }
 
-fn example(volume: &Volume, mask: &Mask, shape: [usize; 3]) -> Result<Example, TchError> {
-    let image = to_tensor(&z_scored(&volume.voxels, volume.grid.shape, shape), shape)?;
+fn example(volume: &Volume, mask: &Mask, shape: [usize; 3], input: &Input) -> Result<Example, TchError> {
+    let image = to_tensor(&input.seen(volume, shape), shape)?;
     let labels = pad_or_crop(&mask.labels, mask.grid.shape, shape, 0);
     Ok(Example { image, labels: to_label_tensor(&labels, shape)?.f_to_kind(Kind::Uint8)? })
 }

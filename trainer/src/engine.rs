@@ -12,8 +12,9 @@ use rand::RngExt;
 use tch::{Device, TchError, Tensor, autocast, nn};
 
 use crate::adam::Adam;
+use crate::augment::{Augmentation, Draw};
 use crate::checkpoint::{self, Position};
-use crate::config::{Axis, Precision, TrainerConfig};
+use crate::config::{Precision, TrainerConfig};
 use crate::data::Examples;
 use crate::error::TrainerError;
 use crate::schedule::{Place, learning_rate};
@@ -31,6 +32,8 @@ pub struct Engine {
     half: bool,
     loss_scale: f64,
     good_steps: u64,
+    /// What the parameters are held near, and how strongly.
+    hold: Option<(Vec<Tensor>, f64)>,
 }
 
 /// What to train on, and how long.
@@ -82,7 +85,7 @@ impl Engine {
         let adam = Adam::new(named_parameters(&store))?;
         let half = config.precision == Precision::FP16 && device.is_cuda();
         let loss_scale = if half { FIRST_LOSS_SCALE } else { 1.0 };
-        Ok(Self { store, net, adam, half, loss_scale, good_steps: 0 })
+        Ok(Self { store, net, adam, half, loss_scale, good_steps: 0, hold: None })
     }
 
     /// The parameters.
@@ -108,6 +111,9 @@ impl Engine {
             loss.f_mul_scalar(self.loss_scale)?.f_backward()?;
         } else {
             loss.f_backward()?;
+        }
+        if let Some((anchor, strength)) = &self.hold {
+            self.adam.hold(anchor, strength * self.loss_scale)?;
         }
         if !self.half || self.adam.gradients_finite()? {
             self.adam.step(rate, self.loss_scale)?;
@@ -137,6 +143,9 @@ impl Engine {
         tell: &mut dyn FnMut(&Progress, f64) -> Result<(), TrainerError>,
     ) -> Result<Outcome, TrainerError> {
         let plan = Plan::of(job);
+        // The base, and not what a checkpoint holds: a task that was stopped is held where it was held before.
+        let strength = Some(job.config.proximal).filter(|strength| *strength > 0.0);
+        self.hold = strength.map(|strength| Ok::<_, TchError>((self.adam.anchor()?, strength))).transpose()?;
         let mut state = self.resume(job)?;
         let resumed_at = state.step;
         let began = Instant::now();
@@ -222,17 +231,23 @@ impl Plan {
         Self { steps: steps_per_epoch * u64::from(job.config.epochs_per_round), steps_per_epoch }
     }
 
-    /// The scans of a step with their mirrored axes: a function of seed, round and step alone.
-    fn batch(&self, job: &Job<'_>, step: u64) -> Vec<(usize, Vec<Axis>)> {
+    /// The scans of a step with their changes: a function of seed, round and step alone.
+    fn batch(&self, job: &Job<'_>, step: u64) -> Vec<Draw> {
         let epochs_before = u64::from(job.round.max(1) - 1) * u64::from(job.config.epochs_per_round);
         let (epoch, at) = (epochs_before + step / self.steps_per_epoch, step % self.steps_per_epoch);
         let order = permutation(job.data_seed, "order", epoch, job.examples.len());
         let mut coin = stream(job.data_seed, "mirror", epoch * self.steps_per_epoch + at);
         let first = at as usize * job.config.batch_size;
         let last = (first + job.config.batch_size).min(order.len());
-        order[first..last]
-            .iter()
-            .map(|&scan| (scan, job.config.mirror.iter().copied().filter(|_| coin.random::<bool>()).collect()))
-            .collect()
+        let changes = job.config.augmentation.as_ref().map(Augmentation::changes);
+        let draw = |(place, &scan): (usize, &usize)| {
+            let mirrored = job.config.mirror.iter().copied().filter(|_| coin.random::<bool>()).collect();
+            let item = epoch * order.len() as u64 + (first + place) as u64;
+            match &changes {
+                Some(changes) => Draw::of(changes, job.data_seed, item, scan, mirrored),
+                None => Draw::plain(scan, mirrored),
+            }
+        };
+        order[first..last].iter().enumerate().map(draw).collect()
     }
 }

@@ -6,6 +6,7 @@
 //! files.
 
 pub mod adam;
+pub mod augment;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;

@@ -11,7 +11,7 @@ use consilium_trainer::commands;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // A researcher's machine, and one on which steps are timed, are not shared; a node of a hospital is.
-    if !matches!(cli.command, Command::Fit(_) | Command::BenchStep(_)) {
+    if !matches!(cli.command, Command::Fit(_) | Command::Federate(_) | Command::BenchStep(_)) {
         consilium_imaging::torch::wait_without_spinning();
     }
     let stop = Arc::new(AtomicBool::new(false));

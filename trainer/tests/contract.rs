@@ -62,9 +62,13 @@ impl Setup {
 
     /// A root for `kind` with the model that `init` makes.
     fn root_with_model(&self, name: &str, kind: &str) -> PathBuf {
-        let first = self.root(&format!("{name}-init"), "Init", &config());
+        self.root_with(name, kind, &config())
+    }
+
+    fn root_with(&self, name: &str, kind: &str, config: &Value) -> PathBuf {
+        let first = self.root(&format!("{name}-init"), "Init", config);
         ok(&["run", "--root", text(&first)]);
-        let root = self.root(name, kind, &config());
+        let root = self.root(name, kind, config);
         fs::copy(first.join("out/model.safetensors"), root.join("model.safetensors")).unwrap();
         root
     }
@@ -109,10 +113,15 @@ fn a_round_leaves_what_deliver_needs() {
 #[test]
 fn a_stopped_round_resumes_to_the_same_bits() {
     let setup = Setup::new();
-    let whole = setup.root_with_model("whole", "Train");
+    let mut config = config();
+    // What is drawn at random must be drawn again alike.
+    config["augmentation"] = json!({ "kind": "Appearance" });
+    config["proximal"] = json!("0.1");
+    config["network"]["input"] = json!({ "scaling": "Local" });
+    let whole = setup.root_with("whole", "Train", &config);
     assert!(run(&whole, &setup.hospital("train")).status.success());
 
-    let stopped = setup.root_with_model("stopped", "Train");
+    let stopped = setup.root_with("stopped", "Train", &config);
     stop_after_step(&stopped, &setup.hospital("train"), 3);
     assert!(!stopped.join("out/MANIFEST").exists());
     assert!(run(&stopped, &setup.hospital("train")).status.success());
@@ -370,4 +379,32 @@ fn fit_learns_and_reports() {
     assert_eq!(report["summary"]["cases"], 1);
     assert_eq!(report["config"]["shape"], json!([16, 16, 16]));
     assert!(out.join("model.safetensors").exists());
+}
+
+/// A researcher takes the look of one hospital's scans into the config, and sees in one command what it brings in the
+/// others. Who copies it must be told when it is cut.
+#[test]
+fn a_reference_goes_into_a_config_that_is_tried_over_hospitals() {
+    let setup = Setup::new();
+    let (data, out) = (setup.dir.path().join("hospitals"), setup.dir.path().join("out"));
+    ok(&["phantom", "--out", text(&data), "--names", "alder,birch", "--cases", "5", "--shape", SHAPE]);
+    let printed = ok(&["reference", "--data", text(&data.join("alder/train"))]).stdout;
+    let mut config = config();
+    config["network"]["input"] = serde_json::from_slice(&printed).unwrap();
+    let federate = |config: &Value| {
+        let config = config.to_string();
+        trainer(&["federate", "--data", text(&data), "--out", text(&out), "--config", &config, "--rounds", "2"])
+    };
+    let output = federate(&config);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = read(out.join("federate.json"));
+    assert_eq!((report["hospitals"][1]["name"].as_str(), report["all"]["subjects"].as_u64()), (Some("birch"), Some(2)));
+    assert_eq!(report["config"]["network"]["input"], config["network"]["input"]);
+    assert!(out.join("model.safetensors").exists());
+
+    config["network"]["input"]["reference"] = json!([-1500, -200, 30]);
+    let output = federate(&config);
+    assert_eq!(output.status.code(), Some(42));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("input.reference has 3 quantiles"), "{message}");
 }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::unet::UNet3dConfig;
+use crate::input::Input;
 
 /// The network by kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Network {
     /// A 3D U-Net with instance norm.
@@ -18,6 +19,10 @@ pub enum Network {
         levels: u32,
         /// Classes, background included.
         classes: u8,
+        /// What it sees of a scan. It stands here, where no field is passed over: a server that does not know it must
+        /// refuse the model, and not show it scans as it never saw them.
+        #[serde(default, skip_serializing_if = "Input::is_plain")]
+        input: Input,
     },
 }
 
@@ -30,13 +35,19 @@ const fn eight() -> u32 {
 
 impl Network {
     /// The numbers to build it with.
-    pub fn unet(self) -> UNet3dConfig {
-        let Self::UNet3D { width, levels, classes } = self;
+    pub fn unet(&self) -> UNet3dConfig {
+        let &Self::UNet3D { width, levels, classes, .. } = self;
         UNet3dConfig { width, levels, classes }
     }
 
+    /// What it sees of a scan.
+    pub fn input(&self) -> &Input {
+        let Self::UNet3D { input, .. } = self;
+        input
+    }
+
     /// Refuses numbers no network can have; the message names field, value and rule.
-    pub fn check(self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         let net = self.unet();
         let fail =
             |field: &str, value: u32, rule: &str| Err(format!("config.network.{field} is {value}: it must be {rule}"));
@@ -49,6 +60,6 @@ impl Network {
         if net.classes < 2 {
             return fail("classes", u32::from(net.classes), "at least 2 (background and one structure)");
         }
-        Ok(())
+        self.input().check()
     }
 }

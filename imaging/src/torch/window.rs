@@ -2,9 +2,11 @@
 
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 
+use super::config::Network;
 use super::unet::UNet3d;
 use super::{sizes, to_tensor};
-use crate::preprocess::{pad_or_crop, z_scored};
+use crate::input::Input;
+use crate::preprocess::pad_or_crop;
 use crate::tiles::{corners, gaussian};
 use crate::volume::{Grid, Mask, Volume};
 
@@ -16,6 +18,7 @@ pub struct Segmenter {
     tile: [usize; 3],
     batch: usize,
     classes: i64,
+    input: Input,
     weights: Tensor,
 }
 
@@ -28,13 +31,21 @@ struct Canvas {
 }
 
 impl Segmenter {
-    /// `tile` (x, y, z) must be divisible by 2^levels; up to `batch` tiles go through the network at once.
-    pub fn new(net: UNet3d, device: Device, tile: [usize; 3], batch: usize, classes: u8) -> Result<Self, TchError> {
+    /// The network that a configuration names. `tile` (x, y, z) must be divisible by 2^levels; up to `batch` tiles go
+    /// through it at once.
+    pub fn new(
+        net: UNet3d,
+        network: &Network,
+        device: Device,
+        tile: [usize; 3],
+        batch: usize,
+    ) -> Result<Self, TchError> {
         let weights = to_tensor(&gaussian(tile), tile)?.f_to_device(device)?;
-        Ok(Self { net, device, tile, batch: batch.max(1), classes: i64::from(classes), weights })
+        let (classes, input) = (i64::from(network.unet().classes), network.input().clone());
+        Ok(Self { net, device, tile, batch: batch.max(1), classes, input, weights })
     }
 
-    /// Class of each voxel of one raw (not yet z-scored) volume.
+    /// Class of each voxel of one raw (not yet prepared) volume.
     pub fn segment(&self, volume: &Volume) -> Result<Mask, TchError> {
         // Safety of the index: one mask per volume.
         Ok(self.segment_all(&[volume])?.swap_remove(0))
@@ -68,7 +79,7 @@ impl Segmenter {
     fn canvas(&self, volume: &Volume) -> Result<Canvas, TchError> {
         let shape = self.padded(volume.grid.shape);
         let padded = Grid::axis_aligned(shape, volume.grid.spacing);
-        let image = to_tensor(&z_scored(&volume.voxels, volume.grid.shape, shape), shape)?.f_to_device(self.device)?;
+        let image = to_tensor(&self.input.seen(volume, shape), shape)?.f_to_device(self.device)?;
         let sums = Tensor::f_zeros(sizes(self.classes, &padded), (Kind::Float, self.device))?;
         Ok(Canvas { padded, image, sums })
     }

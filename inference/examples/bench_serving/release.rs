@@ -5,6 +5,7 @@ use std::path::Path;
 
 use consilium_federation::digest::{Digest, canonical_json};
 use consilium_federation::model::{CHUNK_BYTES, ModelManifest, parse_safetensors_header};
+use consilium_imaging::input::Input;
 use consilium_imaging::phantom::PHANTOM_CLASSES;
 use consilium_imaging::torch::{Network, UNet3d, named_parameters, save_weights};
 use serde_json::json;
@@ -18,7 +19,7 @@ pub fn write(
     levels: u32,
     shape: [usize; 3],
 ) -> Result<(Digest, Digest), Box<dyn std::error::Error>> {
-    let network = Network::UNet3D { width, levels, classes: PHANTOM_CLASSES };
+    let network = Network::UNet3D { width, levels, classes: PHANTOM_CLASSES, input: Input::PLAIN };
     tch::manual_seed(5);
     let store = nn::VarStore::new(Device::Cpu);
     let _net = UNet3d::new(&store.root(), network.unet())?;

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use consilium_imaging::input::Input;
 use consilium_imaging::phantom::{PHANTOM_CLASSES, Profile, phantom};
 use consilium_imaging::preprocess::{divisible, z_score};
 use consilium_imaging::torch::{Network, named_parameters, to_label_tensor, to_tensor};
@@ -28,7 +29,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), TrainerError> {
         )));
     }
     set_threads(Some(args.threads));
-    let network = Network::UNet3D { width: args.width, levels: LEVELS, classes: PHANTOM_CLASSES };
+    let network = Network::UNet3D { width: args.width, levels: LEVELS, classes: PHANTOM_CLASSES, input: Input::PLAIN };
     let config = TrainerConfig {
         network,
         shape: Some(shape),
@@ -37,6 +38,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), TrainerError> {
         learning_rate: RATE,
         precision: Precision::FP32,
         mirror: Vec::new(),
+        augmentation: None,
+        proximal: 0.0,
     };
     let mut engine = Engine::new(&config, args.seed, Device::Cpu)?;
     let (images, labels) = volumes(args, shape)?;

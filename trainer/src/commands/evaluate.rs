@@ -33,7 +33,7 @@ pub(super) fn run(root: &Root, args: &DataArgs, task: &TaskFile) -> Result<(), T
     load_weights(engine.store(), &root.model())?;
     // Safety of the default: a study's config has a shape.
     let tile = config.shape.unwrap_or_default();
-    let segmenter = Segmenter::new(engine.into_net(), device, tile, TILES_AT_ONCE, config.network().classes)?;
+    let segmenter = Segmenter::new(engine.into_net(), &config.network, device, tile, TILES_AT_ONCE)?;
     let folder = root.result("predictions");
     fs::create_dir_all(&folder).map_err(|e| TrainerError::file("made", &folder, e))?;
     let (mut written, mut bad) = (vec!["metrics.json".to_owned()], Vec::new());

@@ -10,7 +10,7 @@ use consilium_federation::task::Progress;
 use consilium_imaging::ScanError;
 use consilium_imaging::dataset::Split;
 use consilium_imaging::frame::{Frame, survey};
-use consilium_imaging::metrics::{CaseScore, Summary, score, summarise};
+use consilium_imaging::metrics::{CaseScore, ClassSummary, Summary, score, summarise};
 use consilium_imaging::msd::{Case, Folder, labelled_cases};
 use consilium_imaging::split::{hold_back, subjects};
 use consilium_imaging::torch::{Segmenter, named_parameters, save_weights};
@@ -69,7 +69,7 @@ pub(super) fn run(args: &FitArgs, stop: &Arc<AtomicBool>) -> Result<(), TrainerE
     let train_seconds = began.elapsed().as_secs_f64();
     save_weights(&named_parameters(engine.store()), &args.out.join("model.safetensors"))?;
     let began = Instant::now();
-    let segmenter = Segmenter::new(engine.into_net(), device(), examples.shape(), TILES_AT_ONCE, classes)?;
+    let segmenter = Segmenter::new(engine.into_net(), &config.network, device(), examples.shape(), TILES_AT_ONCE)?;
     let cases = score_all(&segmenter, &held_back, classes, &frame)?;
     let report = Report {
         config: &config,
@@ -142,7 +142,7 @@ fn by_fold(cases: &[Case], split: &Split) -> Result<(Vec<Case>, Vec<Case>), Scan
     ScanError::fold(errors).map_or(Ok((train, held_back)), Err)
 }
 
-fn read_config(file: Option<&Path>) -> Result<TrainerConfig, TrainerError> {
+pub(super) fn read_config(file: Option<&Path>) -> Result<TrainerConfig, TrainerError> {
     let Some(file) = file else {
         return TrainerConfig::parse(&json!({ "network": { "kind": "UNet3D", "classes": 3 } }));
     };
@@ -163,7 +163,9 @@ fn train_all(
     args: &FitArgs,
     stop: &Arc<AtomicBool>,
 ) -> Result<(u64, Vec<f64>), TrainerError> {
-    let config = TrainerConfig { epochs_per_round: config.epochs_per_round * args.rounds.max(1), ..config.clone() };
+    let epochs_per_round = config.epochs_per_round * args.rounds.max(1);
+    // There is no base to be held near.
+    let config = TrainerConfig { epochs_per_round, proximal: 0.0, ..config.clone() };
     let job = Job { examples, config: &config, data_seed: args.seed, round: 1, rounds: 1, checkpoints: None };
     let mut tell = |progress: &Progress, loss: f64| {
         if progress.step.is_multiple_of(50) {
@@ -178,7 +180,7 @@ fn train_all(
     Ok((outcome.steps, outcome.epoch_losses))
 }
 
-fn score_all(
+pub(super) fn score_all(
     segmenter: &Segmenter,
     cases: &[Case],
     classes: u8,
@@ -205,27 +207,26 @@ fn by_regime(cases: &[Case], scores: &[CaseScore]) -> Vec<(String, Summary)> {
     regimes.into_iter().map(|regime| (regime.to_owned(), summarise(&of(regime)))).collect()
 }
 
-fn print(report: &Report<'_>) {
-    let line = |name: &str, summary: &Summary| {
-        let classes: Vec<String> = summary
-            .classes
-            .iter()
-            .map(|c| {
-                let mm = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.2}"));
-                format!(
-                    "class {}: dice {:.4} (worst {:.3}, by case {:.4}), HD95 {} mm, ASSD {} mm, missed {}",
-                    c.class,
-                    c.dice,
-                    c.worst_dice,
-                    c.dice_by_case,
-                    mm(c.hd95_mm),
-                    mm(c.assd_mm),
-                    c.missed
-                )
-            })
-            .collect();
-        println!("{name}: {} cases of {} persons; {}", summary.cases, summary.subjects, classes.join("; "));
+/// One line of Dice and distances per class.
+pub(super) fn line(name: &str, summary: &Summary) {
+    let mm = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.2}"));
+    let class = |c: &ClassSummary| {
+        format!(
+            "class {}: dice {:.4} (worst {:.3}, by case {:.4}), HD95 {} mm, ASSD {} mm, missed {}",
+            c.class,
+            c.dice,
+            c.worst_dice,
+            c.dice_by_case,
+            mm(c.hd95_mm),
+            mm(c.assd_mm),
+            c.missed
+        )
     };
+    let classes: Vec<String> = summary.classes.iter().map(class).collect();
+    println!("{name}: {} cases of {} persons; {}", summary.cases, summary.subjects, classes.join("; "));
+}
+
+fn print(report: &Report<'_>) {
     println!(
         "trained on {} cases of {} persons, {} steps in {:.0} s; seed {}",
         report.train_cases, report.train_subjects, report.steps, report.train_seconds, report.seed

@@ -2,9 +2,11 @@
 
 mod bench;
 mod evaluate;
+mod federate;
 mod fit;
 mod hospitals;
 mod init;
+mod reference;
 mod score;
 mod train;
 
@@ -40,6 +42,8 @@ pub fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<(), TrainerError
             None => score::run_alone(args),
         },
         Command::Fit(args) => fit::run(args, stop),
+        Command::Federate(args) => federate::run(args, stop),
+        Command::Reference(args) => reference::run(args),
         Command::Phantom(args) => hospitals::phantom(args),
         Command::Shard(args) => hospitals::shard(args),
         Command::BenchStep(args) => bench::run(args),
