@@ -54,6 +54,12 @@ pub const EVALUATION_CLIP: f64 = 1.0;
     validation = Rule::new("has(self.spec.initialModel.seed) != has(self.spec.initialModel.digest)")
         .message(Message::Expression("'spec.initialModel has ' + (has(self.spec.initialModel.seed) ? 'both' : 'neither') + ' of seed and digest: write seed to make a new model, or digest to start from one in the store'".into()))
         .field_path(".spec.initialModel"),
+    validation = Rule::new("!has(self.spec.aggregation.strategy) || self.spec.aggregation.strategy.kind != 'FedAvg' || !(has(self.spec.aggregation.strategy.rate) || has(self.spec.aggregation.strategy.momentum) || has(self.spec.aggregation.strategy.secondMomentum) || has(self.spec.aggregation.strategy.floor))")
+        .message("spec.aggregation.strategy.kind is FedAvg, which has no rate, momentum, secondMomentum or floor: take them away, or write kind FedAvgM, FedAdam or FedYogi")
+        .field_path(".spec.aggregation.strategy"),
+    validation = Rule::new("!has(self.spec.aggregation.strategy) || self.spec.aggregation.strategy.kind != 'FedAvgM' || !(has(self.spec.aggregation.strategy.secondMomentum) || has(self.spec.aggregation.strategy.floor))")
+        .message("spec.aggregation.strategy.kind is FedAvgM, which has rate and momentum, and no secondMomentum or floor: take them away, or write kind FedAdam or FedYogi")
+        .field_path(".spec.aggregation.strategy"),
     validation = Rule::new("self.spec.initialModel == oldSelf.spec.initialModel")
         .message(Message::Expression("has(self.spec.initialModel.seed) && has(oldSelf.spec.initialModel.seed) ? 'spec.initialModel.seed is %d and was %d: it cannot be changed; make a new study to start from another model'.format([self.spec.initialModel.seed, oldSelf.spec.initialModel.seed]) : has(self.spec.initialModel.digest) && has(oldSelf.spec.initialModel.digest) ? 'spec.initialModel.digest is %s and was %s: it cannot be changed; make a new study to start from another model'.format([self.spec.initialModel.digest, oldSelf.spec.initialModel.digest]) : 'spec.initialModel has seed where it had digest, or digest where it had seed: it cannot be changed; make a new study to start from another model'".into()))
         .field_path(".spec.initialModel"),
@@ -168,8 +174,26 @@ pub struct Aggregation {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Strategy {
-    /// FedAvg: new model = base + weighted mean of the updates (McMahan et al., 2017).
+    /// FedAvg: new model = base + weighted mean of the updates (McMahan et al., 2017). FedAvgM: by a running sum of the
+    /// means, v ← momentum·v + mean, model + rate·v (Hsu et al., 2019). FedAdam, FedYogi: by a running mean m of them,
+    /// each parameter at its own pace, model + rate·m/(√v + floor) (Reddi et al., 2021).
     pub kind: StrategyKind,
+    /// Not of FedAvg: the length of a step. Default 1 for FedAvgM, 0.01 for FedAdam and FedYogi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = values::POSITIVE_DECIMAL_PATTERN))]
+    pub rate: Option<String>,
+    /// Not of FedAvg: how much of earlier rounds' means stays, below 1. Default 0.9.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 11), regex(pattern = values::BELOW_ONE_PATTERN))]
+    pub momentum: Option<String>,
+    /// FedAdam and FedYogi: how much of the means' earlier squares stays, below 1. Default 0.99.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 11), regex(pattern = values::BELOW_ONE_PATTERN))]
+    pub second_momentum: Option<String>,
+    /// FedAdam and FedYogi: keeps parameters that hardly move from being blown up. Default 0.001.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = values::POSITIVE_DECIMAL_PATTERN))]
+    pub floor: Option<String>,
 }
 
 /// Names of strategies; holds only what works.
@@ -179,6 +203,12 @@ pub enum StrategyKind {
     /// Weighted mean.
     #[default]
     FedAvg,
+    /// With momentum.
+    FedAvgM,
+    /// Adaptive.
+    FedAdam,
+    /// Adaptive, with a second moment that falls more slowly.
+    FedYogi,
 }
 
 /// How hospitals count in the mean.

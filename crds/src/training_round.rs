@@ -3,6 +3,7 @@
 use consilium_federation::digest::Digest;
 use consilium_federation::ids::SiteName;
 use consilium_federation::round::{RoundState, SiteReason};
+use consilium_federation::strategy::MAX_MOMENTS;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -59,6 +60,10 @@ pub struct TrainingRoundSpec {
     pub number: u32,
     /// Digest of the model to start from.
     pub base_model: Digest,
+    /// What the server's rule remembers with that model: digests of its moments. Without them they begin at 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_MOMENTS), extend("x-kubernetes-list-type" = "atomic"))]
+    pub moments: Vec<Digest>,
     /// Digest of the model's tensor schema.
     pub tensor_schema: Digest,
     /// Hospitals asked to take part.

@@ -20,6 +20,8 @@ pub use consilium_federation::ids::TIME_PATTERN;
 pub const POSITIVE_DECIMAL_PATTERN: &str = "^([1-9][0-9]{0,8}(\\.[0-9]{1,9})?|0\\.0{0,8}[1-9][0-9]{0,8})$";
 /// Pattern of a number from 0 to 1.
 pub const FRACTION_PATTERN: &str = "^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
+/// Pattern of a number from 0 to less than 1.
+pub const BELOW_ONE_PATTERN: &str = "^0(\\.[0-9]{1,9})?$";
 /// Pattern of a class's Dice; `-` stands for a class that no case has.
 pub const CLASS_DICE_PATTERN: &str = "^(-|0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$";
 /// Pattern of a duration of hours, minutes and seconds; parts that would be 0 are left out, so that no duration is 0.

@@ -26,6 +26,7 @@ pub mod results;
 pub mod round;
 pub mod safetensors;
 pub mod stage_approval;
+pub mod strategy;
 pub mod task;
 
 pub use digest::Digest;

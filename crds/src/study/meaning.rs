@@ -6,11 +6,14 @@ use consilium_federation::digest::Digest;
 use consilium_federation::gate::Gate;
 use consilium_federation::ids::{SiteName, StudyKey};
 use consilium_federation::round::{EarlierSums, Protocol, RoundPolicy};
+use consilium_federation::strategy::{Adaptive, Momentum, Rule, Second};
 use consilium_federation::task::TaskKind;
 use consilium_secagg::spec::{self as secagg, Purpose, RoundSpec};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP, FederatedStudySpec, ProtocolKind, Weighting};
+use super::{
+    EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP, FederatedStudySpec, ProtocolKind, StrategyKind, Weighting,
+};
 use crate::values::{self, ValueError};
 
 impl FederatedStudySpec {
@@ -37,6 +40,36 @@ impl FederatedStudySpec {
         let clip = values::decimal(field, &self.aggregation.clip_norm)?;
         let bad = || ValueError { field, value: self.aggregation.clip_norm.clone(), rule: "must be more than 0" };
         if clip > 0.0 { Ok(clip) } else { Err(bad()) }
+    }
+
+    /// How the mean update moves the model. What is left out has the paper's usual value, which never changes: a study's
+    /// digest does not know it.
+    pub fn rule(&self) -> Result<Rule, ValueError> {
+        let strategy = &self.aggregation.strategy;
+        let number = |field: &'static str, text: &Option<String>, default: f64, good: fn(f64) -> bool, rule| {
+            let Some(text) = text else { return Ok(default) };
+            let value = values::decimal(field, text)?;
+            if good(value) { Ok(value) } else { Err(ValueError { field, value: text.clone(), rule }) }
+        };
+        let above = |field, text, default| number(field, text, default, |v| v > 0.0, "must be more than 0");
+        let share = |field, text, default| number(field, text, default, |v| v < 1.0, "must be less than 1");
+        let rate = |default| above("spec.aggregation.strategy.rate", &strategy.rate, default);
+        let momentum = || share("spec.aggregation.strategy.momentum", &strategy.momentum, 0.9);
+        let adaptive = |second| {
+            Ok(Rule::Adaptive(Adaptive {
+                rate: rate(0.01)?,
+                beta1: momentum()?,
+                beta2: share("spec.aggregation.strategy.secondMomentum", &strategy.second_momentum, 0.99)?,
+                tau: above("spec.aggregation.strategy.floor", &strategy.floor, 1e-3)?,
+                second,
+            }))
+        };
+        match strategy.kind {
+            StrategyKind::FedAvg => Ok(Rule::Average),
+            StrategyKind::FedAvgM => Ok(Rule::Momentum(Momentum { rate: rate(1.0)?, beta: momentum()? })),
+            StrategyKind::FedAdam => adaptive(Second::Adam),
+            StrategyKind::FedYogi => adaptive(Second::Yogi),
+        }
     }
 
     /// The longest time for training.
@@ -104,6 +137,7 @@ impl FederatedStudySpec {
     /// The rules for a round, but for the roster and earlier sums, which change with the hospitals; `waited_for` are the hospitals that were left out too often.
     pub fn round_policy(&self, waited_for: BTreeSet<SiteName>) -> Result<RoundPolicy, ValueError> {
         self.clip()?;
+        self.rule()?;
         Ok(RoundPolicy {
             quorum: self.rounds.quorum,
             min_contributors: self.aggregation.secure.min_contributors,

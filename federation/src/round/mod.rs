@@ -25,7 +25,7 @@ mod trouble_tests;
 mod work;
 
 pub use attempt::needed;
-pub use policy::{EarlierSums, Event, Protocol, Rejected, RosterChoice, RoundPolicy, Summed};
+pub use policy::{EarlierSums, Event, NewModel, Protocol, Rejected, RosterChoice, RoundPolicy, Summed};
 pub use state::{
     GateRecord, Outcome, ProtocolStep, RoundState, RoundStep, SiteFact, SiteReason, SiteState, SiteSums, TotalSums,
     published_decimals,

@@ -158,12 +158,28 @@ pub enum Event {
 }
 
 /// What the sum of an attempt gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Summed {
     /// The updates: the new model.
-    Model(Digest),
+    Model(NewModel),
     /// The evaluation: all cases of all hospitals.
     Cases(CaseSums),
+}
+
+/// The model that a sum made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewModel {
+    /// Its digest.
+    pub model: Digest,
+    /// What the server's rule remembers with it: a digest for each of its moments.
+    pub moments: Vec<Digest>,
+}
+
+impl From<Digest> for NewModel {
+    /// Of a rule that remembers nothing.
+    fn from(model: Digest) -> Self {
+        Self { model, moments: Vec::new() }
+    }
 }
 
 /// An event that does not fit; the state stays as it was.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::gate::{CaseSums, Vote};
 use crate::ids::SiteName;
+use crate::strategy::MAX_MOMENTS;
 use crate::task::ScoreFile;
 
 /// Where the round is.
@@ -270,6 +271,10 @@ pub struct RoundState {
     /// gate, decides about a release alone, and hospitals give no second sum on its base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Digest>,
+    /// What the server's rule remembers with the new model: digests of its moments, each laid out as the model is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_MOMENTS), extend("x-kubernetes-list-type" = "atomic"))]
+    pub moments: Vec<Digest>,
     /// What the gate said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateRecord>,
@@ -391,6 +396,7 @@ impl RoundState {
             model_attempt: 0,
             contributors: 0,
             model: None,
+            moments: Vec::new(),
             gate: None,
             total: None,
             evaluation: Vec::new(),

@@ -3,12 +3,11 @@
 use jiff::Timestamp;
 
 use super::attempt::{advance_attempt, burn, open_attempt};
-use super::policy::{Event, Protocol, Rejected, RoundPolicy, Summed};
+use super::policy::{Event, NewModel, Protocol, Rejected, RoundPolicy, Summed};
 use super::state::{
     GateRecord, Outcome, ProtocolStep, RoundState, RoundStep, SiteFact, SiteReason, SiteState, SiteSums, TotalSums,
     published_decimals,
 };
-use crate::digest::Digest;
 use crate::gate::{self, CaseSums, Verdict, Vote};
 use crate::ids::SiteName;
 use crate::quorum;
@@ -209,7 +208,7 @@ fn cancel(state: &mut RoundState, policy: &RoundPolicy) {
 fn aggregated(
     state: &mut RoundState,
     attempt: u32,
-    model: Digest,
+    new: NewModel,
     now: Timestamp,
     policy: &RoundPolicy,
 ) -> Result<(), Rejected> {
@@ -217,7 +216,7 @@ fn aggregated(
     if state.step != RoundStep::Aggregating {
         return Err(Rejected::OutOfStep);
     }
-    state.model = Some(model);
+    (state.model, state.moments) = (Some(new.model), new.moments);
     state.model_attempt = attempt;
     state.protocol_step = None;
     for site in &mut state.sites {

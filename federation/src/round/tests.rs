@@ -75,7 +75,7 @@ fn a_round_with_everyone_ready_opens_at_once_and_ends_with_the_sum() {
         hub_work(&state),
         Some(HubWork::Sum { attempt: 1, kind: TaskKind::Train, contributors: SITES.map(name).to_vec() })
     );
-    let sum = Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) };
+    let sum = Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m").into()) };
     let state = run(state, &policy, vec![(30, sum)]);
     assert_eq!((state.step, state.outcome, state.contributors), (RoundStep::Succeeded, Some(Outcome::Completed), 4));
 }
@@ -260,7 +260,8 @@ fn the_evaluation_is_summed_in_an_attempt_of_its_own() {
         let done = |s: &&str| (20, Event::StepDone { site: name(s), attempt: 1, step: open });
         state = run(state, &policy, SITES.iter().map(done).collect());
     }
-    state = run(state, &policy, vec![(30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) })]);
+    state =
+        run(state, &policy, vec![(30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m").into()) })]);
     assert_eq!((state.step, state.contributors, state.model_attempt), (RoundStep::Evaluating, 4, 1));
     let vote = |s: &&str| Event::Voted { site: name(s), vote: Vote::Pass, sums: None, published: None };
     state = run(state, &policy, SITES.iter().map(|s| (40, vote(s))).collect());
@@ -340,7 +341,7 @@ fn votes_close_the_evaluation_and_the_gate_is_recorded() {
     policy.gate = Some(Gate { min: 0.8, per_site_min: 0.7, min_cases: 1, quorum: 3 });
     let mut events = all_ready();
     events.extend(uploads(1, &SITES));
-    events.push((30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m")) }));
+    events.push((30, Event::Aggregated { attempt: 1, sum: Summed::Model(Digest::of(b"m").into()) }));
     let vote = |s: &&str| Event::Voted {
         site: name(s),
         vote: Vote::Pass,
@@ -401,7 +402,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (site(), kind, reason)
             .prop_map(|(site, kind, reason)| Event::Site { site, kind, fact: SiteFact { reason, message: None } }),
         4 => (site(), 1u32..3, protocol_step).prop_map(|(site, attempt, step)| Event::StepDone { site, attempt, step }),
-        1 => (1u32..3).prop_map(|attempt| Event::Aggregated { attempt, sum: Summed::Model(Digest::of(b"m")) }),
+        1 => (1u32..3).prop_map(|attempt| Event::Aggregated { attempt, sum: Summed::Model(Digest::of(b"m").into()) }),
         1 => (1u32..3).prop_map(|attempt| Event::AggregationFailed { attempt, message: "torn".into() }),
         1 => (1u32..3).prop_map(|attempt| Event::AttemptFailed { attempt, message: "a lie".into() }),
         1 => site().prop_map(|site| Event::Voted { site, vote: Vote::Pass, sums: None, published: None }),

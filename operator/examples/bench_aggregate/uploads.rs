@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use consilium_federation::model::{CHUNK_BYTES, CHUNK_ELEMENTS, ModelManifest, Tensor, TensorSchema};
+use consilium_federation::strategy::Rule;
 use consilium_federation::{Digest, SiteName};
 use consilium_operator::aggregation::{Subject, SumJob};
 use consilium_operator::store::{BlobStore, UploadKey};
@@ -31,7 +32,8 @@ impl Shape {
 
     pub(crate) fn job(&self, base_model: Digest) -> SumJob {
         let (round_uid, contributors) = (ROUND.to_owned(), self.names());
-        let (subject, roster_size) = (Subject::Updates { base_model, clip: CLIP }, self.sites as u32);
+        let (subject, roster_size) =
+            (Subject::Updates { base_model, clip: CLIP, rule: Rule::Average, moments: vec![] }, self.sites as u32);
         SumJob { round_uid, attempt: 1, contributors, subject, roster_size, masks: None }
     }
 

@@ -1,7 +1,7 @@
 //! Why a sum cannot be made.
 
-use consilium_federation::SiteName;
 use consilium_federation::model::ModelError;
+use consilium_federation::{Digest, SiteName};
 use consilium_secagg::hub::HubError;
 use consilium_secagg::layout::LayoutError;
 use consilium_secagg::ring::RingError;
@@ -49,6 +49,19 @@ pub enum AggregateError {
         /// Why.
         source: ChunkError,
     },
+    /// One chunk of what the server's rule remembers cannot be used.
+    #[error("chunk {chunk} of what the server's rule remembers cannot be used: {source}; restore the store's volume")]
+    Moment {
+        /// Which.
+        chunk: usize,
+        /// Why.
+        source: ChunkError,
+    },
+    /// What the server's rule remembers is of another model.
+    #[error(
+        "object {0}, which the server's rule remembers, is not laid out as the base model; restore the store's volume"
+    )]
+    OtherMoment(Digest),
     /// The weights, the roster or the clip norm.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -94,6 +107,7 @@ impl AggregateError {
             Self::Store(error) => error.is_transient(),
             Self::Chunk { source: ChunkError::Read(_), .. }
             | Self::Base { source: ChunkError::Read(_), .. }
+            | Self::Moment { source: ChunkError::Read(_), .. }
             | Self::Stopped => true,
             _ => false,
         }

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use consilium_crds::study::{EVALUATION_CLIP, EVALUATION_ELEMENTS, EXAMPLES_CAP};
 use consilium_federation::gate::CaseSums;
 use consilium_federation::model::ModelManifest;
-use consilium_federation::round::Summed;
+use consilium_federation::round::{NewModel, Summed};
+use consilium_federation::strategy::Rule;
 use consilium_federation::{Digest, SiteName};
 use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::layout::{CHUNK_ELEMENTS, Layout};
@@ -31,10 +32,10 @@ use crate::store::{BlobStore, UploadKey};
 pub use error::AggregateError;
 pub use sum::{CHUNK_BUFFER_BYTES, Summer};
 
-use sum::MeanError;
+use sum::{MeanError, Old};
 
 /// Chunks that are summed side by side: two cores hash twice as fast, and while one chunk waits for the volume to make
-/// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`].
+/// it durable the others go on. Memory is this many times [`CHUNK_BUFFER_BYTES`]; a rule that remembers has fewer.
 const LANES: usize = 3;
 
 /// What to sum, and what becomes of the sum.
@@ -55,7 +56,7 @@ pub struct SumJob {
 }
 
 /// What is summed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Subject {
     /// Updates, whose mean is added to the model that they started from.
     Updates {
@@ -63,6 +64,11 @@ pub enum Subject {
         base_model: Digest,
         /// L2 clip norm of an update.
         clip: f64,
+        /// How their mean moves the model.
+        rule: Rule,
+        /// What the rule remembers with that model. Another number of moments than it has, because it was changed or this
+        /// is its first round, is as none: they begin at 0.
+        moments: Vec<Digest>,
     },
     /// Each hospital's mean Dice, weighted by cases.
     Evaluation,
@@ -88,6 +94,9 @@ struct Plan {
     store: BlobStore,
     uploads: Vec<Upload>,
     base: Option<ModelManifest>,
+    rule: Rule,
+    /// As many as the rule has; `None` for those that begin.
+    moments: Vec<Option<ModelManifest>>,
     masks: Option<Arc<Unmasking>>,
     layout: Layout,
     ring: RingParams,
@@ -95,8 +104,8 @@ struct Plan {
     stopped: AtomicBool,
 }
 
-/// A new chunk: its number, its digest, and the squared norm of the mean in it.
-type Done = (u32, Digest, f64);
+/// A new chunk: its number, its digest and those of the moments' chunks, and the squared norm of the mean in it.
+type Done = (u32, Vec<Digest>, f64);
 
 /// Sums the uploads of an attempt. Updates: adds their weighted mean to the base model and stores the result; answers
 /// its digest. Evaluations: answers the cases and their Dice. Doing it again gives the same.
@@ -116,7 +125,7 @@ pub async fn aggregate(store: &BlobStore, job: &SumJob) -> Result<Summed, Aggreg
         let plan = plan.clone();
         return blocking(move || plan.cases(&handle, weights)).await.map(Summed::Cases);
     }
-    let lanes: Vec<_> = (0..LANES)
+    let lanes: Vec<_> = (0..plan.lanes())
         .map(|_| {
             let (plan, handle) = (plan.clone(), handle.clone());
             tokio::task::spawn_blocking(move || plan.lane(&handle, weights))
@@ -150,11 +159,13 @@ async fn plan(store: &BlobStore, job: &SumJob) -> Result<Plan, AggregateError> {
         let (found, roster) = (job.contributors.len(), job.roster_size);
         return Err(AggregateError::Contributors { found, roster });
     }
-    let (base, body, clip) = match job.subject {
-        Subject::Updates { base_model, clip } => {
-            let base = store.get_manifest(base_model).await?;
+    let (mut rule, mut moments) = (Rule::Average, Vec::new());
+    let (base, body, clip) = match &job.subject {
+        Subject::Updates { base_model, clip, rule: by, moments: known } => {
+            let base = store.get_manifest(*base_model).await?;
+            (rule, moments) = (*by, remembered(store, &base, by, known).await?);
             let elements = base.elements();
-            (Some(base), elements, clip)
+            (Some(base), elements, *clip)
         }
         Subject::Evaluation => (None, EVALUATION_ELEMENTS, EVALUATION_CLIP),
     };
@@ -176,7 +187,28 @@ async fn plan(store: &BlobStore, job: &SumJob) -> Result<Plan, AggregateError> {
     }
     let masks = job.masks.as_ref().map(|masks| masks.unmasking.clone());
     let (next, stopped) = (AtomicU32::new(1), AtomicBool::new(false));
-    Ok(Plan { store: store.clone(), uploads, base, masks, layout, ring, next, stopped })
+    Ok(Plan { store: store.clone(), uploads, base, rule, moments, masks, layout, ring, next, stopped })
+}
+
+/// The rule's moments by the digests that were kept of them.
+async fn remembered(
+    store: &BlobStore,
+    base: &ModelManifest,
+    rule: &Rule,
+    known: &[Digest],
+) -> Result<Vec<Option<ModelManifest>>, AggregateError> {
+    if known.len() != rule.moments() {
+        return Ok(vec![None; rule.moments()]);
+    }
+    let mut moments = Vec::new();
+    for digest in known {
+        let moment = store.get_manifest(*digest).await?;
+        if moment.tensors != base.tensors {
+            return Err(AggregateError::OtherMoment(*digest));
+        }
+        moments.push(Some(moment));
+    }
+    Ok(moments)
 }
 
 impl Plan {
@@ -227,24 +259,39 @@ impl Plan {
         // Safety: the caller takes chunks from 1 up, and the manifest has one for each body chunk of the layout.
         let index = chunk as usize - 1;
         let Some(model) = &self.base else { return Err(AggregateError::Stopped) };
-        let digest = model.chunks[index];
-        let base = handle.block_on(self.store.open_object(digest))?;
-        let (new, squares) = summer.add_mean(&self.ring, weights, base, digest).map_err(|error| match error {
+        let open = |of: &ModelManifest| -> Result<_, AggregateError> {
+            let digest = of.chunks[index];
+            Ok(Old::new(handle.block_on(self.store.open_object(digest))?, digest))
+        };
+        let moments = self.moments.iter().map(|moment| moment.as_ref().map(open).transpose());
+        let moments = moments.collect::<Result<Vec<_>, _>>()?;
+        let made = summer.advance(&self.ring, weights, &self.rule, open(model)?, moments);
+        let (chunks, squares) = made.map_err(|error| match error {
             MeanError::Base(source) => AggregateError::Base { chunk: index, source },
+            MeanError::Moment(source) => AggregateError::Moment { chunk: index, source },
             MeanError::NotFinite(offset) => {
                 AggregateError::NotFinite { parameter: index as u64 * CHUNK_ELEMENTS as u64 + offset as u64 }
             }
         })?;
-        let stored = handle.block_on(self.store.put_object(new.clone()));
-        summer.reuse(new);
-        Ok((chunk, stored?, squares))
+        let mut stored = Vec::new();
+        for new in chunks {
+            stored.push(handle.block_on(self.store.put_object(new.clone()))?);
+            summer.reuse(new);
+        }
+        Ok((chunk, stored, squares))
+    }
+
+    /// As many as take the memory of [`LANES`] of a rule that remembers nothing: the sum and the new chunk in each, and a
+    /// chunk for each moment.
+    fn lanes(&self) -> usize {
+        (LANES * 2 / (2 + self.moments.len())).max(1)
     }
 
     /// Lanes work side by side; what cores they leave idle take masks off.
     fn mask_threads(&self) -> NonZeroUsize {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         // The first chunk is the head, which is summed before there are lanes.
-        let lanes = LANES.min(self.layout.chunks().saturating_sub(1) as usize).max(1);
+        let lanes = self.lanes().min(self.layout.chunks().saturating_sub(1) as usize).max(1);
         NonZeroUsize::new(cores.div_ceil(lanes)).unwrap_or(NonZeroUsize::MIN)
     }
 
@@ -267,13 +314,13 @@ impl Plan {
     }
 }
 
-/// Checks what can be checked of the whole and names the model.
+/// Checks what can be checked of the whole, and names the model and what is remembered with it.
 async fn finish(
     store: &BlobStore,
     plan: &Plan,
     weights: WeightSum,
     mut done: Vec<Done>,
-) -> Result<Digest, AggregateError> {
+) -> Result<NewModel, AggregateError> {
     // In the order of the chunks, so that the norm does not depend on which lane was faster.
     done.sort_unstable_by_key(|(chunk, ..)| *chunk);
     let norm = done.iter().map(|(.., squares)| squares).sum::<f64>().sqrt();
@@ -282,10 +329,16 @@ async fn finish(
     if norm > allowed {
         return Err(AggregateError::Norm { norm, clip: plan.ring.clip() });
     }
-    let chunks = done.into_iter().map(|(_, digest, _)| digest).collect();
     let Some(base) = &plan.base else { return Err(AggregateError::Stopped) };
-    let manifest = ModelManifest::new(base.tensors.clone(), chunks)?;
-    Ok(store.put_model(&manifest).await?)
+    let put = async |which: usize| -> Result<Digest, AggregateError> {
+        let chunks = done.iter().map(|(_, digests, _)| digests[which]).collect();
+        Ok(store.put_model(&ModelManifest::new(base.tensors.clone(), chunks)?).await?)
+    };
+    let mut moments = Vec::new();
+    for which in 1..=plan.moments.len() {
+        moments.push(put(which).await?);
+    }
+    Ok(NewModel { model: put(0).await?, moments })
 }
 
 struct StopOnDrop(Arc<Plan>);

@@ -4,6 +4,7 @@ use std::io::Read;
 
 use bytes::{Bytes, BytesMut};
 use consilium_federation::Digest;
+use consilium_federation::strategy::Rule;
 use consilium_secagg::ids::Digest as ChunkDigest;
 use consilium_secagg::ring::{RingParams, WeightSum};
 use consilium_secagg::sum::add_assign_ring;
@@ -15,14 +16,14 @@ use super::error::ChunkError;
 const TILE_BYTES: usize = 128 << 10;
 /// Elements that are decoded at a time.
 const TILE_ELEMENTS: usize = 8192;
-/// What one [`Summer`] holds at most: the sum, the new chunk, and tiles.
+/// What one [`Summer`] holds at most: the sum, the new chunk, and tiles; and a chunk for each moment of the rule.
 pub const CHUNK_BUFFER_BYTES: usize = 2 * consilium_federation::model::CHUNK_BYTES + 2 * TILE_BYTES;
 
 /// Adds up one chunk over the hospitals. Its buffers are used again for the next chunk.
 pub struct Summer {
     sum: Vec<u32>,
     tile: Vec<u8>,
-    new: BytesMut,
+    spare: Vec<BytesMut>,
 }
 
 impl Default for Summer {
@@ -34,7 +35,7 @@ impl Default for Summer {
 impl Summer {
     /// Without a chunk yet.
     pub fn new() -> Self {
-        Self { sum: Vec::new(), tile: vec![0; TILE_BYTES], new: BytesMut::new() }
+        Self { sum: Vec::new(), tile: vec![0; TILE_BYTES], spare: Vec::new() }
     }
 
     /// Begins a chunk of `elements` ring elements at zero.
@@ -75,50 +76,97 @@ impl Summer {
         &mut self.sum
     }
 
-    /// Base plus mean as the new chunk's bytes, and the squared L2 norm of the mean.
+    /// The chunk after this one by the rule: base plus the move that it makes of the mean, and each of its moments; and
+    /// the squared L2 norm of the mean. `None` stands for a moment that begins.
     ///
-    /// `base` gives little-endian f32, one for each element of the sum, and is checked against its digest.
-    pub(super) fn add_mean(
+    /// `base` and `moments` give little-endian f32, one for each element of the sum.
+    pub(super) fn advance<R: Read>(
         &mut self,
         ring: &RingParams,
         weights: WeightSum,
-        mut base: impl Read,
-        expected: Digest,
-    ) -> Result<(Bytes, f64), MeanError> {
-        let expected_bytes = self.sum.len() * 4;
-        self.new.resize(expected_bytes, 0);
-        let mut mean = vec![0f32; TILE_ELEMENTS];
-        let mut hasher = Sha256::new();
+        rule: &Rule,
+        mut base: Old<R>,
+        mut moments: Vec<Option<Old<R>>>,
+    ) -> Result<(Vec<Bytes>, f64), MeanError> {
+        let bytes = self.sum.len() * 4;
+        let mut buffer = || {
+            let mut buffer = self.spare.pop().unwrap_or_default();
+            buffer.resize(bytes, 0);
+            buffer
+        };
+        let (mut new, mut remembered) = (buffer(), moments.iter().map(|_| buffer()).collect::<Vec<_>>());
+        let (mut mean, mut tiles) = (vec![0f32; TILE_ELEMENTS], vec![Vec::new(); moments.len()]);
         let (mut squares, mut broken) = (0f64, None);
-        for (tile, (sum, new)) in self.sum.chunks(TILE_ELEMENTS).zip(self.new.chunks_mut(TILE_ELEMENTS * 4)).enumerate()
-        {
-            let (base_tile, mean) = (&mut self.tile[..new.len()], &mut mean[..sum.len()]);
-            read_tile(&mut base, base_tile, expected_bytes)?;
-            hasher.update(&*base_tile);
+        for (number, sum) in self.sum.chunks(TILE_ELEMENTS).enumerate() {
+            let first = number * TILE_ELEMENTS * 4;
+            let at = first..first + sum.len() * 4;
+            let (old, mean) = (&mut self.tile[..at.len()], &mut mean[..sum.len()]);
             // The lengths are equal, the only thing that can be wrong here.
-            ring.decode_mean(sum, weights, mean).map_err(|_| ChunkError::Size { expected: 0 })?;
-            let at = add_tile(base_tile, mean, new);
-            broken = broken.or(at.map(|offset| tile * TILE_ELEMENTS + offset));
+            ring.decode_mean(sum, weights, mean).map_err(|_| MeanError::Base(ChunkError::Size { expected: 0 }))?;
             squares += squares_of(mean);
+            for (tile, moment) in tiles.iter_mut().zip(&mut moments) {
+                tile.clear();
+                match moment {
+                    Some(moment) => {
+                        moment.read(old, bytes).map_err(MeanError::Moment)?;
+                        tile.extend(old.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)));
+                    }
+                    None => tile.resize(sum.len(), 0.0),
+                }
+            }
+            rule.advance(mean, &mut tiles);
+            for (tile, new) in tiles.iter().zip(&mut remembered) {
+                for (value, new) in tile.iter().zip(new[at.clone()].as_chunks_mut::<4>().0) {
+                    *new = value.to_le_bytes();
+                }
+            }
+            base.read(old, bytes).map_err(MeanError::Base)?;
+            let offset = add_tile(old, mean, &mut new[at]);
+            broken = broken.or(offset.map(|offset| number * TILE_ELEMENTS + offset));
         }
-        if base.read(&mut self.tile[..1]).map_err(ChunkError::Read)? != 0 {
-            return Err(ChunkError::Size { expected: expected_bytes }.into());
-        }
-        let found = Digest::from_bytes(hasher.finalize().into());
-        if found != expected {
-            let (found, expected) = (found.to_string(), expected.to_string());
-            return Err(ChunkError::Digest { found, expected }.into());
-        }
+        base.finish(bytes).map_err(MeanError::Base)?;
+        moments.into_iter().flatten().try_for_each(|moment| moment.finish(bytes)).map_err(MeanError::Moment)?;
         match broken {
             Some(offset) => Err(MeanError::NotFinite(offset)),
-            None => Ok((std::mem::take(&mut self.new).freeze(), squares)),
+            None => Ok((std::iter::once(new).chain(remembered).map(BytesMut::freeze).collect(), squares)),
         }
     }
 
     /// Takes a chunk's buffer back, to be used for the next one.
     pub(super) fn reuse(&mut self, chunk: Bytes) {
         // Someone else may still hold it; then the next chunk gets a buffer of its own.
-        self.new = chunk.try_into_mut().unwrap_or_default();
+        self.spare.extend(chunk.try_into_mut());
+    }
+}
+
+/// A chunk of the round before, and the digest that it must have.
+pub(super) struct Old<R> {
+    reader: R,
+    hasher: Sha256,
+    expected: Digest,
+}
+
+impl<R: Read> Old<R> {
+    pub(super) fn new(reader: R, expected: Digest) -> Self {
+        Self { reader, hasher: Sha256::new(), expected }
+    }
+
+    fn read(&mut self, tile: &mut [u8], expected: usize) -> Result<(), ChunkError> {
+        read_tile(&mut self.reader, tile, expected)?;
+        self.hasher.update(&*tile);
+        Ok(())
+    }
+
+    /// Whether it had so many bytes, and was the one.
+    fn finish(mut self, expected: usize) -> Result<(), ChunkError> {
+        if self.reader.read(&mut [0])? != 0 {
+            return Err(ChunkError::Size { expected });
+        }
+        let found = Digest::from_bytes(self.hasher.finalize().into());
+        if found == self.expected {
+            return Ok(());
+        }
+        Err(ChunkError::Digest { found: found.to_string(), expected: self.expected.to_string() })
     }
 }
 
@@ -127,14 +175,10 @@ impl Summer {
 pub(super) enum MeanError {
     /// The base chunk cannot be used.
     Base(ChunkError),
+    /// A moment's chunk cannot be used.
+    Moment(ChunkError),
     /// The parameter at this offset would not be finite.
     NotFinite(usize),
-}
-
-impl From<ChunkError> for MeanError {
-    fn from(error: ChunkError) -> Self {
-        Self::Base(error)
-    }
 }
 
 /// Fills a tile; a stream that ends too early has the wrong size, which reading it again does not mend.

@@ -2,6 +2,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 use consilium_federation::model::{CHUNK_ELEMENTS, Tensor, TensorSchema};
+use consilium_federation::strategy::{Adaptive, Momentum, Second};
 use consilium_secagg::ring::encode_head;
 use consilium_secagg::sum::to_bytes;
 use consilium_secagg::upload::chunk_digest;
@@ -52,7 +53,7 @@ impl Case {
         let manifest = ModelManifest::new(schema, chunks).unwrap();
         let base_model = store.put_object(manifest.to_bytes().into()).await.unwrap();
         let contributors: Vec<SiteName> = ["alder", "birch", "cedar"].map(|n| n.parse().unwrap()).into();
-        let subject = Subject::Updates { base_model, clip: CLIP };
+        let subject = Subject::Updates { base_model, clip: CLIP, rule: Rule::Average, moments: vec![] };
         let (round_uid, attempt) = ("r-1".into(), 1);
         let job = SumJob { round_uid, attempt, contributors, subject, roster_size: ROSTER, masks: None };
         let updates = [(1, 1 << 20), (2, 1 << 19), (3, 12_345)].map(|(seed, units)| {
@@ -82,14 +83,14 @@ impl Case {
     }
 
     fn base_model(&self) -> Digest {
-        match self.job.subject {
-            Subject::Updates { base_model, .. } => base_model,
+        match &self.job.subject {
+            Subject::Updates { base_model, .. } => *base_model,
             Subject::Evaluation => panic!("the case sums updates"),
         }
     }
 
     async fn model(&self, sum: Summed) -> Vec<f32> {
-        let Summed::Model(model) = sum else { panic!("{sum:?} is no model") };
+        let Summed::Model(NewModel { model, .. }) = sum else { panic!("{sum:?} is no model") };
         let manifest = self.store.get_manifest(model).await.unwrap();
         let mut values = Vec::new();
         for (index, chunk) in manifest.chunks.iter().enumerate() {
@@ -143,6 +144,69 @@ async fn computed_again_it_is_the_same_model() {
     assert_eq!(aggregate(&store, &other).await.unwrap(), first);
     other.contributors.pop();
     assert_ne!(aggregate(&store, &other).await.unwrap(), first, "who contributed must matter");
+}
+
+/// What the server remembers is as durable as the model: a hub that is killed in a round of FedAdam, or computes it again
+/// from what lies in the store, must name the same moments, and the next round must go on from them and not anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_goes_on_from_what_it_remembers() {
+    let case = Case::new(SMALL).await;
+    let adaptive = Adaptive { rate: 0.01, beta1: 0.9, beta2: 0.99, tau: 1e-3, second: Second::Yogi };
+    let rules = [Rule::Momentum(Momentum { rate: 0.5, beta: 0.9 }), Rule::Adaptive(adaptive)];
+    let mean: Vec<f32> = {
+        let new = case.model(aggregate(&case.store, &case.job).await.unwrap()).await;
+        new.iter().zip(&case.base).map(|(new, base)| new - base).collect()
+    };
+    for rule in rules {
+        let (mut model, mut moments) = (NewModel::from(case.base_model()), vec![vec![0.0; BODY]; rule.moments()]);
+        let mut expected = case.base.clone();
+        for round in 1..=2 {
+            let (base_model, known) = (model.model, model.moments.clone());
+            let subject = Subject::Updates { base_model, clip: CLIP, rule, moments: known };
+            let job = SumJob { subject, ..case.job.clone() };
+            let Summed::Model(new) = aggregate(&case.store, &job).await.unwrap() else { panic!("no model") };
+            let store = BlobStore::open(case.folder.path()).await.unwrap();
+            assert_eq!(aggregate(&store, &job).await.unwrap(), Summed::Model(new.clone()), "round {round}");
+            assert_eq!(new.moments.len(), rule.moments());
+            let mut step = mean.clone();
+            rule.advance(&mut step, &mut moments);
+            expected.iter_mut().zip(&step).for_each(|(w, step)| *w += step);
+            let found = case.model(Summed::Model(new.clone())).await;
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // The mean above is a difference of 32-bit numbers, and the adaptive rule divides by its size.
+            assert!(off < 1e-4, "round {round} of {rule:?}: off by {off}");
+            model = new;
+        }
+        let fresh = Subject::Updates { base_model: model.model, clip: CLIP, rule, moments: vec![] };
+        let kept = Subject::Updates { base_model: model.model, clip: CLIP, rule, moments: model.moments.clone() };
+        let with = async |subject| aggregate(&case.store, &SumJob { subject, ..case.job.clone() }).await.unwrap();
+        assert_ne!(with(fresh).await, with(kept).await, "what is remembered must matter");
+    }
+}
+
+/// A damaged volume must not move the model by what another one's rule remembers.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_remembered_is_checked_like_the_model() {
+    let case = Case::new(SMALL).await;
+    let rule = Rule::Momentum(Momentum { rate: 1.0, beta: 0.9 });
+    let with = async |moments| {
+        let subject = Subject::Updates { base_model: case.base_model(), clip: CLIP, rule, moments };
+        aggregate(&case.store, &SumJob { subject, ..case.job.clone() }).await
+    };
+    let Summed::Model(new) = with(vec![]).await.unwrap() else { panic!("no model") };
+    let small = TensorSchema(vec![Tensor { name: "w".into(), shape: vec![4] }]);
+    let chunk = case.store.put_object(Bytes::from_static(&[0; 16])).await.unwrap();
+    let other = case.store.put_model(&ModelManifest::new(small, vec![chunk]).unwrap()).await.unwrap();
+    let error = with(vec![other]).await.unwrap_err();
+    assert!(matches!(error, AggregateError::OtherMoment(found) if found == other) && !error.is_transient(), "{error}");
+
+    let hex = case.store.get_manifest(new.moments[0]).await.unwrap().chunks[1].hex();
+    let file = case.folder.path().join(format!("objects/{}/{hex}", &hex[..2]));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[17] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = with(new.moments.clone()).await.unwrap_err();
+    assert!(matches!(error, AggregateError::Moment { chunk: 1, .. }) && !error.is_transient(), "{error}");
 }
 
 /// An administrator must learn whose chunk it was, and a damaged one must not reach the model.
@@ -205,14 +269,16 @@ async fn jobs_that_make_no_sense_are_refused() {
     assert!(matches!(twice, AggregateError::Contributors { found: 3, .. }));
     assert!(matches!(with(|j| j.attempt = 2).await, AggregateError::Store(StoreError::NotBegun { .. })));
     assert!(matches!(
-        with(|j| j.subject = Subject::Updates { base_model: base_of(j), clip: -1.0 }).await,
+        with(|j| j.subject =
+            Subject::Updates { base_model: base_of(j), clip: -1.0, rule: Rule::Average, moments: vec![] })
+        .await,
         AggregateError::Ring(_)
     ));
 }
 
 fn base_of(job: &SumJob) -> Digest {
-    match job.subject {
-        Subject::Updates { base_model, .. } => base_model,
+    match &job.subject {
+        Subject::Updates { base_model, .. } => *base_model,
         Subject::Evaluation => panic!("the case sums updates"),
     }
 }

@@ -57,6 +57,7 @@ pub fn round_spec() -> TrainingRoundSpec {
         spec_digest: study_spec().digest(),
         number: 1,
         base_model: Digest::of(b"base"),
+        moments: Vec::new(),
         tensor_schema: Digest::of(b"schema"),
         participants: SITES.map(name).to_vec(),
         waited_for: vec![],

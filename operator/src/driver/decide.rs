@@ -75,7 +75,7 @@ pub fn advance(state: RoundState, facts: &Facts, now: Timestamp, policy: &RoundP
     events.extend(facts.reports.iter().flat_map(|(site, report)| said(site, report)));
     events.extend(facts.broken.iter().map(|why| Event::AttemptFailed { attempt, message: why.clone() }));
     events.extend(facts.sum.iter().map(|sum| match &sum.result {
-        Ok(result) => Event::Aggregated { attempt: sum.attempt, sum: *result },
+        Ok(result) => Event::Aggregated { attempt: sum.attempt, sum: result.clone() },
         Err(message) => Event::AggregationFailed { attempt: sum.attempt, message: message.clone() },
     }));
     // After the sum: one that stands cannot be had again.

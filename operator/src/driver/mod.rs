@@ -351,6 +351,8 @@ impl Driver {
             TaskKind::Train | TaskKind::Init => Subject::Updates {
                 base_model: round.spec.base_model,
                 clip: spec.clip().map_err(|e| DriveError::Invalid(e.to_string()))?,
+                rule: spec.rule().map_err(|e| DriveError::Invalid(e.to_string()))?,
+                moments: round.spec.moments.clone(),
             },
         };
         let roster_size = round.spec.participants.len() as u32;

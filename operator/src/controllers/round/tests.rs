@@ -142,7 +142,7 @@ fn a_round_is_driven_from_the_offer_to_the_gate() {
     assert_eq!(step_of(driver.state()), (RoundStep::Aggregating, Some(ProtocolStep::Sum)));
     assert!(hub_work(driver.state()).is_some());
     assert_eq!(driver.work("alder").unwrap().1.step, None);
-    driver.sum = Some(SumOutcome { attempt: 1, result: Ok(Summed::Model(Digest::of(b"new"))) });
+    driver.sum = Some(SumOutcome { attempt: 1, result: Ok(Summed::Model(Digest::of(b"new").into())) });
     driver.settle(30);
     let (_, work) = driver.work("alder").unwrap();
     assert_eq!((work.kind, work.model), (TaskKind::Evaluate, Digest::of(b"new")));

@@ -104,6 +104,8 @@ pub struct NewRound {
     pub number: u32,
     /// Digest of the model to start from.
     pub base_model: Digest,
+    /// What the server's rule remembers with it.
+    pub moments: Vec<Digest>,
     /// The hospitals.
     pub participants: Vec<SiteName>,
     /// Those that are waited for.
@@ -154,6 +156,17 @@ pub fn newest_model(rounds: &[Arc<TrainingRound>], status: Option<&FederatedStud
         return remembered;
     }
     state(newest).and_then(|s| s.model).or(Some(newest.spec.base_model))
+}
+
+/// What the server's rule remembers with the newest model. Nothing where another round made that one, or none: then the
+/// rule begins anew.
+pub(super) fn moments(rounds: &[Arc<TrainingRound>], model: Digest) -> Vec<Digest> {
+    let Some(newest) = rounds.last() else { return Vec::new() };
+    match state(newest) {
+        Some(state) if state.model == Some(model) => state.moments.clone(),
+        _ if newest.spec.base_model == model => newest.spec.moments.clone(),
+        _ => Vec::new(),
+    }
 }
 
 /// Decides one turn.
@@ -426,7 +439,15 @@ impl Planner<'_> {
         self.running().clear(RECONCILING);
         let waited_for = carry.waited_for(study.spec.rounds.straggler.max_missed, &participants);
         let number = number + 1;
-        self.acts.push(Act::Start(NewRound { number, base_model, participants, waited_for, carry: carry.clone() }));
+        let moments = moments(&self.facts.rounds, base_model);
+        self.acts.push(Act::Start(NewRound {
+            number,
+            base_model,
+            moments,
+            participants,
+            waited_for,
+            carry: carry.clone(),
+        }));
     }
 
     /// Why no round can start from the newest model: its masked sum was given, once and for all, and could not be used.

@@ -42,6 +42,7 @@ pub async fn round(
         spec_digest: study.spec.digest(),
         number: new.number,
         base_model: new.base_model,
+        moments: new.moments.clone(),
         tensor_schema: schema.map_err(DriveError::store("storing the tensor schema"))?,
         participants: new.participants.clone(),
         waited_for: new.waited_for.clone(),

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use super::accept::{SiteFacts, Sites};
 use super::carry::{ANNOTATION, Carry};
-use super::decide::{Act, Facts, Initial, Plan, decide};
+use super::decide::{Act, Facts, Initial, Plan, decide, moments, newest_model};
 use crate::controllers::init::decide::{Try, TryState};
 use crate::controllers::testing::{SITES, at, completed, name, release, round, study};
 
@@ -365,6 +365,22 @@ fn no_round_starts_from_a_model_that_was_summed_before() {
     let state = cancelled.status.as_mut().unwrap().round.as_mut().unwrap();
     (state.step, state.outcome) = (RoundStep::Failed, Some(Outcome::Cancelled));
     assert_eq!(longer(vec![ended(1, Outcome::Completed), cancelled], None), Some((3, model(2))));
+}
+
+/// What the server's rule remembers belongs to one model: taken along with another, it would push that one by what was
+/// learnt about the first. A round that failed asks again for the same step.
+#[test]
+fn a_rule_goes_on_with_the_model_that_it_remembers() {
+    let (before, after) = (vec![Digest::of(b"v1")], vec![Digest::of(b"v2")]);
+    let mut done = ended(1, Outcome::Completed);
+    done.status.as_mut().unwrap().round.as_mut().unwrap().moments.clone_from(&after);
+    let made = newest_model(&[Arc::new(done.clone())], None).unwrap();
+    assert_eq!(moments(&[Arc::new(done.clone())], made), after);
+    let mut lost = ended(2, Outcome::QuorumLost);
+    lost.spec.moments.clone_from(&before);
+    assert_eq!(moments(&[Arc::new(lost.clone())], lost.spec.base_model), before);
+    // Of a round that was deleted: its memory went with it.
+    assert_eq!(moments(&[Arc::new(done)], Digest::of(b"another")), []);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use consilium_crds::roster::site_id;
 use consilium_federation::assignment::{Item, Work};
 use consilium_federation::round::{ProtocolStep, Summed};
+use consilium_federation::strategy::Rule;
 use consilium_federation::{Digest, SiteName};
 use consilium_proto::v1;
 use consilium_proto::v1::hub_client::HubClient;
@@ -230,13 +231,13 @@ impl World {
             round_uid: ROUND.into(),
             attempt: 1,
             contributors: self.plan().survivors,
-            subject: Subject::Updates { base_model: self.model, clip: CLIP },
+            subject: Subject::Updates { base_model: self.model, clip: CLIP, rule: Rule::Average, moments: vec![] },
             roster_size: 4,
             masks: Some(masks),
         };
         let store = self.rig.hub.store();
-        let Summed::Model(model) = aggregate(store, &job).await.unwrap() else { panic!("no model") };
-        let manifest = store.get_manifest(model).await.unwrap();
+        let Summed::Model(new) = aggregate(store, &job).await.unwrap() else { panic!("no model") };
+        let manifest = store.get_manifest(new.model).await.unwrap();
         let bytes = store.get_object(manifest.chunks[0]).await.unwrap();
         bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
