@@ -47,6 +47,18 @@ impl Adam {
         self.parameters.iter().map(|(_, parameter)| parameter.f_detach_copy()).collect()
     }
 
+    /// The gradients, in the parameters' order; they share memory with the parameters' own.
+    pub fn gradients(&self) -> Vec<Tensor> {
+        self.parameters.iter().map(|(_, parameter)| parameter.grad()).collect()
+    }
+
+    /// A number that no parameter changes: its gradients are 0, and there.
+    pub fn nothing(&self) -> Result<Tensor, TchError> {
+        let zero = |(_, parameter): &(String, Tensor)| parameter.f_sum(Kind::Float)?.f_mul_scalar(0.0);
+        let all = self.parameters.iter().map(zero).collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_stack(&all, 0)?.f_sum(Kind::Float)
+    }
+
     /// Adds to the gradients that of strength / 2 · ‖parameters − anchor‖²: what holds a hospital's model near the one
     /// that all began with (FedProx; Li et al., 2020).
     pub fn hold(&mut self, anchor: &[Tensor], strength: f64) -> Result<(), TchError> {

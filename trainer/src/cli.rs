@@ -82,6 +82,9 @@ pub struct TrainArgs {
     /// Steps between two checkpoints
     #[arg(long, default_value_t = 20)]
     pub checkpoint_every: u64,
+    /// Processes that share each batch of a training; each keeps all scans in memory
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub ranks: u32,
 }
 
 /// Scoring.

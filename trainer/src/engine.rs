@@ -7,7 +7,7 @@ use std::time::Instant;
 use consilium_federation::digest::Digest;
 use consilium_federation::task::Progress;
 use consilium_imaging::random::{permutation, stream};
-use consilium_imaging::torch::{UNet3d, dice_cross_entropy, named_parameters};
+use consilium_imaging::torch::{LossParts, UNet3d, dice_cross_entropy, named_parameters};
 use rand::RngExt;
 use tch::{Device, TchError, Tensor, autocast, nn};
 
@@ -17,6 +17,7 @@ use crate::checkpoint::{self, Position};
 use crate::config::{Precision, TrainerConfig};
 use crate::data::Examples;
 use crate::error::TrainerError;
+use crate::ranks::{RankError, Ranks, sum_tensors};
 use crate::schedule::{Place, learning_rate};
 
 /// Half precision: where the loss's scale begins, and after how many good steps it is doubled.
@@ -101,17 +102,49 @@ impl Engine {
     /// One step on a batch; gives the loss.
     pub fn step(&mut self, images: &Tensor, labels: &Tensor, rate: f64) -> Result<f64, TchError> {
         self.adam.zero_grad();
-        let loss = if self.half {
-            let scores = autocast(true, || self.net.forward(images))?;
-            dice_cross_entropy(&scores, labels)?
+        let loss = dice_cross_entropy(&self.scores(images)?, labels)?;
+        self.backward(&loss)?;
+        self.update(rate)?;
+        f64::try_from(&loss)
+    }
+
+    /// One step on a batch of which this process has a part: what comes of it is the same in every rank.
+    fn shared_step(
+        &mut self,
+        job: &Job<'_>,
+        drawn: &[Draw],
+        rate: f64,
+        ranks: &mut dyn Ranks,
+    ) -> Result<f64, TrainerError> {
+        self.adam.zero_grad();
+        let own: Vec<Draw> = drawn.iter().skip(ranks.rank()).step_by(ranks.count()).cloned().collect();
+        let parts = if own.is_empty() {
+            None
         } else {
-            dice_cross_entropy(&self.net.forward(images)?, labels)?
+            let (images, labels) = job.examples.batch(&own, self.store.device())?;
+            let share = own.len() as f64 / drawn.len() as f64;
+            Some(LossParts::of(&self.scores(&images)?, &labels, share)?)
         };
-        if self.half {
-            loss.f_mul_scalar(self.loss_scale)?.f_backward()?;
-        } else {
-            loss.f_backward()?;
-        }
+        let nothing = || LossParts::nothing(job.config.network().classes, self.store.device());
+        let mut sums = [parts.as_ref().map_or_else(nothing, LossParts::sums)?];
+        sum_tensors(ranks, &mut sums)?;
+        // A last batch may be smaller than there are ranks.
+        self.backward(&parts.map_or_else(|| self.adam.nothing(), |parts| parts.pull(&sums[0]))?)?;
+        sum_tensors(ranks, &mut self.adam.gradients())?;
+        self.update(rate)?;
+        Ok(f64::try_from(&LossParts::loss(&sums[0])?)?)
+    }
+
+    fn scores(&self, images: &Tensor) -> Result<Tensor, TchError> {
+        if self.half { autocast(true, || self.net.forward(images)) } else { self.net.forward(images) }
+    }
+
+    fn backward(&self, loss: &Tensor) -> Result<(), TchError> {
+        if self.half { loss.f_mul_scalar(self.loss_scale)?.f_backward() } else { loss.f_backward() }
+    }
+
+    /// One step of the optimiser by the gradients that are there.
+    fn update(&mut self, rate: f64) -> Result<(), TchError> {
         if let Some((anchor, strength)) = &self.hold {
             self.adam.hold(anchor, strength * self.loss_scale)?;
         }
@@ -123,7 +156,7 @@ impl Engine {
             self.loss_scale = (self.loss_scale / 2.0).max(1.0);
             self.good_steps = 0;
         }
-        f64::try_from(&loss)
+        Ok(())
     }
 
     fn grow_loss_scale(&mut self) {
@@ -141,6 +174,7 @@ impl Engine {
         job: &Job<'_>,
         stop: &AtomicBool,
         tell: &mut dyn FnMut(&Progress, f64) -> Result<(), TrainerError>,
+        ranks: &mut dyn Ranks,
     ) -> Result<Outcome, TrainerError> {
         let plan = Plan::of(job);
         // The base, and not what a checkpoint holds: a task that was stopped is held where it was held before.
@@ -150,11 +184,11 @@ impl Engine {
         let resumed_at = state.step;
         let began = Instant::now();
         while state.step < plan.steps {
-            if stop.load(Ordering::Relaxed) {
-                self.checkpoint(job, &state)?;
+            if together(ranks, state.step, stop.load(Ordering::Relaxed))? {
+                self.checkpoint(job, &state, ranks)?;
                 return Err(TrainerError::Terminated { step: state.step });
             }
-            let loss = self.plan_step(job, &plan, state.step)?;
+            let loss = self.plan_step(job, &plan, state.step, ranks)?;
             state.loss_sum += loss;
             state.step += 1;
             if state.step % plan.steps_per_epoch == 0 {
@@ -163,7 +197,7 @@ impl Engine {
             }
             let due = job.checkpoints.as_ref().is_some_and(|c| state.step.is_multiple_of(c.every.max(1)));
             if due && state.step < plan.steps {
-                self.checkpoint(job, &state)?;
+                self.checkpoint(job, &state, ranks)?;
             }
             let per_step = began.elapsed().as_secs_f64() / (state.step - resumed_at) as f64;
             let left = (per_step * (plan.steps - state.step) as f64).ceil() as u64;
@@ -172,10 +206,16 @@ impl Engine {
         Ok(Outcome { steps: plan.steps, epoch_losses: state.epoch_losses, resumed_at })
     }
 
-    fn plan_step(&mut self, job: &Job<'_>, plan: &Plan, step: u64) -> Result<f64, TrainerError> {
-        let (images, labels) = job.examples.batch(&plan.batch(job, step), self.store.device())?;
+    fn plan_step(&mut self, job: &Job<'_>, plan: &Plan, step: u64, ranks: &mut dyn Ranks) -> Result<f64, TrainerError> {
+        let drawn = plan.batch(job, step);
         let place = Place { round: job.round, rounds: job.rounds, step, steps: plan.steps };
-        let loss = self.step(&images, &labels, learning_rate(job.config.learning_rate, place))?;
+        let rate = learning_rate(job.config.learning_rate, place);
+        let loss = if ranks.count() == 1 {
+            let (images, labels) = job.examples.batch(&drawn, self.store.device())?;
+            self.step(&images, &labels, rate)?
+        } else {
+            self.shared_step(job, &drawn, rate, ranks)?
+        };
         if loss.is_finite() {
             Ok(loss)
         } else {
@@ -195,8 +235,9 @@ impl Engine {
         Ok(State { step: position.step, loss_sum: position.loss_sum, epoch_losses: position.epoch_losses })
     }
 
-    fn checkpoint(&self, job: &Job<'_>, state: &State) -> Result<(), TrainerError> {
-        let Some(checkpoints) = &job.checkpoints else { return Ok(()) };
+    /// Written by the first rank; all others have the same in memory.
+    fn checkpoint(&self, job: &Job<'_>, state: &State, ranks: &dyn Ranks) -> Result<(), TrainerError> {
+        let Some(checkpoints) = job.checkpoints.as_ref().filter(|_| ranks.rank() == 0) else { return Ok(()) };
         let position = Position {
             task: checkpoints.task,
             step: state.step,
@@ -209,6 +250,22 @@ impl Engine {
         };
         checkpoint::save(&checkpoints.folder, &position, &self.adam.state())
     }
+}
+
+/// Whether all ranks stop now, because one of them was told to; they must be at the same step.
+fn together(ranks: &mut dyn Ranks, step: u64, stop: bool) -> Result<bool, TrainerError> {
+    if ranks.count() == 1 {
+        return Ok(stop);
+    }
+    // A float holds every step up to 2^24 exactly, and differences beyond.
+    let mut said = [f32::from(u8::from(stop)), (step % (1 << 16)) as f32];
+    let own = said[1] * ranks.count() as f32;
+    ranks.sum(&mut said)?;
+    if said[1] == own {
+        return Ok(said[0] > 0.0);
+    }
+    let reason = format!("step {step} here, {} in sum", said[1]);
+    Err(RankError::OutOfStep { rank: ranks.rank(), other: usize::from(ranks.rank() == 0), reason }.into())
 }
 
 /// Where the loop stands.

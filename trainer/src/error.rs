@@ -7,6 +7,8 @@ use consilium_imaging::ScanError;
 use consilium_imaging::torch::WeightsError;
 use tch::TchError;
 
+use crate::ranks::RankError;
+
 /// Exit code after SIGTERM, as a shell would give it: 128 + 15. A checkpoint was written.
 pub const EXIT_TERMINATED: i32 = 143;
 /// Exit code of anything that may go better next time.
@@ -46,6 +48,19 @@ pub enum TrainerError {
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// Ranks of this training do not work together.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
+    /// A rank ended before its work was done.
+    #[error("rank {rank} of this training {how}; its own words are in the log, and all other ranks were ended")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// Its exit code; none when a signal ended it.
+        code: Option<i32>,
+        /// In words.
+        how: String,
+    },
     /// Asked to stop.
     #[error("stopped at step {step} by SIGTERM; the checkpoint is written and the task resumes from it")]
     Terminated {
@@ -89,6 +104,7 @@ impl TrainerError {
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Terminated { .. } => EXIT_TERMINATED,
+            Self::Rank { code: Some(code @ (EXIT_INVALID | EXIT_TERMINATED)), .. } => *code,
             // A full disk is no fault of the data.
             Self::Data(ScanError::Unwritable { .. }) => EXIT_TRANSIENT,
             Self::Config(_) | Self::Data(_) | Self::Diverged { .. } | Self::Predictions(_) => EXIT_INVALID,

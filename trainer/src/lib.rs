@@ -15,6 +15,7 @@ pub mod contract;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod ranks;
 pub mod schedule;
 pub mod shards;
 

@@ -167,7 +167,7 @@ fn stop_after_step(root: &Path, data: &Path, steps: u64) {
         stop.store(progress.step == steps, Ordering::Relaxed);
         Ok(())
     };
-    let error = engine.run(&job, &stop, &mut tell).unwrap_err();
+    let error = engine.run(&job, &stop, &mut tell, &mut consilium_trainer::ranks::Alone).unwrap_err();
     assert!(matches!(error, TrainerError::Terminated { step } if step == steps), "{error}");
     assert_eq!(error.exit_code(), 143);
 }

@@ -13,7 +13,7 @@ mod weights;
 mod window;
 
 pub use config::Network;
-pub use loss::dice_cross_entropy;
+pub use loss::{LossParts, dice_cross_entropy};
 pub use memory::{canvas_bytes, tile_bytes};
 pub use threads::wait_without_spinning;
 pub use unet::{UNet3d, UNet3dConfig};

@@ -25,6 +25,7 @@ use crate::contract::write_json;
 use crate::data::{Examples, check};
 use crate::engine::{Engine, Job};
 use crate::error::TrainerError;
+use crate::ranks::Alone;
 
 /// One simulated hospital.
 struct Hospital {
@@ -129,7 +130,7 @@ fn train(
                 rounds: args.rounds,
                 checkpoints: None,
             };
-            losses.extend(engine.run(&job, stop, &mut |_, _| Ok(()))?.epoch_losses.last().copied());
+            losses.extend(engine.run(&job, stop, &mut |_, _| Ok(()), &mut Alone)?.epoch_losses.last().copied());
             let share = hospital.examples.len() as f64 / all as f64;
             add(&mut sum, copied(&engine)?, share)?;
         }

@@ -25,6 +25,7 @@ use crate::contract::write_json;
 use crate::data::{Examples, check, placed};
 use crate::engine::{Engine, Job};
 use crate::error::TrainerError;
+use crate::ranks::Alone;
 
 /// `fit.json`.
 #[derive(Debug, Serialize)]
@@ -176,7 +177,7 @@ fn train_all(
         }
         Ok(())
     };
-    let outcome = engine.run(&job, stop, &mut tell)?;
+    let outcome = engine.run(&job, stop, &mut tell, &mut Alone)?;
     Ok((outcome.steps, outcome.epoch_losses))
 }
 

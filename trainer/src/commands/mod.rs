@@ -24,16 +24,17 @@ use tch::Device;
 use crate::cli::{Command, TrainArgs};
 use crate::contract::Root;
 use crate::error::TrainerError;
+use crate::ranks::launch;
 
 /// Runs a subcommand. `stop` is set when the process is asked to end.
 pub fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<(), TrainerError> {
     match command {
         Command::Init(args) => reporting(&Root::new(&args.root), |root| init::run(root, &root.task()?.0)),
-        Command::Train(args) => reporting(&root_of(args), |root| train::run(root, args, root.task()?, stop)),
+        Command::Train(args) => trained(args, stop, |root| train::run(root, args, root.task()?, stop)),
         Command::Evaluate(args) => {
             reporting(&Root::new(&args.contract.root), |root| evaluate::run(root, args, &root.task()?.0))
         }
-        Command::Run(args) => reporting(&root_of(args), |root| by_kind(root, args, stop)),
+        Command::Run(args) => trained(args, stop, |root| by_kind(root, args, stop)),
         Command::Score(args) => match &args.root {
             Some(root) => {
                 let own = Root::new(args.results.as_ref().unwrap_or(root));
@@ -63,6 +64,37 @@ fn by_kind(root: &Root, args: &TrainArgs, stop: &Arc<AtomicBool>) -> Result<(), 
     }
 }
 
+/// Runs a task that may be a training: by itself, by starting ranks, or as one of them.
+fn trained(
+    args: &TrainArgs,
+    stop: &Arc<AtomicBool>,
+    task: impl FnOnce(&Root) -> Result<(), TrainerError>,
+) -> Result<(), TrainerError> {
+    let root = root_of(args);
+    if launch::is_rank() {
+        launch::follow(stop);
+        let result = task(&root);
+        // That another rank is gone is what that rank's own end says better.
+        if let Err(e) = &result
+            && !matches!(e, TrainerError::Ranks(_))
+        {
+            root.fail(&e.failure());
+        }
+        return result;
+    }
+    let alone = args.ranks == 1 || root.task().is_ok_and(|(task, _)| task.kind != TaskKind::Train);
+    if alone {
+        return reporting(&root, task);
+    }
+    let result = root.begin().and_then(|()| launch::run(args.ranks as usize, stop));
+    if let Err(e) = &result
+        && !root.result("failure.json").exists()
+    {
+        root.fail(&e.failure());
+    }
+    result
+}
+
 /// Runs a task under the contract: clears `out/` of what marks an end, and leaves `failure.json` when it fails.
 fn reporting(root: &Root, task: impl FnOnce(&Root) -> Result<(), TrainerError>) -> Result<(), TrainerError> {
     reporting_without_reset(root, |root| root.begin().and_then(|()| task(root)))
@@ -79,9 +111,13 @@ fn reporting_without_reset(
     result
 }
 
-/// The GPU if libtorch sees one.
+/// The GPU if libtorch sees one; a rank's own where there are several.
 fn device() -> Device {
-    Device::cuda_if_available()
+    let own = std::env::var("LOCAL_RANK").ok().and_then(|rank| rank.parse::<usize>().ok()).unwrap_or_default();
+    match Device::cuda_if_available() {
+        Device::Cuda(_) => Device::Cuda(own % usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1)),
+        other => other,
+    }
 }
 
 fn device_name(device: Device) -> &'static str {

@@ -19,6 +19,7 @@ use crate::contract::{Root, write_json};
 use crate::data::Examples;
 use crate::engine::{Checkpoints, Engine, Job, Outcome};
 use crate::error::TrainerError;
+use crate::ranks;
 
 /// How often `progress.json` is replaced.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -33,6 +34,8 @@ pub(super) fn run(
     let config = TrainerConfig::of_task(&task)?;
     set_threads(args.data.threads);
     let began = Instant::now();
+    let mut ranks = ranks::of_environment()?;
+    let first = ranks.rank() == 0;
     let (folder, frame) = (labelled_cases(&args.data.data)?, frame_of(&task)?);
     warn(&folder.notices);
     warn(&survey(folder.cases.iter().map(|case| &case.image), &frame).notices);
@@ -57,13 +60,16 @@ pub(super) fn run(
     let mut told = Instant::now();
     let mut tell = |progress: &Progress, _loss: f64| {
         // The file is made durable each time; once a second is as often as anyone looks.
-        if progress.step < progress.of && progress.step > 1 && told.elapsed() < TELL_EVERY {
+        if !first || progress.step < progress.of && progress.step > 1 && told.elapsed() < TELL_EVERY {
             return Ok(());
         }
         told = Instant::now();
         root.progress(progress)
     };
-    let outcome = engine.run(&job, stop, &mut tell)?;
+    let outcome = engine.run(&job, stop, &mut tell, ranks.as_mut())?;
+    if !first {
+        return Ok(());
+    }
     let seconds = began.elapsed().as_secs_f64();
     write_results(root, &engine, &examples, &outcome, seconds)?;
     log(
