@@ -77,12 +77,19 @@ fn a_folder_that_is_not_its_own_is_left_alone() {
 }
 
 /// Somebody closes the lid, the machine runs out of memory, a process is shot: the same command ends with the same model,
-/// and nobody whose update was there trains again.
+/// and nobody whose update was there trains again. The hub's rule remembers: what it knew of the first round must be there
+/// in the second.
 fn whatever_is_killed_nothing_is_lost() {
-    let undisturbed = World::new();
+    let strategy = serde_json::json!({"kind": "FedAdam", "rate": "0.1"});
+    let undisturbed = World::of(&strategy);
     let expected = undisturbed.run().last().unwrap()["model"].clone();
+    let moments = |world: &World| {
+        let round: serde_json::Value = serde_json::from_str(&world.round(2)).unwrap();
+        (round["spec"]["moments"].clone(), round["status"]["round"]["moments"].clone())
+    };
+    assert_eq!(moments(&undisturbed).0.as_array().map(Vec::len), Some(2));
 
-    let world = World::new();
+    let world = World::of(&strategy);
     // All of it, while everybody trains for the first time.
     world.hold(&["alder", "birch", "cedar"]);
     let first = world.start();
@@ -106,6 +113,7 @@ fn whatever_is_killed_nothing_is_lost() {
     let events = world.run();
     let last = events.last().unwrap();
     assert_eq!(last["model"], expected, "the model differs from that of a run that nobody disturbed");
+    assert_eq!(moments(&world), moments(&undisturbed));
     // The second round, and what was cut off in the first.
     assert_eq!(world.trainings()["alder"], trained + 1);
 }

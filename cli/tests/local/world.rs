@@ -36,6 +36,11 @@ impl Drop for Run {
 
 impl World {
     pub fn new() -> Self {
+        Self::of(&json!({"kind": "FedAvg"}))
+    }
+
+    /// With this rule at the hub.
+    pub fn of(strategy: &Value) -> Self {
         let world = Self(tempfile::tempdir().unwrap());
         for folder in SITES.map(|site| format!("scans/{site}/train")).iter().map(String::as_str).chain(["hold", "runs"])
         {
@@ -48,7 +53,7 @@ impl World {
                 "sites": SITES.map(|site| json!({"name": site})),
                 "trainer": {"image": format!("registry.example/any@sha256:{}", "1".repeat(64)), "gpus": 0},
                 "initialModel": {"seed": 7},
-                "aggregation": {"secure": {"minContributors": 3, "colluders": 0}, "clipNorm": "30"},
+                "aggregation": {"strategy": strategy, "secure": {"minContributors": 3, "colluders": 0}, "clipNorm": "30"},
                 "rounds": {"max": 2, "quorum": 3, "deadline": "1h", "stepLimit": "30m", "historyLimit": 5,
                     "straggler": {"grace": "10m", "maxMissed": 2}},
             }
