@@ -27,6 +27,10 @@ pub struct Arguments {
     /// Simulate scanners that differ between hospitals (needs --data).
     #[arg(long, requires = "data")]
     shift: bool,
+    /// With --shift: let the network see scans z-scored alone, and not by a reference of the first hospital's; shows what
+    /// a mean of updates does by itself where scanners differ.
+    #[arg(long, requires = "shift")]
+    plain: bool,
     /// Rounds to train.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -129,7 +133,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
     governance.establish(&federation)?;
     clock.step("roster signed by two of two, accepted in each hospital");
     let pins = study::Pins { governance: governance.pinned()?, keys: json!([signer.trusted_key()?]) };
-    let study = train(arguments, &source, &federation, &pins)?;
+    let study = train(arguments, (&source, &data), &federation, &pins)?;
     clock.step("study");
     let served = serve(&federation, &study, &signer, arguments, &data)?;
     clock.step("release, promotion to Shadow, answers");
@@ -157,9 +161,19 @@ fn plan(arguments: &Arguments, source: &data::Source) -> study::Plan {
     }
 }
 
-fn train(arguments: &Arguments, source: &data::Source, federation: &Federation, pins: &study::Pins) -> Result<Value> {
+fn train(
+    arguments: &Arguments,
+    (source, data): (&data::Source, &Path),
+    federation: &Federation,
+    pins: &study::Pins,
+) -> Result<Value> {
     let plan = plan(arguments, source);
-    let object = study::object(&plan, &federation.image("consilium-trainer")?)?;
+    let mut object = study::object(&plan, &federation.image("consilium-trainer")?)?;
+    if arguments.shift && !arguments.plain {
+        // As a researcher would who has scans of one hospital at hand, and asks what they look like.
+        let own = &arguments.hospitals[0];
+        object["spec"]["trainer"]["config"]["network"]["input"] = data::reference(data, own)?;
+    }
     let accepted = study::apply(federation, &object)?;
     let policy = study::policy(federation, &[study::opt_in(&accepted)], pins)?;
     federation.sites.iter().try_for_each(|site| study::apply_policy(site, &policy))?;

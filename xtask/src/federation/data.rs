@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 use crate::{
     cache,
     error::{Error, IoContext, Result},
@@ -95,6 +97,13 @@ pub fn make(source: &Source, names: &[String]) -> Result<PathBuf> {
     command.arg("--out").arg(&root).args(["--names", &names.join(",")]);
     process::output(&mut command)?;
     Ok(root)
+}
+
+/// What the network is to see, by the look of one hospital's scans: `network.input` of the trainer's config.
+pub fn reference(root: &Path, name: &str) -> Result<Value> {
+    let printed = process::output(trainer()?.arg("reference").arg("--data").arg(hospital(root, name).join("train")))?;
+    serde_json::from_str(&printed)
+        .map_err(|e| Error::Malformed { path: hospital(root, name), problem: format!("its reference: {e}") })
 }
 
 /// `consilium-trainer` of this working tree, with libtorch on its path. Built by `images::build`.
