@@ -236,6 +236,9 @@ impl Metrics {
         volume_usable.set(1);
         ledger_intact.set(1);
         let Maker { registry, info } = m;
+        // Memory, CPU time, open files: the names that every program has them under. Only Linux has them.
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
             registry,
             info,

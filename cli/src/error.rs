@@ -57,6 +57,8 @@ pub enum CliError {
     Missing { what: &'static str, name: String, way_out: &'static str },
     #[error("{0}")]
     Ledger(String),
+    #[error("{0}")]
+    Model(String),
     #[error("{done} changes are made, and these could not be: {failed}; the same command tries them again")]
     NotAll { done: usize, failed: String },
     #[error(

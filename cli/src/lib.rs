@@ -3,5 +3,7 @@
 
 pub mod error;
 pub mod local;
+pub mod model;
 pub mod objects;
+pub mod text;
 pub mod yaml;

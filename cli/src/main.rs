@@ -8,7 +8,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use consilium_cli::{error, local, objects};
+use consilium_cli::{error, local, objects, text};
 use consilium_federation::ladder::Stage;
 use jiff::Timestamp;
 
@@ -18,6 +18,7 @@ mod cluster;
 mod explain;
 mod hazard;
 mod keys;
+mod models;
 mod opt_in;
 mod roster;
 mod rounds;
@@ -26,7 +27,6 @@ mod staged;
 mod status;
 mod stop;
 mod table;
-mod text;
 
 use error::Result;
 
@@ -80,6 +80,9 @@ enum Command {
     /// In a hospital: open, close and list hazards of its models.
     #[command(subcommand)]
     Hazard(hazard::Command),
+    /// Models of releases as files, and files as models to start from.
+    #[command(subcommand)]
+    Model(models::Command),
     /// End a round at the hub, with a reason.
     Cancel(rounds::Cancel),
     /// Print a study that starts from the model of an earlier round, to apply under a new name.
@@ -137,6 +140,7 @@ async fn run(command: Command) -> Result<String> {
         Command::Stop(arguments) => stop::stop(&arguments).await,
         Command::Start(place) => stop::start(&place).await,
         Command::Hazard(command) => hazard::run(&command, Timestamp::now()).await,
+        Command::Model(command) => models::run(&command).await,
         Command::Cancel(arguments) => rounds::cancel(&arguments).await,
         Command::Rollback(arguments) => rounds::rollback(&arguments).await,
         Command::Explain { study, namespace, round } => explain::run(&namespace, &study, round).await,

@@ -33,7 +33,11 @@ SHAPE = (12, 16, 16)
 def start(server, maker, folder):
     """A server of a small release, and where it listens."""
     made = subprocess.run([maker, folder], check=True, capture_output=True, text=True)
-    release, model = made.stdout.split()
+    return serve(server, folder, *made.stdout.split())
+
+
+def serve(server, folder, release, model):
+    """A server of the release in a folder, and where it listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -18,5 +18,6 @@ pub mod hub;
 pub mod init_port;
 pub mod instances;
 pub mod metrics;
+pub mod models;
 pub mod news;
 pub mod store;

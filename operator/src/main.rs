@@ -10,10 +10,12 @@ use clap::Parser;
 use consilium_operator::admin::{self, Health};
 use consilium_operator::controllers::Controllers;
 use consilium_operator::controllers::context::{Parts, Settings};
+use consilium_operator::controllers::models::Rights;
 use consilium_operator::gateway::{self, Clock, GatewayTls};
 use consilium_operator::hub::Hub;
 use consilium_operator::init_port;
 use consilium_operator::metrics::Metrics;
+use consilium_operator::models;
 use consilium_operator::store::BlobStore;
 use ed25519_dalek::SigningKey;
 use tokio::net::TcpListener;
@@ -34,6 +36,9 @@ struct Arguments {
     /// Where probes and Prometheus come (HTTP).
     #[arg(long, env = "CONSILIUM_ADMIN_LISTEN", default_value = "0.0.0.0:8080")]
     admin_listen: SocketAddr,
+    /// Where `kubectl consilium model` comes, through a port-forward: the pod's loopback, for it is plain HTTP.
+    #[arg(long, env = "CONSILIUM_MODELS_LISTEN", default_value = "127.0.0.1:8445")]
+    models_listen: SocketAddr,
     /// Folder of the blob store, on a volume of its own.
     #[arg(long, env = "CONSILIUM_STORE", default_value = "/var/lib/consilium")]
     store: PathBuf,
@@ -98,18 +103,12 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let identity = init_port::identity(&arguments.store.join("task-port"), &arguments.task_address)
         .map_err(failure("the task port"))?;
     let metrics = Metrics::new();
+    tls.ends().into_iter().for_each(|at| metrics.gateway_certificate(at));
     let (metrics_of_store, hub) = (metrics.clone(), Hub::new(store.clone(), boot, metrics.clone(), key.clone()));
     // The edge: the one place where the operator reads the clock.
     let clock: Clock = Arc::new(jiff::Timestamp::now);
     let client = kube::Client::try_default().await.map_err(failure("finding the Kubernetes API"))?;
-    let settings = Settings {
-        namespace: client.default_namespace().to_owned(),
-        task_namespace: arguments.task_namespace.clone(),
-        task_address: arguments.task_address.clone(),
-        courier_image: arguments.courier_image.clone(),
-        task_certificate: identity.certificate.clone(),
-        unnamed_for: arguments.unnamed_models_for.unsigned_abs(),
-    };
+    let settings = settings(&arguments, client.default_namespace(), &identity.certificate);
     let parts = Parts { client, hub: hub.clone(), metrics: metrics.clone(), key, settings, clock: clock.clone() };
     let controllers = Controllers::new(parts);
 
@@ -122,6 +121,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let listener = listen("--tasks-listen", arguments.tasks_listen).await?;
     let served = init_port::serve(listener, identity, controllers.context(), shutdown.clone());
     tasks.spawn(async move { served.await.map_err(failure("the task port")) });
+    let listener = listen_on_loopback(arguments.models_listen).await?;
+    let rights = Arc::new(Rights(controllers.context()));
+    let served = models::serve(listener, store.clone(), rights, shutdown.clone());
+    tasks.spawn(async move { served.await.map_err(failure("the door for models")) });
     let listener = listen("--gateway-listen", arguments.gateway_listen).await?;
     let served = gateway::serve(listener, tls, hub, metrics, clock, shutdown.clone());
     tasks.spawn(async move { served.await.map_err(failure("the gateway")) });
@@ -145,6 +148,17 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     ended
 }
 
+fn settings(arguments: &Arguments, namespace: &str, certificate: &str) -> Settings {
+    Settings {
+        namespace: namespace.to_owned(),
+        task_namespace: arguments.task_namespace.clone(),
+        task_address: arguments.task_address.clone(),
+        courier_image: arguments.courier_image.clone(),
+        task_certificate: certificate.to_owned(),
+        unnamed_for: arguments.unnamed_models_for.unsigned_abs(),
+    }
+}
+
 /// Keeps the figures of the store's space current.
 async fn measure_store(store: BlobStore, metrics: Metrics, shutdown: CancellationToken) -> Result<(), Failure> {
     let mut ticks = tokio::time::interval(std::time::Duration::from_secs(15));
@@ -152,6 +166,9 @@ async fn measure_store(store: BlobStore, metrics: Metrics, shutdown: Cancellatio
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = ticks.tick() => {}
+        }
+        if let Ok(Some(bytes)) = store.volume() {
+            metrics.store_volume(bytes);
         }
         match store.space() {
             Ok((free, promised)) => metrics.store_space(free, promised),
@@ -182,6 +199,16 @@ async fn wait(tasks: &mut JoinSet<Result<(), Failure>>, shutdown: &CancellationT
 
 async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(failure(&format!("{flag} {address}")))
+}
+
+/// What is plain HTTP and carries tokens stays inside the pod.
+async fn listen_on_loopback(address: SocketAddr) -> Result<TcpListener, Failure> {
+    if !address.ip().is_loopback() {
+        return Err(Failure(format!(
+            "--models-listen {address}: it is plain HTTP; name an address of the loopback, 127.0.0.1"
+        )));
+    }
+    listen("--models-listen", address).await
 }
 
 fn read_key(file: &std::path::Path) -> Result<SigningKey, Failure> {

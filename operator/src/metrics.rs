@@ -1,18 +1,23 @@
 //! What an SRE sees of the hub: every `consilium_*` metric of the operator, registered in one place.
 //!
-//! Base units; labels are closed enums, plus the `site` of accepted hospitals, removed with them. Never a round or a
-//! pod. [`describe`] is the source of the table in the docs.
+//! Base units; labels are closed enums, plus the `site` of accepted hospitals and the `study` of those that there are,
+//! removed with them. Never a round or a pod. [`describe`] is the source of the table in the docs.
+
+mod labels;
+pub mod studies;
 
 use std::time::Duration;
 
-use consilium_federation::SiteName;
 use consilium_federation::round::Outcome;
+use consilium_federation::{SiteName, StudyKey};
 use jiff::{SignedDuration, Timestamp};
+pub use labels::{Controller, ReconcileResult, Refusal, RoundStage};
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use studies::{Figures, Studies};
 
 /// Upper bounds of request and reconcile durations, seconds.
 const QUICK: &[f64] = &[0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -44,6 +49,10 @@ pub struct Metrics {
     store_promised: IntGauge,
     unreadable: IntGaugeVec,
     not_understood: IntCounter,
+    store_volume: IntGauge,
+    queue: IntGaugeVec,
+    gateway_certificate: Gauge,
+    studies: Studies,
 }
 
 /// One line of the docs' table of metrics.
@@ -59,83 +68,9 @@ pub struct Described {
     pub help: String,
 }
 
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$value_doc])* $value),+ }
-
-        impl $name {
-            /// The label's value.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$value => stringify!($value)),+ }
-            }
-        }
-    };
-}
-
-label!(
-    /// A controller, by the kind that it reconciles.
-    Controller {
-        /// TrustSite.
-        TrustSite,
-        /// FederatedStudy.
-        Study,
-        /// TrainingRound.
-        Round,
-        /// ModelRelease.
-        Release,
-        /// ModelPromotion.
-        Promotion,
-        /// ClinicalPlan.
-        Plan,
-    }
-);
-label!(
-    /// How a reconcile ended: the class that decides when it runs again.
-    ReconcileResult {
-        /// Nothing is left to do.
-        Ok,
-        /// The object is wrong; it waits for a change.
-        Invalid,
-        /// Something else failed; it is tried again with back-off.
-        Transient,
-        /// Someone else wrote first; it is tried again soon.
-        Conflict,
-        /// It should not have happened.
-        Bug,
-    }
-);
-label!(
-    /// A stage of a round.
-    RoundStage {
-        /// Hospitals train.
-        Training,
-        /// Updates are summed.
-        Aggregating,
-        /// Hospitals score the new model.
-        Evaluating,
-    }
-);
-label!(
-    /// Why the gateway refused a call before looking at it.
-    Refusal {
-        /// The certificate names no hospital.
-        NoIdentity,
-        /// The hospital is not (or no longer) accepted.
-        NotAccepted,
-        /// Two agents speak with one certificate.
-        TwoAgents,
-        /// The call concerns work that the hospital was not given.
-        NotAssigned,
-        /// The store has no room for the upload.
-        StoreFull,
-    }
-);
-
 /// Registers metrics and remembers how they are described.
 #[derive(Default)]
-struct Builder {
+pub(super) struct Builder {
     registry: Registry,
     described: Vec<Described>,
 }
@@ -278,8 +213,22 @@ fn build() -> (Metrics, Vec<Described>) {
                 "Entries of hospitals' reports with a word that this version does not know: an agent is ahead of the hub.",
             ),
         ),
+        store_volume: b.add("gauge", IntGauge::new("consilium_store_volume_bytes", "Size of the volume of the blob store.")),
+        queue: b.int_gauge(
+            "consilium_reconcile_queue_length",
+            &["controller"],
+            "Requests for a reconcile that no controller has taken yet.",
+        ),
+        gateway_certificate: b.add(
+            "gauge",
+            Gauge::new("consilium_gateway_certificate_expiry_timestamp_seconds", "When the gateway's certificate ends, Unix time."),
+        ),
+        studies: Studies::new(&mut b),
         registry: b.registry.clone(),
     };
+    // Memory, CPU time, open files: the names that every program has them under. Only Linux has them.
+    #[cfg(target_os = "linux")]
+    let _ = b.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
     metrics.refused.with_label_values(&[Refusal::StoreFull.as_str()]);
     // From zero on: an increase from nothing to one is none to Prometheus.
     for outcome in Outcome::ALL {
@@ -303,6 +252,7 @@ impl Metrics {
 
     /// The Prometheus text format (version 0.0.4).
     pub fn text(&self) -> String {
+        self.studies.write();
         // Encoding into a string fails only for a metric family without metrics, which `gather` leaves out.
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
@@ -393,6 +343,31 @@ impl Metrics {
         self.store_promised.set(i64::try_from(promised).unwrap_or(i64::MAX));
     }
 
+    /// Size of the store's volume.
+    pub fn store_volume(&self, bytes: u64) {
+        self.store_volume.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// So many requests wait for a controller.
+    pub fn queued(&self, controller: Controller, requests: usize) {
+        self.queue.with_label_values(&[controller.as_str()]).set(requests as i64);
+    }
+
+    /// The gateway's certificate ends then (Unix time, seconds).
+    pub fn gateway_certificate(&self, at: i64) {
+        self.gateway_certificate.set(at as f64);
+    }
+
+    /// Where a study is. Not noted when it turns out to be gone, which is asked while nobody can forget it.
+    pub fn study(&self, key: StudyKey, figures: Figures, is: impl FnOnce() -> bool) {
+        self.studies.put(key, figures, is);
+    }
+
+    /// Removes the series of a study that is gone.
+    pub fn forget_study(&self, key: &StudyKey) {
+        self.studies.forget(key);
+    }
+
     /// Bytes were taken out of the store.
     pub fn collected(&self, bytes: u64) {
         self.collected.inc_by(bytes);
@@ -421,7 +396,7 @@ mod tests {
     /// Alerts and dashboards are written against these names; a name without the prefix or a unit escapes them.
     #[test]
     fn every_metric_is_prefixed_described_and_labelled_from_a_closed_set() {
-        let allowed = ["method", "code", "reason", "site", "controller", "result", "stage", "outcome", "kind"];
+        let allowed = ["method", "code", "reason", "site", "study", "controller", "result", "stage", "outcome", "kind"];
         for metric in describe() {
             assert!(metric.name.starts_with("consilium_") && !metric.help.is_empty(), "{metric:?}");
             assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{metric:?}");

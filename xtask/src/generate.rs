@@ -1,4 +1,4 @@
-//! Files that are written from the code and committed: CRDs, the chart that installs them, the page of metrics.
+//! Files that are written from the code and committed: CRDs, the chart that installs them, dashboards, reference pages.
 //!
 //! [`files`] makes them all in memory; `generate` writes them and `verify` compares them, so both look at the same list.
 
@@ -12,12 +12,18 @@ use consilium_crds::schema;
 use serde_json::{Value, json};
 
 use crate::{
+    api, conditions, dashboards,
     error::{Error, IoContext, Result},
-    metrics,
+    metrics, values,
 };
 
 /// Folders in which everything is generated; a file there that nothing makes any more is removed.
-const OWNED: &[&str] = &["crds/generated", "charts/consilium-crds/templates"];
+const OWNED: &[&str] = &[
+    "crds/generated",
+    "charts/consilium-crds/templates",
+    "charts/consilium-hub/dashboards",
+    "charts/consilium-site/dashboards",
+];
 
 /// Kinds that only a hospital's cluster needs; the others are the hub's.
 const HOSPITAL_KINDS: &[&str] = &["SitePolicy", "RoundTask", "ModelDeployment", "ModelHazard"];
@@ -39,6 +45,14 @@ pub fn files() -> Result<BTreeMap<PathBuf, String>> {
         files.insert(Path::new("charts/consilium-crds/templates").join(&file), chart);
     }
     files.insert("docs/metrics.md".into(), metrics::page()?);
+    files.insert("docs/conditions.md".into(), conditions::page()?);
+    files.insert("docs/api.md".into(), api::page());
+    for (chart, about) in values::CHARTS {
+        files.insert(Path::new("charts").join(chart).join("README.md"), values::page(chart, about)?);
+    }
+    for board in dashboards::all() {
+        files.insert(Path::new("charts").join(board.file), board.json());
+    }
     Ok(files)
 }
 
@@ -140,7 +154,8 @@ mod tests {
     #[test]
     fn every_definition_is_kept_on_uninstall_and_belongs_to_one_side() {
         let files = files().unwrap();
-        let charts: Vec<_> = files.iter().filter(|(path, _)| path.starts_with("charts")).collect();
+        let charts: Vec<_> =
+            files.iter().filter(|(path, _)| path.starts_with("charts/consilium-crds/templates")).collect();
         assert_eq!(charts.len(), 10);
         for (path, text) in charts {
             assert!(text.contains("helm.sh/resource-policy: keep"), "{}", path.display());

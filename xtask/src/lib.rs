@@ -2,12 +2,15 @@
 //!
 //! `main.rs` reads the command line and calls one module per subcommand. Nothing here is part of the product.
 
+pub mod api;
 pub mod apiserver;
 pub mod bench;
 pub mod cache;
 pub mod cargo;
 pub mod charts;
 pub mod cluster;
+pub mod conditions;
+pub mod dashboards;
 pub mod demo;
 pub mod error;
 pub mod federation;
@@ -22,7 +25,9 @@ pub mod metrics;
 pub mod packages;
 pub mod plugin;
 pub mod process;
+pub mod prometheus;
 pub mod simulate;
 pub mod test;
 pub mod tools;
+pub mod values;
 pub mod verify;

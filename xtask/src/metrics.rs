@@ -21,10 +21,10 @@ pub struct Metric {
 }
 
 /// Component, file, and what the file puts before the names it registers that are not whole.
-const SOURCES: &[(&str, &str, &str)] = &[
-    ("operator", "operator/src/metrics.rs", ""),
-    ("agent", "agent/src/metrics.rs", "consilium_agent_"),
-    ("inference", "inference/src/metrics.rs", ""),
+const SOURCES: &[(&str, &[&str], &str)] = &[
+    ("operator", &["operator/src/metrics.rs", "operator/src/metrics/studies.rs"], ""),
+    ("agent", &["agent/src/metrics.rs"], "consilium_agent_"),
+    ("inference", &["inference/src/metrics.rs"], ""),
 ];
 
 /// All metrics of all programs.
@@ -33,11 +33,15 @@ pub fn all() -> Result<Vec<Metric>> {
 }
 
 fn by_component() -> Result<Vec<(&'static str, Vec<Metric>)>> {
-    let read = |(component, file, prefix): &(&'static str, &str, &str)| {
-        let path = generate::root().join(file);
-        let text = fs::read_to_string(&path).at("read", &path)?;
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        Ok((*component, registered(code, prefix)))
+    let read = |(component, files, prefix): &(&'static str, &[&str], &str)| {
+        let mut found = Vec::new();
+        for file in *files {
+            let path = generate::root().join(file);
+            let text = fs::read_to_string(&path).at("read", &path)?;
+            found.extend(registered(text.split("#[cfg(test)]").next().unwrap_or_default(), prefix));
+        }
+        found.sort_by(|a: &Metric, b| a.name.cmp(&b.name));
+        Ok((*component, found))
     };
     SOURCES.iter().map(read).collect()
 }
@@ -46,7 +50,8 @@ fn by_component() -> Result<Vec<(&'static str, Vec<Metric>)>> {
 pub fn page() -> Result<String> {
     let mut page = "<!-- Written by `cargo xtask generate`. Do not edit. -->\n# Metrics\n\n\
         Every component serves `/metrics` on its admin port (8080; a model's own port for inference). Labels are closed \
-        sets, or the name of a hospital that is let in; never a round or a pod.\n"
+        sets, or the name of a hospital that is let in or of a study that there is, and go with it; never a round or a pod. \
+        Operator and agent also have the `process_*` metrics that every program has (memory, CPU time, open files).\n"
         .to_owned();
     for (component, metrics) in by_component()? {
         page.push_str(&format!("\n## {component}\n\n| name | labels | meaning |\n|---|---|---|\n"));

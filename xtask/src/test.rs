@@ -10,8 +10,8 @@ use std::{
 use crate::{
     apiserver::ApiServer,
     cache, cargo, charts, cluster,
-    error::{Error, Result},
-    interrupt, libtorch, local, packages, process, simulate, verify,
+    error::{Error, IoContext as _, Result},
+    interrupt, libtorch, local, packages, process, prometheus, simulate, verify,
 };
 
 /// What the tests can be told.
@@ -39,7 +39,7 @@ const STAGES: &[(&str, &str, Run)] = &[
     ("local", "a study on this machine, with the real trainer, votes and gate", |_| local::test()),
     ("simulate", "studies on a simulated clock, under trouble drawn from a seed", |_| simulate::test()),
     ("vectors", "the public transcripts of secure aggregation, checked by a second implementation", vectors),
-    ("clients", "the served model, asked by Triton's client and in the form of KServe's", clients),
+    ("clients", "the served model, asked by Triton's client and in the form of KServe's; a model taken home", clients),
     ("charts", "lint, render and judge the charts", |_| charts::test()),
     (
         "apiserver",
@@ -95,6 +95,15 @@ fn unit(arguments: &Arguments) -> Result<()> {
 }
 
 fn apiserver(arguments: &Arguments) -> Result<()> {
+    let figures = cache::sub("state")?.join(format!("figures-{}", std::process::id()));
+    std::fs::create_dir_all(&figures).at("make folder", &figures)?;
+    let result = suites(arguments, &figures).and_then(|()| prometheus::panels(&figures));
+    std::fs::remove_dir_all(&figures).ok();
+    result
+}
+
+/// The suites; what operator and agent then serve as `/metrics` lies in `figures`.
+fn suites(arguments: &Arguments, figures: &Path) -> Result<()> {
     ["api", "hub", "hospital"].iter().try_for_each(|suite| {
         // Each its own server: the cases of the first leave objects that the others would act on. Which of the programs
         // runs is said by a variable, for another selection of packages would be another build.
@@ -102,6 +111,7 @@ fn apiserver(arguments: &Arguments) -> Result<()> {
         let mut variables = vec![
             ("CONSILIUM_APISERVER_KUBECONFIG", server.kubeconfig().into_os_string()),
             ("CONSILIUM_APISERVER_SUITE", suite.into()),
+            ("CONSILIUM_FIGURES", figures.into()),
         ];
         if arguments.long {
             variables.push(("CONSILIUM_LONG", "1".into()));
@@ -117,22 +127,30 @@ fn vectors(_: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Clients of others against the server's own program: what they make of our answers, no test of ours can tell.
+/// Clients of others against the server's own program, and a model that was taken home in the libraries that researchers
+/// have: what they make of ours, no test of ours can tell.
 fn clients(arguments: &Arguments) -> Result<()> {
-    let triton = "tritonclient[http]==2.73.0";
-    // KServe's package is 340 MB for a client of a few lines.
+    let (triton, safetensors) = ("tritonclient[http]==2.73.0", "safetensors==0.8.0");
+    // KServe's package is 340 MB for a client of a few lines, and torch's with CUDA is gigabytes.
     let python = match arguments.long {
-        true => cache::python("clients-long", &[triton, "kserve==0.21.0"])?,
-        false => cache::python("clients", &[triton])?,
+        true => cache::python("clients-long", &[triton, safetensors, "kserve==0.21.0", "torch==2.13.0"])?,
+        false => cache::python("clients", &[triton, safetensors])?,
     };
     let mut command = cargo::command(&libtorch::ensure()?);
-    command.arg("build").args(cargo::EVERYTHING).args(["--bin", "consilium-inference", "--example", "phantom_release"]);
+    command.arg("build").args(cargo::EVERYTHING);
+    command.args(["--bin", "consilium-inference", "--example", "phantom_release", "--example", "take_home"]);
     let built = cargo::build(&mut command, &[])?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../inference/clients/check.py");
-    let mut check = Command::new(python);
-    check.arg(script).arg(cargo::find(&built, "consilium-inference")?).arg(cargo::find(&built, "phantom_release")?);
-    check.envs(libtorch::environment(&libtorch::ensure()?));
-    print!("{}", process::output(&mut check)?);
+    let program = |name: &str| cargo::find(&built, name);
+    let (server, maker, home) = (program("consilium-inference")?, program("phantom_release")?, program("take_home")?);
+    for (script, programs) in [
+        ("inference/clients/check.py", &[&server, &maker][..]),
+        ("sdk/python/tests/home.py", &[&server, &maker, &home]),
+    ] {
+        let mut check = Command::new(&python);
+        check.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(script)).args(programs);
+        check.envs(libtorch::environment(&libtorch::ensure()?));
+        print!("{}", process::output(&mut check)?);
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use serde_json::Value;
 
 use crate::{
+    conditions,
     error::{Error, IoContext, Result},
     generate, licences, process,
 };
@@ -60,6 +61,7 @@ pub fn run() -> Result<()> {
     let metadata = metadata()?;
     let checks = [
         checked("generated files", generate::differences()?),
+        checked("reasons of conditions", conditions::faults()?),
         checked("dependency arrows", arrows(&metadata)),
         checked("purity", purity(&metadata)),
         checked("rooms without Kubernetes", clusterless()?),

@@ -196,6 +196,7 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     an_admission_policy_is_heard(&cluster, &mut agent).await;
     a_straggler_is_stopped_when_the_round_evaluates(&cluster, &mut agent).await;
     a_clock_that_is_off_ends_no_task(&cluster, &mut agent).await;
+    figures(&agent);
     a_tombstone_leaves_nothing(&cluster, &mut agent).await;
     models::what_the_api_server_refuses_stands_on_the_model_and_at_the_hub(&cluster, &mut agent).await;
     models::a_model_that_is_asked_too_high_stands_where_the_hospital_says(&cluster, &mut agent).await;
@@ -205,6 +206,13 @@ async fn rounds_come_and_go_on_a_real_api_server() {
     agent.ctx.shutdown.cancel();
     running.await.unwrap().unwrap();
     serving.await.unwrap().unwrap();
+}
+
+/// What Prometheus would read now, for the check that asks it every panel.
+fn figures(agent: &Agent) {
+    if let Some(folder) = std::env::var_os("CONSILIUM_FIGURES") {
+        std::fs::write(Path::new(&folder).join("agent.txt"), agent.ctx.metrics.render().unwrap()).unwrap();
+    }
 }
 
 /// Two agents on two copies of a volume see one RoundTask: the API server itself must let only one act through.

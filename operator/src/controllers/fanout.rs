@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consilium_crds::{ClinicalPlan, FederatedStudy, ModelPromotion, ModelRelease, TrainingRound, TrustSite};
-use consilium_federation::SiteName;
+use consilium_federation::{SiteName, StudyKey};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
@@ -50,6 +50,7 @@ pub fn study(context: &Arc<Context>, change: Change<FederatedStudy>) {
                 ask(&context.queues.rounds, ObjectRef::from_obj(&*round));
             }
             context.delivered.forget(&uid);
+            context.metrics.forget_study(&StudyKey::new(object.namespace().unwrap_or_default(), object.name_any()));
             sweep(context);
         }
     }

@@ -12,6 +12,7 @@ mod error;
 mod fanout;
 mod finalizer;
 pub mod init;
+pub mod models;
 pub mod plan;
 pub mod promotion;
 pub mod release;

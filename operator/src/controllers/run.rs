@@ -11,7 +11,6 @@ use kube::Resource;
 use kube::runtime::controller::{Action, Config, Error as LoopError, applier};
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -39,11 +38,15 @@ where
     R: Future<Output = Result<Action, Error>> + Send + 'static,
     ObjectRef<K>: Eq + Hash + Send,
 {
-    let Loop { name, store, queue } = parts;
+    let Loop { name, store, mut queue } = parts;
     let failures = Arc::new(Failures::<ObjectRef<K>>::default());
-    let requests = UnboundedReceiverStream::new(queue)
-        .take_until(shutdown.cancelled_owned())
-        .map(Ok::<_, std::convert::Infallible>);
+    let metrics = context.metrics.clone();
+    let asked = futures::stream::poll_fn(move |waker| {
+        let next = queue.poll_recv(waker);
+        metrics.queued(name, queue.len());
+        next
+    });
+    let requests = asked.take_until(shutdown.cancelled_owned()).map(Ok::<_, std::convert::Infallible>);
     let timed = {
         let failures = failures.clone();
         let metrics = context.metrics.clone();

@@ -103,6 +103,12 @@ impl GatewayTls {
         };
         Ok(Self { certificate: read("tls.crt")?, key: read("tls.key")?, client_ca: read("ca.crt")? })
     }
+
+    /// When the certificate ends (Unix time, seconds); none when it cannot be read, which TLS will say.
+    pub fn ends(&self) -> Option<i64> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&self.certificate).ok()?;
+        Some(pem.parse_x509().ok()?.validity().not_after.timestamp())
+    }
 }
 
 /// Why a hospital may not call, counted.

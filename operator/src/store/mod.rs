@@ -108,6 +108,15 @@ impl BlobStore {
         Ok(Self(Arc::new(Inner { root, files, epoch, free_space, uploads, sets, taking })))
     }
 
+    /// Size of the volume, where the objects lie on one.
+    ///
+    /// # Errors
+    /// When the volume cannot be asked.
+    pub fn volume(&self) -> std::io::Result<Option<u64>> {
+        let size = |root: &PathBuf| rustix::fs::statvfs(root).map(|volume| volume.f_blocks * volume.f_frsize);
+        Ok(self.0.root.as_ref().map(size).transpose()?)
+    }
+
     fn sets(&self) -> MutexGuard<'_, HashMap<String, Vec<SignedSet>>> {
         // A panic elsewhere leaves whole values behind: every critical section here is one map operation.
         self.0.sets.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,6 +6,7 @@
 mod crowd;
 mod hospital;
 mod leaving;
+mod models;
 mod pod;
 #[path = "../../../tests/support/progress.rs"]
 mod progress;
@@ -119,6 +120,8 @@ async fn a_federation_runs_beside_a_real_api_server() {
     crowd::the_one_that_cannot_be_read_says_so_and_goes(&admin).await;
     leaving::finished_rounds_hold_nothing(&admin).await;
     promoted(&admin, "hippocampus-r3").await;
+    models::go_out_and_in_by_right(&admin, &running, "hippocampus-r3").await;
+    figures(&running);
     demote(&admin).await;
     delete_study(&admin).await;
     // Those who do everything at once leave first, or the round would be over before anybody sees it offered.
@@ -127,6 +130,15 @@ async fn a_federation_runs_beside_a_real_api_server() {
     leaving::a_quota_at_the_hub_stands_at_the_study(&admin).await;
     running.stop().await;
     leaving::in_the_wrong_order(&admin, operator, folder.path()).await;
+}
+
+/// What Prometheus would read now, for the check that asks it every panel.
+fn figures(running: &Running) {
+    let text = running.context.metrics.text();
+    assert!(text.contains("consilium_study_dice{study=\"research/hippocampus\"} 0.9\n"), "{text}");
+    if let Some(folder) = std::env::var_os("CONSILIUM_FIGURES") {
+        std::fs::write(std::path::Path::new(&folder).join("operator.txt"), text).unwrap();
+    }
 }
 
 /// What no object names leaves the store, and nothing else does: the release is promoted after it.

@@ -144,6 +144,8 @@ async fn rights(client: &Client) {
         ours(json!(["modelreleases"]), json!(["create"])),
         ours(json!(["modelpromotions"]), json!(["patch"])),
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+        {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
     ]);
     let tasks = json!([
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "create", "delete"]},

@@ -18,6 +18,9 @@ use crate::controllers::init::decide::{self as init, Step, Try};
 use crate::controllers::write::Note;
 use crate::driver::rosters::Known;
 
+/// Reason of a study that goes on.
+const RUNNING: &str = "Reconciling";
+
 /// Everything that was read for one turn.
 pub struct Facts {
     /// The study.
@@ -129,6 +132,10 @@ pub(super) fn state(round: &TrainingRound) -> Option<&RoundState> {
     round.status.as_ref()?.round.as_ref()
 }
 
+fn whole(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
 fn is_over(round: &TrainingRound) -> bool {
     state(round).is_some_and(RoundState::is_over)
 }
@@ -191,7 +198,8 @@ pub fn decide(facts: &Facts, now: Timestamp) -> Plan {
         spec_digest: Some(study.spec.digest()),
         current_round: (number > 0).then_some(number),
         sites: newest.map(sites_through),
-        deadline: newest.filter(|state| !state.is_over()).map(|state| state.deadline),
+        // For people, who read it as a column: to the second.
+        deadline: newest.filter(|state| !state.is_over()).map(|state| whole(state.deadline)),
         rounds_succeeded: (number > 0).then_some(carry.succeeded),
         model: plan.model,
         latest_release: facts
@@ -407,9 +415,7 @@ impl Planner<'_> {
     }
 
     fn running(&mut self) -> &mut Conditions {
-        self.conditions
-            .set(READY, true, "Reconciling", "the study is accepted and driven by the operator")
-            .clear(STALLED)
+        self.conditions.set(READY, true, RUNNING, "the study is accepted and driven by the operator").clear(STALLED)
     }
 
     fn next_round(&mut self, number: u32, carry: &Carry, participants: Vec<SiteName>) {
@@ -485,6 +491,7 @@ impl Planner<'_> {
                 self.notes.push(Note::normal("MaxRounds", counted.clone()));
             }
             self.conditions.set(SUCCEEDED, true, "MaxRounds", counted);
+            self.finished();
         } else {
             let message =
                 format!("{counted}; see the messages of the TrainingRounds, and raise spec.rounds.max to go on");
@@ -492,6 +499,15 @@ impl Planner<'_> {
                 self.notes.push(Note::warning("NoRoundSucceeded", message.clone()));
             }
             self.conditions.set(SUCCEEDED, false, "NoRoundSucceeded", message);
+            self.finished();
+        }
+    }
+
+    /// A study that is over is none that is being reconciled, whatever else it is.
+    fn finished(&mut self) {
+        let list = self.conditions.clone().into_list();
+        if list.iter().any(|condition| condition.type_ == READY && condition.reason == RUNNING) {
+            self.conditions.set(READY, true, "Finished", "all planned rounds are over; see condition Succeeded");
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod accept;
 mod apply;
 pub mod carry;
 pub mod decide;
+mod figures;
 mod hold;
 pub mod lineage;
 pub mod make;
@@ -13,7 +14,7 @@ mod tests;
 use std::sync::Arc;
 
 use consilium_crds::{FederatedStudy, ModelRelease, TrainingRound};
-use consilium_federation::Digest;
+use consilium_federation::{Digest, StudyKey};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
@@ -36,6 +37,9 @@ pub async fn reconcile(study: Arc<FederatedStudy>, context: Arc<Context>) -> Res
     }
     let facts = read(&context, study.clone()).await?;
     let plan = decide::decide(&facts, context.now());
+    let key = StudyKey::new(study.namespace().unwrap_or_default(), study.name_any());
+    let figures = figures::of(&facts, &plan.status);
+    context.metrics.study(key, figures, || Context::stands(&context.caches.studies, &*study));
     apply::apply(&context, &facts, plan).await?;
     Ok(Action::await_change())
 }

@@ -17,7 +17,7 @@ fn all_accepted() -> Sites {
     SITES.map(|n| (name(n), SiteFacts { accepted: true, namespaces: vec!["research".into()] })).into()
 }
 
-fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
+pub(super) fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
     Facts {
         study: Arc::new(study()),
         sites: all_accepted(),
@@ -31,7 +31,7 @@ fn facts(rounds: Vec<TrainingRound>, initial: Initial) -> Facts {
     }
 }
 
-fn past() -> Initial {
+pub(super) fn past() -> Initial {
     Initial::Past { ended: vec![] }
 }
 
@@ -423,8 +423,10 @@ fn the_end_is_told_by_succeeded_and_not_by_ready() {
         let plan = decide(&with_status(facts(rounds, past()), known), at(0));
         assert_eq!(condition(&plan, SUCCEEDED), Some(expected));
         assert_eq!(condition(&plan, READY), Some("True"));
-        let found = plan.status.conditions.iter().find(|c| c.type_ == SUCCEEDED).unwrap();
-        assert_eq!(found.reason, reason);
+        let said = |type_: &str| plan.status.conditions.iter().find(|c| c.type_ == type_).unwrap().reason.clone();
+        assert_eq!(said(SUCCEEDED), reason);
+        // The column beside it: a study that is over is not said to be reconciled for ever.
+        assert_eq!(said(READY), if expected == "False" { "Finished" } else { "Reconciling" });
     }
     let mut last = ended(2, Outcome::Completed);
     last.annotations_mut().insert(ANNOTATION.into(), Carry { succeeded: 1, ..Carry::default() }.to_text());
