@@ -16,6 +16,7 @@ const LIST: &str = "xtask/conditions.yaml";
 const SOURCES: &[&str] = &[
     "operator/src/controllers/init/decide.rs",
     "operator/src/controllers/models.rs",
+    "operator/src/controllers/plan/decide.rs",
     "operator/src/controllers/promotion/decide.rs",
     "operator/src/controllers/release/decide.rs",
     "operator/src/controllers/rosters.rs",

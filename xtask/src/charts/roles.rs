@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-const HUB: &[&str] = &["federatedstudies", "trainingrounds", "modelreleases", "modelpromotions"];
+const HUB: &[&str] = &["federatedstudies", "trainingrounds", "modelreleases", "modelpromotions", "clinicalplans"];
 
 /// Values that name somebody for each role of a hospital.
 pub(super) fn people() -> Value {
@@ -47,7 +47,7 @@ pub(super) fn at_the_hub(objects: &[Value]) -> Vec<String> {
     for (name, part_of, may_write) in [
         ("consilium-view", &["view", "edit", "admin"][..], &[][..]),
         ("consilium-edit", &["edit", "admin"], &["federatedstudies", "trainingrounds"]),
-        ("consilium-admin", &["admin"], &["modelpromotions", "modelreleases"]),
+        ("consilium-admin", &["admin"], &["clinicalplans", "modelpromotions", "modelreleases"]),
         ("consilium-researcher", &[], &["federatedstudies", "trainingrounds"]),
         ("consilium-hub-administrator", &[], &["trustsites"]),
     ] {
