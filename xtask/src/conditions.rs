@@ -25,6 +25,7 @@ const SOURCES: &[&str] = &[
     "operator/src/controllers/study/accept.rs",
     "operator/src/controllers/study/apply.rs",
     "operator/src/controllers/study/decide.rs",
+    "operator/src/controllers/study/end.rs",
     "operator/src/controllers/trust_site/decide.rs",
     "agent/src/deployments/status.rs",
     "agent/src/link/dial.rs",

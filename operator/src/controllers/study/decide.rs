@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUCCEEDED, SUSPENDED, status_of};
+use consilium_crds::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, SUSPENDED, status_of};
 use consilium_crds::training_round::sites_through;
 use consilium_crds::{FederatedStudy, FederatedStudyStatus, ModelRelease, TrainingRound};
 use consilium_federation::round::{Outcome, RoundState};
@@ -19,7 +19,7 @@ use crate::controllers::write::Note;
 use crate::driver::rosters::Known;
 
 /// Reason of a study that goes on.
-const RUNNING: &str = "Reconciling";
+pub(super) const RUNNING: &str = "Reconciling";
 
 /// Everything that was read for one turn.
 pub struct Facts {
@@ -136,7 +136,7 @@ fn whole(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
-fn is_over(round: &TrainingRound) -> bool {
+pub(super) fn is_over(round: &TrainingRound) -> bool {
     state(round).is_some_and(RoundState::is_over)
 }
 
@@ -235,12 +235,12 @@ pub fn not_admitted(
     (!told).then(|| Note::warning(REASON, words.to_owned()))
 }
 
-struct Planner<'a> {
-    facts: &'a Facts,
-    acts: Vec<Act>,
-    notes: Vec<Note>,
-    conditions: Conditions,
-    model: Option<Digest>,
+pub(super) struct Planner<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) acts: Vec<Act>,
+    pub(super) notes: Vec<Note>,
+    pub(super) conditions: Conditions,
+    pub(super) model: Option<Digest>,
 }
 
 impl Planner<'_> {
@@ -464,50 +464,5 @@ impl Planner<'_> {
             "round {number}: {}; make a new study with spec.initialModel.digest {base_model}",
             state.message.as_deref().unwrap_or("the sum cannot be used")
         ))
-    }
-
-    fn succeeded(&mut self, number: u32, carry: &Carry) {
-        let max = self.facts.study.spec.rounds.max;
-        // One that cannot be read may be under way.
-        let running = self.facts.unread || self.facts.rounds.iter().any(|r| !is_over(r));
-        let counted = format!("{} of {number} rounds ended with a new model", carry.succeeded);
-        if number < max || running {
-            self.conditions.unknown(SUCCEEDED, "Running", format!("{number} of {max} rounds begun; {counted}"));
-            return;
-        }
-        // Whoever waits for the end promotes the newest release then: it must be there.
-        let cut = |act: &Act| if let Act::Release { round } = act { Some(*round) } else { None };
-        if let Some(round) = self.acts.iter().filter_map(cut).max() {
-            self.conditions.unknown(
-                SUCCEEDED,
-                "Releasing",
-                format!("the release of round {round} is being cut; {counted}"),
-            );
-            return;
-        }
-        let before = self.facts.study.status.as_ref().and_then(|s| status_of(&s.conditions, SUCCEEDED));
-        if carry.succeeded > 0 {
-            if before != Some("True") {
-                self.notes.push(Note::normal("MaxRounds", counted.clone()));
-            }
-            self.conditions.set(SUCCEEDED, true, "MaxRounds", counted);
-            self.finished();
-        } else {
-            let message =
-                format!("{counted}; see the messages of the TrainingRounds, and raise spec.rounds.max to go on");
-            if before != Some("False") {
-                self.notes.push(Note::warning("NoRoundSucceeded", message.clone()));
-            }
-            self.conditions.set(SUCCEEDED, false, "NoRoundSucceeded", message);
-            self.finished();
-        }
-    }
-
-    /// A study that is over is none that is being reconciled, whatever else it is.
-    fn finished(&mut self) {
-        let list = self.conditions.clone().into_list();
-        if list.iter().any(|condition| condition.type_ == READY && condition.reason == RUNNING) {
-            self.conditions.set(READY, true, "Finished", "all planned rounds are over; see condition Succeeded");
-        }
     }
 }

@@ -4,6 +4,7 @@ pub mod accept;
 mod apply;
 pub mod carry;
 pub mod decide;
+mod end;
 mod figures;
 mod hold;
 pub mod lineage;
